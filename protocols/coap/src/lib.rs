@@ -1,0 +1,1 @@
+//! The CoAP wire, server side: a guarded codec and the message layer, without I/O.

@@ -1,0 +1,2 @@
+//! Fieldgate.
+fn main() {}
