@@ -210,12 +210,12 @@ class Watch:
         got = self.wait(device, len(expected))
         if len(got) != len(expected):
             raise Failure(f"{device}: {len(expected)} messages were sent, the hub has {len(got)}: {got}")
-        for message, wanted in zip(got, expected):
+        for found, wanted in zip(got, expected, strict=True):
             for field in ("body", "properties"):
-                if message[field] != wanted[field]:
-                    raise Failure(f"{device}: {field} is {message[field]!r}, not {wanted[field]!r}")
+                if found[field] != wanted[field]:
+                    raise Failure(f"{device}: {field} is {found[field]!r}, not {wanted[field]!r}")
             for key, value in wanted["system"].items():
-                if message["system"].get(key) != value:
+                if found["system"].get(key) != value:
                     raise Failure(f"{device}: {key} is {message['system'].get(key)!r}, not {value!r}, in {message['system']}")
 
     def stop(self):
@@ -224,7 +224,8 @@ class Watch:
 
 def message(body, properties=None, **system):
     """What `expect` compares with; system properties by their AMQP names, with `_` for `-`."""
-    return {"body": body, "properties": properties or {}, "system": {key.replace("_", "-"): value for key, value in system.items()}}
+    named = {key.replace("_", "-"): value for key, value in system.items()}
+    return {"body": body, "properties": properties or {}, "system": named}
 
 
 class Site:
