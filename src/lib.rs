@@ -1,1 +1,12 @@
-//! Fieldgate.
+//! Fieldgate: an IoT gateway that carries MQTT, CoAP, HTTP and AMQP 1.0 devices to an AMQP 1.0 hub over TLS.
+//!
+//! *Protocols say it, mappings mean it, src runs it, tests doubt it.* This crate is the running part: it alone
+//! opens sockets, reads files, asks the time and spawns tasks.
+
+pub mod config;
+pub mod console;
+pub mod listener;
+pub mod shutdown;
+pub mod state;
+pub mod telemetry;
+pub mod tls;

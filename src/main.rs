@@ -1,2 +1,3 @@
-//! Fieldgate.
+//! The program `fieldgate`.
+
 fn main() {}

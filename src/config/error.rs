@@ -1,0 +1,279 @@
+//! What is wrong with a configuration: where it stands, and what would be right.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+
+/// A configuration that cannot be used. Its `Display` is meant for a person: place, fault, line, help.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file, or a word for where the text came from.
+    pub source: String,
+    /// Line and column (from 1) and the line itself; absent where the fault has no place in a file.
+    pub place: Option<Place>,
+    /// What is wrong.
+    pub what: String,
+    /// What would be right.
+    pub help: Option<String>,
+}
+
+/// A place in a configuration file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// From 1.
+    pub line: usize,
+    /// From 1, in characters.
+    pub column: usize,
+    /// Characters that are wrong; at least 1.
+    pub width: usize,
+    /// The whole line.
+    pub text: String,
+}
+
+impl std::error::Error for ConfigError {}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.source)?;
+        if let Some(place) = &self.place {
+            write!(f, ":{}:{}", place.line, place.column)?;
+        }
+        write!(f, ": {}", self.what)?;
+        if let Some(Place { line, column, width, text }) = &self.place {
+            let gutter = line.to_string().len();
+            let before: String =
+                text.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+            write!(f, "\n  {line} | {text}\n  {:gutter$} | {before}{}", "", "^".repeat(*width))?;
+        }
+        if let Some(help) = &self.help {
+            write!(f, "\n  help: {help}")?;
+        }
+        Ok(())
+    }
+}
+
+impl ConfigError {
+    /// A fault without a place in a file.
+    #[must_use]
+    pub fn new(source: impl Into<String>, what: impl Into<String>) -> Self {
+        Self { source: source.into(), place: None, what: what.into(), help: None }
+    }
+
+    /// Adds what would be right.
+    #[must_use]
+    pub fn with_help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+}
+
+/// The text of a configuration file with its name, from which errors take their places.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Source<'a> {
+    pub(super) name: &'a str,
+    pub(super) text: &'a str,
+}
+
+impl Source<'_> {
+    /// Turns what the TOML reader says into our form, with the nearest name for a key that does not exist.
+    pub(super) fn unreadable(&self, error: &toml::de::Error) -> ConfigError {
+        let span = error.span();
+        let message = error.message();
+        let (what, help) = if let Some((unknown, known)) = unknown_name(message) {
+            let (what, list) = self.describe_unknown(&unknown, &known, span.as_ref(), message);
+            (what, Some(list))
+        } else {
+            (one_line(message), None)
+        };
+        ConfigError { source: self.name.into(), place: span.map(|span| self.place(span)), what, help }
+    }
+
+    fn describe_unknown(
+        &self,
+        unknown: &str,
+        known: &[String],
+        span: Option<&Range<usize>>,
+        message: &str,
+    ) -> (String, String) {
+        let section = span.and_then(|span| self.section_at(span.start));
+        let (kind, place) = match (&section, message.starts_with("unknown variant")) {
+            (_, true) => ("value", String::new()),
+            (Some(section), false) => ("key", format!(" in [{section}]")),
+            (None, false) if self.is_header(span) => ("section", String::new()),
+            (None, false) => ("key", " outside of any section".into()),
+        };
+        let kind = if kind == "key" && self.is_header(span) { "section" } else { kind };
+        let list = known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+        let help = match nearest(unknown, known.iter().map(String::as_str)) {
+            Some(near) => format!("did you mean `{near}`? possible are {list}"),
+            None => format!("possible are {list}"),
+        };
+        let place = if kind == "section" { String::new() } else { place };
+        (format!("unknown {kind} `{unknown}`{place}"), help)
+    }
+
+    fn is_header(&self, span: Option<&Range<usize>>) -> bool {
+        span.is_some_and(|span| self.line_of(span.start).trim_start().starts_with('['))
+    }
+
+    fn line_of(&self, offset: usize) -> &str {
+        let (start, end) = self.line_bounds(offset);
+        &self.text[start..end]
+    }
+
+    fn line_bounds(&self, offset: usize) -> (usize, usize) {
+        let offset = self.text.floor_char_boundary(offset);
+        let start = self.text[..offset].rfind('\n').map_or(0, |at| at + 1);
+        let end = self.text[offset..].find('\n').map_or(self.text.len(), |at| offset + at);
+        (start, end)
+    }
+
+    /// The `[section]` whose header stands last before this place.
+    fn section_at(&self, offset: usize) -> Option<&str> {
+        let (start, _) = self.line_bounds(offset);
+        self.text[..start].lines().rev().find_map(|line| line.trim().strip_prefix('[')?.split(']').next())
+    }
+
+    fn place(&self, span: Range<usize>) -> Place {
+        let (start, end) = self.line_bounds(span.start);
+        let from = self.text.floor_char_boundary(span.start);
+        let to = self.text.floor_char_boundary(span.end).clamp(from, end.max(from));
+        Place {
+            line: self.text[..start].matches('\n').count() + 1,
+            column: self.text[start..from].chars().count() + 1,
+            width: self.text[from..to].chars().count().max(1),
+            text: self.text[start..end].trim_end().into(),
+        }
+    }
+
+    /// A fault in the value at this path, for what only shows when the whole is looked at.
+    pub(super) fn wrong(&self, path: &[&str], what: impl Into<String>) -> ConfigError {
+        let place = self.find(path).map(|span| self.place(span));
+        ConfigError { source: self.name.into(), place, what: what.into(), help: None }
+    }
+
+    /// Where the value at this path stands; if it is not written, where the nearest table above it stands.
+    fn find(&self, path: &[&str]) -> Option<Range<usize>> {
+        let root = DeTable::parse(self.text).ok()?;
+        let (first, rest) = path.split_first()?;
+        let (key, mut value) = root.get_ref().get_key_value(*first)?;
+        let mut span = if rest.is_empty() { value.span() } else { key.span() };
+        for (at, step) in rest.iter().enumerate() {
+            let next = match value.get_ref() {
+                DeValue::Table(table) => table.get_key_value(*step).map(|(key, value)| (Some(key), value)),
+                DeValue::Array(list) => {
+                    step.parse().ok().and_then(|index: usize| list.get(index)).map(|value| (None, value))
+                }
+                _ => None,
+            };
+            let Some((key, inner)) = next else { break };
+            let last = at + 1 == rest.len();
+            span = match key {
+                Some(key) if !last => key.span(),
+                _ => inner.span(),
+            };
+            value = inner;
+        }
+        Some(span)
+    }
+}
+
+/// Messages of the reader may run over several lines; ours are sentences.
+fn one_line(message: &str) -> String {
+    message.split('\n').map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(", ")
+}
+
+/// Takes serde's "unknown field `x`, expected one of `a`, `b`" apart.
+fn unknown_name(message: &str) -> Option<(String, Vec<String>)> {
+    if !message.starts_with("unknown field `") && !message.starts_with("unknown variant `") {
+        return None;
+    }
+    let mut names = message.split('`').skip(1).step_by(2).map(str::to_owned);
+    Some((names.next()?, names.collect()))
+}
+
+/// The name that differs least, if it differs little enough to be meant.
+pub(crate) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let bound = (name.chars().count() / 3).max(1) + 1;
+    known
+        .into_iter()
+        .map(|candidate| (edit_distance(name, candidate), candidate))
+        .filter(|(distance, _)| *distance <= bound)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// Insertions, deletions and replacements that turn one name into the other (Levenshtein).
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(from != *to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// The name of a file in messages.
+pub(super) fn name_of(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// A path as it is written in a file, seen from the directory that holds the file.
+pub(super) fn beside(base: Option<&Path>, path: &Path) -> PathBuf {
+    base.map_or_else(|| path.to_path_buf(), |base| base.join(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_name_is_near() {
+        let known = ["listen", "allow_anonymous", "max_connections"];
+        assert_eq!(nearest("lisen", known), Some("listen"));
+        assert_eq!(nearest("allow-anonymous", known), Some("allow_anonymous"));
+        assert_eq!(nearest("max_connection", known), Some("max_connections"));
+        assert_eq!(nearest("colour", known), None);
+        assert_eq!(nearest("", known), None);
+    }
+
+    #[test]
+    fn distances() {
+        for (a, b, distance) in
+            [("", "", 0), ("a", "", 1), ("", "ab", 2), ("kitten", "sitting", 3), ("ab", "ba", 2)]
+        {
+            assert_eq!(edit_distance(a, b), distance, "{a} {b}");
+        }
+    }
+
+    #[test]
+    fn a_place_counts_characters_and_points_at_them() {
+        let source = Source { name: "x.toml", text: "[log]\nlevel = \"ä\" # ö\nlast = 1" };
+        let error = source.wrong(&["log", "level"], "no");
+        let place = error.place.clone().unwrap();
+        assert_eq!((place.line, place.column, place.width), (2, 9, 3));
+        assert_eq!(error.to_string(), "x.toml:2:9: no\n  2 | level = \"ä\" # ö\n    |         ^^^");
+    }
+
+    #[test]
+    fn what_is_not_written_is_placed_at_its_table_or_nowhere() {
+        let source = Source { name: "x.toml", text: "\n[log]\n" };
+        assert_eq!(source.wrong(&["log", "level"], "no").place.unwrap().line, 2);
+        assert_eq!(source.wrong(&["mqtt", "listen"], "no").place, None);
+    }
+
+    #[test]
+    fn a_span_at_the_very_end_has_a_place() {
+        let source = Source { name: "x", text: "ä" };
+        assert_eq!(source.place(9..12).line, 1);
+        assert_eq!(source.place(1..1).column, 1);
+    }
+}

@@ -1,0 +1,408 @@
+//! One struct for each section of the configuration file: its keys, their defaults, and what they cost.
+//!
+//! The defaults stand twice, here and in `sample.toml`; a test holds them together.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::{NonZeroU8, NonZeroU16, NonZeroU32, NonZeroUsize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::address::listen;
+use super::units::{self, Level, Secret};
+
+const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+fn all_loopback(addresses: &[SocketAddr]) -> bool {
+    addresses.iter().all(|address| address.ip().is_loopback())
+}
+
+/// `[log]`: what is written to standard error.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// For every module that `modules` does not name.
+    pub level: Level,
+    /// By module path: a longer path goes before a shorter one.
+    pub modules: BTreeMap<String, Level>,
+}
+
+/// `[runtime]`: threads and the stop.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RuntimeConfig {
+    workers: usize,
+    /// How long a stop waits for what is in flight.
+    #[serde(deserialize_with = "units::duration")]
+    pub drain: Duration,
+}
+
+impl Default for RuntimeConfig {
+    fn default() -> Self {
+        Self { workers: 0, drain: Duration::from_secs(10) }
+    }
+}
+
+impl RuntimeConfig {
+    /// The number of worker threads; written as 0 it is the number of cores.
+    #[must_use]
+    pub fn workers(&self) -> NonZeroUsize {
+        NonZeroUsize::new(self.workers)
+            .or_else(|| std::thread::available_parallelism().ok())
+            .unwrap_or(NonZeroUsize::MIN)
+    }
+}
+
+/// `[state]`: where keys and certificates are kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StateConfig {
+    /// Absent: `$XDG_STATE_HOME/fieldgate`, or `~/.local/state/fieldgate`.
+    pub directory: Option<PathBuf>,
+}
+
+/// Who may attach links to a device's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Authorise {
+    /// Where a token that the same connection put to `$cbs` covers, once the hub has accepted it.
+    Token,
+    /// Anybody, anywhere in the routes.
+    Any,
+}
+
+/// `[amqp]`: the listener for native AMQP 1.0 devices.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AmqpConfig {
+    /// Empty: no listener.
+    #[serde(deserialize_with = "listen")]
+    pub listen: Vec<SocketAddr>,
+    pub(super) allow_anonymous: Option<bool>,
+    authorise: Option<Authorise>,
+    /// Terminus addresses that go to the hub: those that start with one of these.
+    pub link_routes: Vec<String>,
+    /// Connections over all workers; an idle one costs single kilobytes.
+    pub max_connections: NonZeroUsize,
+    /// The max-frame-size that is offered; one partial frame is buffered for each connection.
+    #[serde(deserialize_with = "units::size")]
+    pub max_frame_bytes: u32,
+    /// Sessions of one connection (channel-max + 1).
+    pub max_sessions: NonZeroU16,
+    /// Links of one connection, over all its sessions.
+    pub max_links: NonZeroU32,
+    /// The idle time-out that is announced.
+    #[serde(deserialize_with = "units::duration")]
+    pub idle_time_out: Duration,
+    /// From accept to `open`.
+    #[serde(deserialize_with = "units::duration")]
+    pub open_time_out: Duration,
+}
+
+impl Default for AmqpConfig {
+    fn default() -> Self {
+        Self {
+            listen: vec![loopback(5672)],
+            allow_anonymous: None,
+            authorise: None,
+            link_routes: vec!["$cbs".into(), "devices/".into()],
+            max_connections: nonzero(10_000),
+            max_frame_bytes: 65_536,
+            max_sessions: NonZeroU16::MIN.saturating_add(255),
+            max_links: NonZeroU32::MIN.saturating_add(1_023),
+            idle_time_out: Duration::from_secs(120),
+            open_time_out: Duration::from_secs(10),
+        }
+    }
+}
+
+impl AmqpConfig {
+    /// Whether a device without a token is let in.
+    #[must_use]
+    pub fn allow_anonymous(&self) -> bool {
+        self.authorise() == Authorise::Any
+    }
+
+    /// What is asked of a device that attaches; when not written, a token, except where only this machine can connect.
+    #[must_use]
+    pub fn authorise(&self) -> Authorise {
+        self.authorise.unwrap_or(match self.allow_anonymous {
+            Some(true) => Authorise::Any,
+            None if all_loopback(&self.listen) => Authorise::Any,
+            _ => Authorise::Token,
+        })
+    }
+}
+
+/// `[mqtt]`: the listener for MQTT 3.1.1 and 5 devices.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MqttConfig {
+    /// Empty: no listener.
+    #[serde(deserialize_with = "listen")]
+    pub listen: Vec<SocketAddr>,
+    pub(super) allow_anonymous: Option<bool>,
+    /// Connections over all workers; an idle one costs single kilobytes.
+    pub max_connections: NonZeroUsize,
+    /// The Maximum Packet Size; one partial packet is buffered for each connection.
+    #[serde(deserialize_with = "units::size")]
+    pub max_packet_bytes: u32,
+    /// Receive Maximum: PUBLISH packets of one device that wait for the hub.
+    pub publish_window: NonZeroU16,
+    /// Commands on their way to one device that wait for its PUBACK.
+    pub command_window: NonZeroU16,
+    /// Subscriptions of one connection.
+    pub max_subscriptions: NonZeroUsize,
+    /// Keep Alive that is granted at most (MQTT 5: told to the client as Server Keep Alive).
+    #[serde(deserialize_with = "units::duration")]
+    pub keep_alive_max: Duration,
+    /// From accept to CONNECT.
+    #[serde(deserialize_with = "units::duration")]
+    pub connect_time_out: Duration,
+}
+
+impl Default for MqttConfig {
+    fn default() -> Self {
+        Self {
+            listen: vec![loopback(1883)],
+            allow_anonymous: None,
+            max_connections: nonzero(10_000),
+            max_packet_bytes: 272 * 1024,
+            publish_window: NonZeroU16::MIN.saturating_add(99),
+            command_window: NonZeroU16::MIN.saturating_add(15),
+            max_subscriptions: nonzero(50),
+            keep_alive_max: Duration::from_secs(1_200),
+            connect_time_out: Duration::from_secs(10),
+        }
+    }
+}
+
+/// `[coap]`: the UDP listener for CoAP devices.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CoapConfig {
+    /// Empty: no listener.
+    #[serde(deserialize_with = "listen")]
+    pub listen: Vec<SocketAddr>,
+    pub(super) allow_anonymous: Option<bool>,
+    /// A larger datagram is refused.
+    #[serde(deserialize_with = "units::size")]
+    pub max_datagram_bytes: usize,
+    /// How long an answer may stay away before the empty ACK goes out and the answer comes as its own message.
+    #[serde(deserialize_with = "units::duration")]
+    pub ack_delay: Duration,
+    /// Exchanges that are remembered by each worker, under way or kept to recognise duplicates; some hundred bytes each.
+    pub max_exchanges: NonZeroUsize,
+    /// How long the hub may take before the device is told 5.04.
+    #[serde(deserialize_with = "units::duration")]
+    pub answer_time_out: Duration,
+}
+
+impl Default for CoapConfig {
+    fn default() -> Self {
+        Self {
+            listen: vec![loopback(5683)],
+            allow_anonymous: None,
+            max_datagram_bytes: 1_472,
+            ack_delay: Duration::from_millis(500),
+            max_exchanges: nonzero(65_536),
+            answer_time_out: Duration::from_secs(30),
+        }
+    }
+}
+
+/// `[http]`: the listener for HTTP/1.1 devices.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HttpConfig {
+    /// Empty: no listener.
+    #[serde(deserialize_with = "listen")]
+    pub listen: Vec<SocketAddr>,
+    pub(super) allow_anonymous: Option<bool>,
+    /// Connections over all workers.
+    pub max_connections: NonZeroUsize,
+    /// A larger body is answered with 413.
+    #[serde(deserialize_with = "units::size")]
+    pub max_body_bytes: usize,
+    /// The request head: request line and all header lines.
+    #[serde(deserialize_with = "units::size")]
+    pub max_head_bytes: usize,
+    /// From accept, or the last answer, to the end of the request head.
+    #[serde(deserialize_with = "units::duration")]
+    pub header_time_out: Duration,
+    /// From the end of the head to the end of the body.
+    #[serde(deserialize_with = "units::duration")]
+    pub body_time_out: Duration,
+    /// How long the hub may take before the device is told 504.
+    #[serde(deserialize_with = "units::duration")]
+    pub answer_time_out: Duration,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            listen: vec![loopback(8080)],
+            allow_anonymous: None,
+            max_connections: nonzero(10_000),
+            max_body_bytes: 262_144,
+            max_head_bytes: 16_384,
+            header_time_out: Duration::from_secs(10),
+            body_time_out: Duration::from_secs(30),
+            answer_time_out: Duration::from_secs(30),
+        }
+    }
+}
+
+/// The three listeners that map alike answer this question alike.
+macro_rules! anonymous_on_loopback {
+    ($($section:ty),+) => {$(
+        impl $section {
+            /// Whether a device is who it says it is; when not written, only where nobody but this machine can connect.
+            #[must_use]
+            pub fn allow_anonymous(&self) -> bool {
+                self.allow_anonymous.unwrap_or_else(|| all_loopback(&self.listen))
+            }
+        }
+    )+};
+}
+anonymous_on_loopback!(MqttConfig, CoapConfig, HttpConfig);
+
+/// `[admin]`: metrics and health, for this machine only.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdminConfig {
+    /// Empty: no listener.
+    #[serde(deserialize_with = "listen")]
+    pub listen: Vec<SocketAddr>,
+}
+
+impl Default for AdminConfig {
+    fn default() -> Self {
+        Self { listen: vec![loopback(9464)] }
+    }
+}
+
+/// `[hub]`: the embedded hub.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct HubConfig {
+    pub(super) enabled: Option<bool>,
+    /// AMQP over TLS.
+    #[serde(deserialize_with = "listen")]
+    pub listen: Vec<SocketAddr>,
+    /// The host name that tokens are made for and that the certificate carries besides `localhost`.
+    pub name: String,
+    /// Partitions of the event log; a device's events stay in one.
+    pub partitions: NonZeroU16,
+    pub(super) register_unknown_devices: Option<bool>,
+    /// Devices in the registry, some hundred bytes each.
+    pub max_devices: NonZeroUsize,
+    /// Connections of gateways, devices and services.
+    pub max_connections: NonZeroUsize,
+    /// The event log over all partitions; the oldest events go first.
+    #[serde(deserialize_with = "units::size")]
+    pub retain_bytes: usize,
+    /// Life of a command that names no expiry of its own.
+    #[serde(deserialize_with = "units::duration")]
+    pub command_ttl: Duration,
+    /// How long a delivered command waits for its outcome before it is delivered again.
+    #[serde(deserialize_with = "units::duration")]
+    pub lock: Duration,
+    /// Deliveries that a device may abandon before the command goes to the dead letters.
+    pub max_delivery_count: NonZeroU8,
+    /// Commands that wait for one device; 64 KiB each at most.
+    pub max_pending_commands: NonZeroUsize,
+    /// How long feedback records are gathered into one message.
+    #[serde(deserialize_with = "units::duration")]
+    pub feedback_delay: Duration,
+    /// Life of a feedback message that nobody fetches.
+    #[serde(deserialize_with = "units::duration")]
+    pub feedback_ttl: Duration,
+}
+
+impl Default for HubConfig {
+    fn default() -> Self {
+        Self {
+            enabled: None,
+            listen: vec![loopback(5671)],
+            name: "localhost".into(),
+            partitions: NonZeroU16::MIN.saturating_add(3),
+            register_unknown_devices: None,
+            max_devices: nonzero(100_000),
+            max_connections: nonzero(10_000),
+            retain_bytes: 64 << 20,
+            command_ttl: Duration::from_secs(3_600),
+            lock: Duration::from_secs(60),
+            max_delivery_count: NonZeroU8::MIN.saturating_add(9),
+            max_pending_commands: nonzero(50),
+            feedback_delay: Duration::from_millis(200),
+            feedback_ttl: Duration::from_secs(3_600),
+        }
+    }
+}
+
+impl HubConfig {
+    /// Whether a device that nobody registered is registered when it first speaks; when not written, only where nobody
+    /// but this machine can connect.
+    #[must_use]
+    pub fn register_unknown_devices(&self) -> bool {
+        self.register_unknown_devices.unwrap_or_else(|| all_loopback(&self.listen))
+    }
+}
+
+/// `[upstream]` as it is written; [`super::Upstream`] is what it means.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct UpstreamSection {
+    pub(super) connection_string: Option<Secret>,
+    pub(super) connection_string_file: Option<PathBuf>,
+    pub(super) url: Option<Secret>,
+    pub(super) ca_file: Option<PathBuf>,
+    #[serde(deserialize_with = "units::duration")]
+    pub(super) hold: Duration,
+    #[serde(deserialize_with = "units::duration")]
+    pub(super) idle_time_out: Duration,
+    #[serde(deserialize_with = "units::duration")]
+    pub(super) connect_time_out: Duration,
+    #[serde(deserialize_with = "units::duration")]
+    pub(super) retry_max: Duration,
+    #[serde(deserialize_with = "units::duration")]
+    pub(super) token_ttl: Duration,
+    pub(super) max_in_flight: NonZeroUsize,
+}
+
+impl Default for UpstreamSection {
+    fn default() -> Self {
+        Self {
+            connection_string: None,
+            connection_string_file: None,
+            url: None,
+            ca_file: None,
+            hold: Duration::from_secs(60),
+            idle_time_out: Duration::from_secs(120),
+            connect_time_out: Duration::from_secs(10),
+            retry_max: Duration::from_secs(30),
+            token_ttl: Duration::from_secs(3_600),
+            max_in_flight: nonzero(10_000),
+        }
+    }
+}
+
+/// `[mappings]`: what a device message means.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MappingsConfig {
+    /// Mapping files, relative to the configuration file; empty: the built-in `azure-iot-hub.toml`.
+    pub files: Vec<PathBuf>,
+}
+
+const fn nonzero(value: usize) -> NonZeroUsize {
+    match NonZeroUsize::new(value) {
+        Some(value) => value,
+        None => NonZeroUsize::MIN,
+    }
+}

@@ -1,0 +1,123 @@
+//! How the parts of the process are, for `/healthz`.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+
+/// A part whose state is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Component {
+    /// The embedded hub.
+    Hub,
+    /// The connections to the hub.
+    Upstream,
+    /// The listener for AMQP devices.
+    Amqp,
+    /// The listener for MQTT devices.
+    Mqtt,
+    /// The listener for CoAP devices.
+    Coap,
+    /// The listener for HTTP devices.
+    Http,
+}
+
+const COMPONENTS: [Component; 6] =
+    [Component::Hub, Component::Upstream, Component::Amqp, Component::Mqtt, Component::Coap, Component::Http];
+
+/// How a part is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// Not configured; no part of the answer.
+    #[default]
+    Absent,
+    /// On its way up for the first time.
+    Starting,
+    /// Does its work.
+    Up,
+    /// Does not do its work, and tries again.
+    Down,
+    /// Finishes what is in flight.
+    Draining,
+}
+
+/// The state of every part; one for the process, shared by `Arc`.
+#[derive(Debug, Default)]
+pub struct Health {
+    parts: Mutex<[Status; COMPONENTS.len()]>,
+}
+
+impl Health {
+    /// Says how a part is from now on.
+    pub fn set(&self, component: Component, status: Status) {
+        self.parts()[component as usize] = status;
+    }
+
+    /// How a part was said to be last.
+    #[must_use]
+    pub fn get(&self, component: Component) -> Status {
+        self.parts()[component as usize]
+    }
+
+    /// Whether the process is to get traffic: no part is down or on its way out.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.parts().iter().all(|status| !matches!(status, Status::Down | Status::Draining))
+    }
+
+    /// The answer of `/healthz`: `{"status":"up","components":{"upstream":"up",…}}`.
+    #[must_use]
+    pub fn to_json(&self) -> String {
+        let parts = *self.parts();
+        let components: serde_json::Map<String, serde_json::Value> = COMPONENTS
+            .iter()
+            .zip(parts)
+            .filter(|(_, status)| *status != Status::Absent)
+            .map(|(component, status)| (word(component), word(&status).into()))
+            .collect();
+        // The worst of the parts is the whole's.
+        let worst =
+            [Status::Draining, Status::Down, Status::Starting].into_iter().find(|s| parts.contains(s));
+        serde_json::json!({ "status": word(&worst.unwrap_or(Status::Up)), "components": components })
+            .to_string()
+    }
+
+    fn parts(&self) -> MutexGuard<'_, [Status; COMPONENTS.len()]> {
+        // Every write is one whole value, so a panic elsewhere leaves nothing half done.
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The name that serde gives a variant.
+fn word(variant: &impl Serialize) -> String {
+    match serde_json::to_value(variant) {
+        Ok(serde_json::Value::String(word)) => word,
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_part_that_is_down_makes_the_whole_not_ready() {
+        let health = Health::default();
+        health.set(Component::Mqtt, Status::Up);
+        health.set(Component::Upstream, Status::Starting);
+        assert!(health.is_ready());
+        assert_eq!(
+            health.to_json(),
+            r#"{"components":{"mqtt":"up","upstream":"starting"},"status":"starting"}"#
+        );
+        health.set(Component::Upstream, Status::Down);
+        assert!(!health.is_ready());
+        health.set(Component::Upstream, Status::Up);
+        assert!(health.is_ready());
+        assert_eq!(health.get(Component::Upstream), Status::Up);
+        assert_eq!(health.to_json(), r#"{"components":{"mqtt":"up","upstream":"up"},"status":"up"}"#);
+        health.set(Component::Mqtt, Status::Draining);
+        assert!(!health.is_ready());
+    }
+}
