@@ -1,1 +1,3 @@
 //! Fieldgate.
+
+pub mod sas;
