@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use fieldgate_amqp::error::{AmqpError, Condition};
-use fieldgate_amqp::performative::{Attach, Role, Terminus};
+use fieldgate_amqp::performative::{Attach, Patch, Role, Terminus};
 
 use super::tunnel::Side;
 
@@ -66,7 +66,7 @@ impl Policy {
             Role::Sender => attach.target(),
             Role::Receiver => attach.source(),
         };
-        let refuse = |reason| Err(AmqpError::new(Condition::NotAllowed, reason));
+        let refuse = |reason| Err(AmqpError::new(&Condition::NotAllowed, Some(reason)));
         let Some(node) = node else {
             return refuse("this gateway routes no anonymous terminus: name an address such as devices/<id>/messages/events");
         };
@@ -82,7 +82,7 @@ impl Policy {
         }
         let routed = self.prefixes.join(", ");
         let description = format!("no route for the address {:?}; routed are {routed}", clip(address));
-        Err(AmqpError::new(Condition::NotFound, &description))
+        Err(AmqpError::new(&Condition::NotFound, Some(&description)))
     }
 
     fn routes(&self, address: &str) -> bool {
@@ -105,10 +105,16 @@ impl Policy {
             Some(terminus.with_address(&address))
         };
         let (source, target) = (renamed(attach.source()), renamed(attach.target()));
-        match (&source, &target) {
-            (None, None) => attach.clone(),
-            _ => attach.with_termini(source.as_ref(), target.as_ref()),
+        let patches: Vec<(usize, Patch<'_>)> = [(Attach::SOURCE, &source), (Attach::TARGET, &target)]
+            .into_iter()
+            .filter_map(|(field, terminus)| Some((field, Patch::Raw(terminus.as_ref()?.encoded()))))
+            .collect();
+        if patches.is_empty() {
+            return attach.clone();
         }
+        let renamed = attach.composite().patched(&patches).and_then(Attach::try_from);
+        // Only a name was changed; should the result not be an attach, the address as it came is refused by the hub.
+        renamed.unwrap_or_else(|_| attach.clone())
     }
 }
 
@@ -139,6 +145,8 @@ fn clip(text: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
+    use fieldgate_amqp::performative::{AttachOut, SourceOut, TargetOut};
+
     use super::*;
 
     fn policy() -> Policy {
@@ -147,7 +155,15 @@ mod tests {
     }
 
     fn sender(target: &str) -> Attach {
-        Attach::sender("link", "source", target)
+        let source = SourceOut::default().build();
+        let target = TargetOut { address: Some(target), ..TargetOut::default() }.build();
+        AttachOut::sender("link", &source, &target).build()
+    }
+
+    fn anonymous_sender() -> Attach {
+        let source = SourceOut::default().build();
+        let target = TargetOut::default().build();
+        AttachOut { target: None, ..AttachOut::sender("link", &source, &target) }.build()
     }
 
     #[test]
@@ -163,10 +179,10 @@ mod tests {
 
     #[test]
     fn refuses_what_names_no_node() {
-        let error = policy().admit(Side::Downstream, &Attach::anonymous_sender("link")).expect_err("null target");
+        let error = policy().admit(Side::Downstream, &anonymous_sender()).expect_err("null target");
         assert_eq!(error.condition(), "amqp:not-allowed");
         let any = Policy { authorise: Authorise::Any, ..policy() };
-        assert!(any.admit(Side::Downstream, &Attach::anonymous_sender("link")).is_ok());
+        assert!(any.admit(Side::Downstream, &anonymous_sender()).is_ok());
     }
 
     #[test]

@@ -12,15 +12,16 @@
 //!  device ◀─detach─── this │        │ other ◀─detach─── hub      then the pair is forgotten
 //! ```
 
-use std::collections::HashMap;
-
-use fieldgate_amqp::connection::{Connection, Event, LinkFlow, LinkId, SessionId, TransferOut};
+use fieldgate_amqp::connection::{Connection, Event, LinkFlow, LinkId, SessionId};
 use fieldgate_amqp::error::{AmqpError, Condition};
 use fieldgate_amqp::performative::{Attach, Detach, Disposition, Flow, Role, Transfer};
 
+use crate::table::Table;
+use crate::telemetry::emit;
+
 use super::deliveries::{Deliveries, Run};
 use super::policy::Policy;
-use super::telemetry::{DeliveriesExceeded, LinkRefused, LinkRouted};
+use super::telemetry::{DeliveriesExceeded, LinkRefused, LinkRouted, deliveries};
 
 /// The most deliveries under way in one direction of a session: 24 bytes each.
 ///
@@ -57,7 +58,7 @@ impl Side {
 struct SessionEnd {
     peer: SessionId,
     /// Deliveries that came in on this end and went out on the other.
-    passed: Deliveries,
+    passed: Deliveries<LinkId>,
 }
 
 /// One end of a link pair.
@@ -70,8 +71,8 @@ struct LinkEnd {
 /// The ends of one side, by the ids of its connection.
 #[derive(Debug, Default)]
 struct Ends {
-    sessions: HashMap<SessionId, SessionEnd>,
-    links: HashMap<LinkId, LinkEnd>,
+    sessions: Table<SessionId, SessionEnd>,
+    links: Table<LinkId, LinkEnd>,
 }
 
 /// The paired sessions and links of two connections.
@@ -100,10 +101,10 @@ impl Tunnel {
                 self.attached(side, link, session, &attach, this, other);
             }
             Event::Attached { link, attach, by_peer: false, .. } => self.answered(side, link, &attach, other),
-            Event::Detached { link, detach, answered } => self.detached(side, link, &detach, answered, other),
+            Event::Detached { link, detach, answered, .. } => self.detached(side, link, &detach, answered, other),
             Event::Flow { link: Some(link), flow, .. } => self.flow(side, link, &flow, this, other),
             Event::Flow { link: None, .. } => {}
-            Event::Transfer { link, session, transfer, delivery_id, first } => {
+            Event::Transfer { link, session, delivery_id, first, transfer } => {
                 self.transfer(side, link, session, &transfer, delivery_id, first, this, other);
             }
             Event::Disposition { session, disposition } => self.disposition(side, session, &disposition, other),
@@ -125,17 +126,17 @@ impl Tunnel {
             }
             Err(_) => {
                 this.accept_begin(session);
-                let error = AmqpError::new(Condition::ResourceLimitExceeded, "the other side has no free channel");
+                let error = AmqpError::new(&Condition::ResourceLimitExceeded, Some("the other side has no free channel"));
                 this.end(session, Some(error));
             }
         }
     }
 
     fn ended(&mut self, side: Side, session: SessionId, error: Option<AmqpError>, other: &mut Connection) {
-        let Some(end) = self.ends(side).sessions.remove(&session) else { return };
+        let Some(end) = self.ends(side).sessions.remove(session) else { return };
         self.ends(side).links.retain(|_, link| link.session != session);
         let peers = self.ends(side.other());
-        if peers.sessions.remove(&end.peer).is_some() {
+        if peers.sessions.remove(end.peer).is_some() {
             peers.links.retain(|_, link| link.session != end.peer);
             other.end(end.peer, error);
         }
@@ -150,7 +151,7 @@ impl Tunnel {
         this: &mut Connection,
         other: &mut Connection,
     ) {
-        let refusal = match self.ends[side.index()].sessions.get(&session) {
+        let refusal = match self.ends[side.index()].sessions.get(session) {
             // The session has ended on the other side: the end frame is on its way to the peer.
             None => return,
             Some(end) => match self.policy.admit(side, attach) {
@@ -160,44 +161,44 @@ impl Tunnel {
                         let peer_session = end.peer;
                         self.ends(side).links.insert(link, LinkEnd { peer, session });
                         self.ends(side.other()).links.insert(peer, LinkEnd { peer: link, session: peer_session });
-                        LinkRouted { side, role: attach.role() }.emit();
+                        emit(LinkRouted { side, role: attach.role() });
                         return;
                     }
-                    Err(misuse) => AmqpError::new(Condition::ResourceLimitExceeded, &misuse.to_string()),
+                    Err(misuse) => AmqpError::new(&Condition::ResourceLimitExceeded, Some(&misuse.to_string())),
                 },
             },
         };
-        LinkRefused { address: attach.address(), error: &refusal }.emit();
+        emit(LinkRefused { error: &refusal });
         this.refuse_attach(link, refusal);
     }
 
     fn answered(&mut self, side: Side, link: LinkId, attach: &Attach, other: &mut Connection) {
-        if let Some(end) = self.ends[side.index()].links.get(&link) {
+        if let Some(end) = self.ends[side.index()].links.get(link) {
             let attach = self.policy.answer(side, attach);
             other.answer_attach(end.peer, &attach);
         }
     }
 
     fn detached(&mut self, side: Side, link: LinkId, detach: &Detach, answered: bool, other: &mut Connection) {
-        let Some(end) = self.ends[side.index()].links.get(&link) else { return };
+        let Some(end) = self.ends[side.index()].links.get(link) else { return };
         let (peer, session) = (end.peer, end.session);
         other.detach(peer, detach.closed(), detach.error());
         if !answered {
             return;
         }
         // Both peers have spoken: the second detach has just been passed on.
-        self.ends(side).links.remove(&link);
-        let peer_session = self.ends(side.other()).links.remove(&peer).map(|end| end.session);
-        if let Some(end) = self.ends(side).sessions.get_mut(&session) {
+        self.ends(side).links.remove(link);
+        let peer_session = self.ends(side.other()).links.remove(peer).map(|end| end.session);
+        if let Some(end) = self.ends(side).sessions.get_mut(session) {
             end.passed.forget_link(peer);
         }
-        if let Some(end) = peer_session.and_then(|session| self.ends(side.other()).sessions.get_mut(&session)) {
+        if let Some(end) = peer_session.and_then(|session| self.ends(side.other()).sessions.get_mut(session)) {
             end.passed.forget_link(link);
         }
     }
 
     fn flow(&self, side: Side, link: LinkId, flow: &Flow, this: &Connection, other: &mut Connection) {
-        let Some(end) = self.ends[side.index()].links.get(&link) else { return };
+        let Some(end) = self.ends[side.index()].links.get(link) else { return };
         let (Some(here), Some(there)) = (this.delivery_count(link), other.delivery_count(end.peer)) else { return };
         // Counts differ by what one side has seen and the other has not; the difference is kept
         // in serial arithmetic: limit_there = there + (limit_here - here).
@@ -228,23 +229,15 @@ impl Tunnel {
         other: &mut Connection,
     ) {
         let ends = &mut self.ends[side.index()];
-        let Some(end) = ends.links.get(&link) else { return };
-        let out = TransferOut {
-            delivery_tag: transfer.delivery_tag(),
-            message_format: transfer.message_format,
-            settled: transfer.settled,
-            more: transfer.more,
-            rcv_settle_mode: transfer.rcv_settle_mode,
-            state: transfer.state(),
-            resume: transfer.resume,
-            aborted: transfer.aborted,
-            batchable: transfer.batchable,
-        };
-        let Ok(id_out) = other.transfer(end.peer, &out, transfer.payload()) else {
+        let Some(end) = ends.links.get(link) else { return };
+        let Ok(id_out) = other.transfer(end.peer, &transfer.fields(), transfer.payload_slice()) else {
             // The peer's link is going away; its detach says so to this side.
             return;
         };
-        let Some(pair) = ends.sessions.get_mut(&session) else { return };
+        if first {
+            deliveries().inc();
+        }
+        let Some(pair) = ends.sessions.get_mut(session) else { return };
         if transfer.settled == Some(true) || transfer.aborted {
             if !first {
                 pair.passed.forget_in(delivery_id);
@@ -252,8 +245,8 @@ impl Tunnel {
         } else if first {
             pair.passed.passed(delivery_id, id_out, end.peer);
             if pair.passed.len() > MAX_DELIVERIES {
-                DeliveriesExceeded { side }.emit();
-                let error = AmqpError::new(Condition::ResourceLimitExceeded, "too many unsettled deliveries");
+                emit(DeliveriesExceeded { side });
+                let error = AmqpError::new(&Condition::ResourceLimitExceeded, Some("too many unsettled deliveries"));
                 this.end(session, Some(error.clone()));
                 self.ended(side, session, Some(error), other);
             }
@@ -261,13 +254,13 @@ impl Tunnel {
     }
 
     fn disposition(&mut self, side: Side, session: SessionId, disposition: &Disposition, other: &mut Connection) {
-        let Some(end) = self.ends[side.index()].sessions.get_mut(&session) else { return };
+        let Some(end) = self.ends[side.index()].sessions.get_mut(session) else { return };
         let peer = end.peer;
         let Disposition { role, first, last, settled, batchable, .. } = *disposition;
         match role {
             // A receiver speaks of what came out here: the other side knows it by its incoming ids.
             Role::Receiver => {
-                if let Some(end) = self.ends[side.other().index()].sessions.get_mut(&peer) {
+                if let Some(end) = self.ends[side.other().index()].sessions.get_mut(peer) {
                     end.passed.in_ids(first, last, settled, &mut self.runs);
                 }
             }
