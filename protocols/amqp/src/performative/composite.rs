@@ -8,7 +8,7 @@ use std::ops::Range;
 use bytes::{Bytes, BytesMut};
 use serde::de::DeserializeOwned;
 
-use super::descriptor;
+use super::{descriptor, typed};
 use crate::codec::{self, Limits, Map, Reader, Value, put_list, validate, value_len};
 use crate::error::{DecodeError, DecodeFault};
 
@@ -188,8 +188,12 @@ impl Composite {
     /// where the structure has a closed set do not pass: a value that is only routed is not read this way.
     ///
     /// # Errors
-    /// [`DecodeFault::Typed`] where the structure has no place for the value.
+    /// [`DecodeFault::Typed`] where the structure has no place for the value, or that decoder cannot be trusted
+    /// with it.
     pub fn typed<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
+        if !typed::is_safe(&self.bytes) {
+            return Err(DecodeFault::Typed.at(0));
+        }
         serde_amqp::from_slice(&self.bytes).map_err(|_| DecodeFault::Typed.at(0))
     }
 
