@@ -155,6 +155,8 @@ pub struct LinkInfo<'a> {
     pub local: Half,
     /// What the peer has said about it.
     pub remote: Half,
+    /// Where the sender's delivery-count started; 0 as long as its attach has not come.
+    pub initial_delivery_count: u32,
     /// Deliveries begun, from the initial-delivery-count on (serial).
     pub delivery_count: u32,
     /// Deliveries that may still begin; for a receiver the most that any of our flows leaves.
