@@ -2,7 +2,7 @@
 //!
 //! A [`RuleSet`] is read once from all files together: each rule is checked, compiled, and put into the table of each
 //! kind of path it names; the set never changes afterwards and is shared. No protocol is named here: each describes
-//! how its paths are written by a [`Syntax`], and asks for matches from its own file.
+//! how its paths are written by a `Syntax`, and asks for matches from its own file.
 
 use std::sync::Arc;
 
@@ -279,4 +279,25 @@ impl PropertyTemplate {
 /// Names that only the hub and a convention's own table give a meaning to.
 pub(crate) fn is_reserved(name: &str) -> bool {
     name.get(..7).is_some_and(|prefix| prefix.eq_ignore_ascii_case("iothub-"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_set_is_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<RuleSet>();
+    }
+
+    #[test]
+    fn reserved_names_are_known_in_any_case() {
+        for name in ["iothub-", "iothub-x", "IoTHub-MessageType"] {
+            assert!(is_reserved(name), "{name}");
+        }
+        for name in ["", "iothub", "iothubx", "xiothub-", "iothubé"] {
+            assert!(!is_reserved(name), "{name}");
+        }
+    }
 }
