@@ -3,11 +3,17 @@
 //! *Protocols say it, mappings mean it, src runs it, tests doubt it.* This crate is the running part: it alone
 //! opens sockets, reads files, asks the time and spawns tasks.
 
+mod adapters;
 pub mod config;
 pub mod console;
 pub mod listener;
+mod router;
 pub mod sas;
 pub mod shutdown;
 pub mod state;
 pub mod telemetry;
+mod table;
 pub mod tls;
+mod upstream;
+mod wire;
+mod worker;

@@ -116,7 +116,7 @@ impl Claims {
                 };
             }
             Event::Disposition { session, disposition } => {
-                self.unsettled.on_disposition(connection, session, &disposition, drop);
+                self.unsettled.on_disposition(connection, session, &disposition, |_| {});
             }
             Event::Detached { detach, .. } => {
                 let error = detach.error();

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use fieldgate_amqp::connection::{Connection, LinkId, SessionId};
 use fieldgate_amqp::endpoint::{OutgoingMessage, Receiver, Sender, Unsettled};
 use fieldgate_amqp::error::Misuse;
-use fieldgate_amqp::performative::{AttachOut, RcvSettleMode, SndSettleMode, SourceOut, TargetOut};
-use fieldgate_mappings::address::{Address, DeviceId};
+use fieldgate_amqp::performative::{AttachOut, Flow, RcvSettleMode, SndSettleMode, SourceOut, TargetOut};
+use fieldgate_mappings::address::Address;
 use fieldgate_mappings::outcome::{Outcome, Verdict};
 
 use super::commands::Commands;
@@ -53,18 +53,17 @@ impl Drop for InFlight {
 
 /// Where messages for one address go out.
 #[derive(Debug)]
-pub(super) struct Outlet {
-    pub(super) address: Address,
-    pub(super) sender: Option<Sender>,
-    pub(super) waiting: VecDeque<Waiting>,
+struct Outlet {
+    address: Address,
+    sender: Option<Sender>,
+    waiting: VecDeque<Waiting>,
 }
 
 /// A device that sends or listens.
 #[derive(Debug)]
 pub(super) struct Device {
-    id: DeviceId,
     pub(super) session: Option<SessionId>,
-    pub(super) outlets: Vec<Outlet>,
+    outlets: Vec<Outlet>,
     pub(super) unsettled: Unsettled<InFlight>,
     pub(super) commands: Option<Commands>,
     pub(super) used_at: Instant,
@@ -72,15 +71,8 @@ pub(super) struct Device {
 
 impl Device {
     /// A device without a session.
-    pub(super) fn new(id: DeviceId, now: Instant) -> Self {
-        Self {
-            id,
-            session: None,
-            outlets: Vec::new(),
-            unsettled: Unsettled::new(),
-            commands: None,
-            used_at: now,
-        }
+    pub(super) fn new(now: Instant) -> Self {
+        Self { session: None, outlets: Vec::new(), unsettled: Unsettled::new(), commands: None, used_at: now }
     }
 
     /// Whether it could be forgotten without anybody noticing.
@@ -100,22 +92,49 @@ impl Device {
         self.outlets.iter().flat_map(|outlet| &outlet.waiting).map(|waiting| waiting.message.len()).sum()
     }
 
-    /// The outlet for `address`, made when there is none.
-    pub(super) fn outlet(&mut self, address: &Address) -> &mut Outlet {
+    /// When the message went out that the hub has left unanswered for longest.
+    pub(super) fn oldest_sent(&self) -> Option<Instant> {
+        self.unsettled.first().map(|in_flight| in_flight.sent_at)
+    }
+
+    /// Sends now, if nothing waits and there is credit; else gives the verdict back.
+    pub(super) fn send(
+        &mut self,
+        connection: &mut Connection,
+        address: &Address,
+        message: &[u8],
+        verdict: Verdict,
+        now: Instant,
+    ) -> Result<(), Option<Verdict>> {
+        match self.outlets.iter_mut().find(|outlet| outlet.address == *address) {
+            Some(outlet) if outlet.waiting.is_empty() => {
+                outlet.send(connection, &mut self.unsettled, message, verdict, now)
+            }
+            _ => Err(Some(verdict)),
+        }
+    }
+
+    /// Puts a message behind the others for its address. True if a link is missing.
+    pub(super) fn wait(&mut self, address: &Address, waiting: Waiting) -> bool {
         let found = self.outlets.iter().position(|outlet| outlet.address == *address);
         let index = found.unwrap_or_else(|| {
             let outlet = Outlet { address: address.clone(), sender: None, waiting: VecDeque::new() };
             self.outlets.push(outlet);
             self.outlets.len() - 1
         });
-        &mut self.outlets[index]
+        self.outlets[index].waiting.push_back(waiting);
+        self.outlets[index].sender.is_none()
     }
 
     /// Begins the session and attaches what is missing of the links that are needed now.
     ///
     /// # Errors
     /// When the connection has no room for the session or a link.
-    pub(super) fn attach(&mut self, connection: &mut Connection, links: &mut Vec<LinkId>) -> Result<(), Misuse> {
+    pub(super) fn attach(
+        &mut self,
+        connection: &mut Connection,
+        mut attached: impl FnMut(LinkId),
+    ) -> Result<(), Misuse> {
         let session = match self.session {
             Some(session) => session,
             None => *self.session.insert(connection.begin()?),
@@ -124,7 +143,7 @@ impl Device {
             if outlet.sender.is_none() && !outlet.waiting.is_empty() {
                 let link = attach_sender(connection, session, &outlet.address)?;
                 outlet.sender = Some(Sender::new(link));
-                links.push(link);
+                attached(link);
             }
         }
         if let Some(commands) = &mut self.commands
@@ -132,58 +151,86 @@ impl Device {
         {
             let link = attach_receiver(connection, session, &commands.address, commands.serial)?;
             commands.receiver = Some(Receiver::new(link, commands.receiver_config()));
-            links.push(link);
+            attached(link);
         }
         Ok(())
     }
 
-    /// Sends what waits, as far as the credit goes; answers a drain.
-    pub(super) fn send_waiting(&mut self, connection: &mut Connection, link: LinkId, now: Instant) {
-        let Self { outlets, unsettled, .. } = self;
-        let Some(outlet) = outlets.iter_mut().find(|outlet| outlet.sends_over(link)) else { return };
-        while let Some(Waiting { message, until, verdict }) = outlet.waiting.pop_front() {
-            match outlet.send(connection, unsettled, &message, verdict, now) {
-                Ok(()) => {}
-                Err(None) => break,
-                Err(Some(verdict)) => {
-                    outlet.waiting.push_front(Waiting { message, until, verdict });
-                    break;
-                }
-            }
-        }
+    /// The receiving end of a link of this device.
+    pub(super) fn receiver(&mut self, link: LinkId) -> Option<&mut Receiver> {
+        self.commands_over(link)?.receiver.as_mut()
+    }
+
+    /// The subscription that a link serves.
+    pub(super) fn commands_over(&mut self, link: LinkId) -> Option<&mut Commands> {
+        self.commands.as_mut().filter(|commands| commands.receives_over(link))
+    }
+
+    /// Whether the link still serves something.
+    pub(super) fn uses(&self, link: LinkId) -> bool {
+        self.outlets.iter().any(|outlet| outlet.sends_over(link))
+            || self.commands.as_ref().is_some_and(|commands| commands.receives_over(link))
+    }
+
+    /// The hub speaks of a sending link: sends what waits, at most `room`, and answers a drain. Gives how many went.
+    pub(super) fn flow(
+        &mut self,
+        connection: &mut Connection,
+        link: LinkId,
+        flow: &Flow,
+        room: usize,
+        now: Instant,
+    ) -> usize {
+        let Some(outlet) = self.outlets.iter_mut().find(|outlet| outlet.sends_over(link)) else { return 0 };
+        let Some(sender) = &mut outlet.sender else { return 0 };
+        sender.on_flow(connection, flow);
+        let sent = outlet.send_waiting(connection, &mut self.unsettled, room, now);
         if outlet.waiting.is_empty()
             && let Some(sender) = &mut outlet.sender
         {
             sender.drained(connection);
         }
+        sent
     }
 
-    /// The link is gone: what was sent over it stays unanswered, what waits gets `outcome`.
-    pub(super) fn lose_link(&mut self, link: LinkId, outcome: &Outcome) {
-        self.unsettled.lose_link(link, |_, sent| drop(sent));
+    /// Sends what waits, at most `room`. Gives how many went.
+    pub(super) fn send_waiting(&mut self, connection: &mut Connection, room: usize, now: Instant) -> usize {
+        let mut sent = 0;
+        for outlet in &mut self.outlets {
+            sent += outlet.send_waiting(connection, &mut self.unsettled, room - sent, now);
+        }
+        sent
+    }
+
+    /// The link is gone: what was sent over it stays unanswered, what waits for it gets `outcome`, a subscription
+    /// ends. Gives how many messages were in flight.
+    pub(super) fn lose_link(&mut self, link: LinkId, outcome: &Outcome) -> usize {
+        let before = self.unsettled.len();
+        self.unsettled.lose_link(link, |_, in_flight| drop(in_flight));
         if let Some(outlet) = self.outlets.iter_mut().find(|outlet| outlet.sends_over(link)) {
             outlet.sender = None;
             outlet.waiting.drain(..).for_each(|waiting| waiting.verdict.report(outcome.clone()));
         }
         if let Some(commands) = self.commands.take_if(|commands| commands.receives_over(link)) {
-            let refused = match outcome {
+            commands.sink.ended(match outcome {
                 Outcome::Rejected(rejection) => Some(rejection.clone()),
                 _ => None,
-            };
-            commands.sink.ended(refused);
+            });
         }
+        before - self.unsettled.len()
     }
 
-    /// The session is gone: what was sent stays unanswered; waiting messages and the subscription stay.
-    pub(super) fn lose_session(&mut self) {
+    /// The session is gone: what was sent stays unanswered; waiting messages and the subscription stay. Gives how
+    /// many messages were in flight.
+    pub(super) fn lose_session(&mut self) -> usize {
         self.session = None;
-        self.unsettled.lose_all().for_each(drop);
         for outlet in &mut self.outlets {
             outlet.sender = None;
         }
         if let Some(commands) = &mut self.commands {
             commands.receiver = None;
         }
+        self.unsettled.lose_all().map(drop).count()
     }
 
     /// Releases what has waited for too long.
@@ -194,9 +241,9 @@ impl Device {
         }
     }
 
-    /// For logs.
-    pub(super) fn id(&self) -> &DeviceId {
-        &self.id
+    /// Releases all that waits.
+    pub(super) fn release_waiting(&mut self) {
+        self.outlets.iter_mut().for_each(|outlet| outlet.waiting.clear());
     }
 }
 
@@ -211,8 +258,31 @@ impl Outlet {
         self.sender.as_ref().is_some_and(|sender| sender.link() == link)
     }
 
+    fn send_waiting(
+        &mut self,
+        connection: &mut Connection,
+        unsettled: &mut Unsettled<InFlight>,
+        room: usize,
+        now: Instant,
+    ) -> usize {
+        let mut sent = 0;
+        while sent < room
+            && let Some(Waiting { message, until, verdict }) = self.waiting.pop_front()
+        {
+            match self.send(connection, unsettled, &message, verdict, now) {
+                Ok(()) => sent += 1,
+                Err(None) => break,
+                Err(Some(verdict)) => {
+                    self.waiting.push_front(Waiting { message, until, verdict });
+                    break;
+                }
+            }
+        }
+        sent
+    }
+
     /// Sends now, or gives the verdict back.
-    pub(super) fn send(
+    fn send(
         &mut self,
         connection: &mut Connection,
         unsettled: &mut Unsettled<InFlight>,

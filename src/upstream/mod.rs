@@ -17,7 +17,7 @@ mod uplink;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Waker;
+use std::task::{Context, Waker};
 use std::time::Instant;
 
 use fieldgate_mappings::address::{Address, DeviceId};
@@ -76,6 +76,11 @@ struct Shared {
 }
 
 impl Shared {
+    /// Wakes the task of `cx` when somebody asked for something.
+    fn listen(&self, cx: &Context<'_>) {
+        self.driver.borrow_mut().replace(cx.waker().clone());
+    }
+
     fn wake(&self) {
         if let Some(waker) = self.driver.borrow_mut().take() {
             waker.wake();

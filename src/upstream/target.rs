@@ -107,6 +107,12 @@ pub struct Embedded {
     pub connection_string: Secret,
 }
 
+impl fmt::Debug for OwnToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnToken").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
 impl Hub {
     /// The hub that the configuration names; `embedded` where it is the one in this process.
     ///

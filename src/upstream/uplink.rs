@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use fieldgate_amqp::connection::{Connection, Event, LinkId, SessionId};
 use fieldgate_amqp::error::{AmqpError, Condition};
-use fieldgate_amqp::performative::{DeliveryState, Detach, Disposition, Flow, Transfer};
+use fieldgate_amqp::performative::{Detach, Disposition, Flow, Transfer};
 use fieldgate_mappings::address::{Address, DeviceId};
 use fieldgate_mappings::amqp;
 use fieldgate_mappings::message::Message;
