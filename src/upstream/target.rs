@@ -99,8 +99,6 @@ pub(crate) struct OwnToken {
 /// Where the embedded hub of this process is reached.
 #[derive(Clone, Debug)]
 pub struct Embedded {
-    /// Its port on loopback.
-    pub port: u16,
     /// The certificate to check it with.
     pub ca_file: PathBuf,
     /// The service connection string with the policy key.
