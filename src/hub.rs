@@ -9,9 +9,13 @@
 
 pub(crate) mod address;
 pub(crate) mod auth;
+pub(crate) mod cbs;
 pub(crate) mod commands;
 pub(crate) mod feedback;
 pub(crate) mod log;
+pub(crate) mod message;
 pub(crate) mod queue;
 pub(crate) mod registry;
+pub(crate) mod selector;
+pub(crate) mod state;
 pub(crate) mod time;
