@@ -314,8 +314,8 @@ mod tests {
         let token = LockToken([1; 16]);
         let lent = state.commands.lock_next(now, &device("d"), token).unwrap();
         assert_eq!(lent.delivery_count, 0);
-        let record = state.commands.settle(now, &device("d"), token, Settlement::Complete).unwrap();
-        assert_eq!(record.unwrap().original_message_id, "m");
+        let ended = state.commands.settle(now, &device("d"), token, Settlement::Complete).unwrap();
+        assert_eq!(ended.unwrap().1.unwrap().original_message_id, "m");
     }
 
     #[test]
@@ -330,7 +330,7 @@ mod tests {
         state.queue(now, 0, &short.freeze()).unwrap();
         for (seconds, expired) in [(4, 0), (5, 1), (6, 0), (7, 1)] {
             let then = now.plus(Duration::from_secs(seconds));
-            assert_eq!(state.commands.elapse(then).expired, expired, "{seconds}");
+            assert_eq!(state.commands.elapse(then).ended.len(), expired, "{seconds}");
         }
     }
 
