@@ -79,6 +79,9 @@ impl Refusal {
 }
 
 /// Counters since the server was made. They only grow.
+///
+/// Each datagram counts once: `datagrams` is the sum of `requests`, `duplicates`, `pings`, `acknowledged`, `resets`
+/// and all that was refused.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Datagrams handed in.
@@ -107,8 +110,10 @@ pub struct Stats {
     pub evicted: u64,
     /// Empty CON messages, answered RST.
     pub pings: u64,
-    /// Matched ACK messages to separate responses.
+    /// ACK messages to separate responses.
     pub acknowledged: u64,
+    /// RST messages to separate responses.
+    pub resets: u64,
     refused: [u64; Refusal::ALL.len()],
 }
 

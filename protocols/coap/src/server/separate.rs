@@ -59,6 +59,7 @@ impl Server {
         let Some(peer) = self.table.find_peer(&address) else { return false };
         let Some(slot) = self.table.separate_in_flight(peer, head.mid) else { return false };
         if head.kind == Type::Reset {
+            self.stats.resets += 1;
             self.lose(now, slot, Lost::Reset);
         } else {
             self.stats.acknowledged += 1;
