@@ -73,6 +73,14 @@ pub enum SaslCode {
     SysTemp = 4,
 }
 
+impl SaslCode {
+    pub(crate) fn from_wire(code: u8) -> Option<Self> {
+        [Self::Ok, Self::Auth, Self::Sys, Self::SysPerm, Self::SysTemp]
+            .into_iter()
+            .find(|&known| known as u8 == code)
+    }
+}
+
 /// What PLAIN carries.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PlainCredentials {

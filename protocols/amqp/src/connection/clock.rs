@@ -130,7 +130,9 @@ impl Connection {
                 clock.heard.checked_add(limit)
             }
             Timer::Silence => None,
-            Timer::Heartbeat => clock.heartbeat.map(|interval| clock.sent + interval),
+            // Not before our open, and not after our close.
+            Timer::Heartbeat if self.phase == Phase::Running => clock.sent.checked_add(clock.heartbeat?),
+            Timer::Heartbeat => None,
         }
     }
 

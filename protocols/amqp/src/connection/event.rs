@@ -2,7 +2,7 @@
 
 use crate::error::{AmqpError, Violation};
 use crate::performative::{Attach, Begin, Detach, Disposition, Flow, Open, Role, Transfer};
-use crate::sasl::{Mechanism, PlainCredentials};
+use crate::sasl::{Mechanism, PlainCredentials, SaslCode};
 
 /// A session of one connection. A later session in the same place of the table has another id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -135,8 +135,9 @@ pub enum CloseReason {
     Violation(Violation),
     /// The peer was silent for too long, or did not open or close in time.
     TimedOut,
-    /// The SASL exchange ended without success.
-    SaslFailed,
+    /// The SASL exchange ended without success: with the code that was sent or came, or without one where the
+    /// mechanism was not offered or the exchange broke off.
+    SaslFailed(Option<SaslCode>),
     /// The peer speaks another protocol or version. It has been told which we speak.
     Header([u8; 8]),
 }

@@ -96,16 +96,15 @@ impl Connection {
             (Phase::Init, descriptor::SASL_INIT) => Ok(self.on_sasl_init(&body)),
             (Phase::Mechanisms, descriptor::SASL_MECHANISMS) => Ok(self.on_sasl_mechanisms(&body)),
             (Phase::Outcome, descriptor::SASL_OUTCOME) => {
-                if body.u8(0) == Some(SaslCode::Ok as u8) {
-                    self.send_header_and_open();
-                } else {
-                    self.finish(CloseReason::SaslFailed);
+                match body.u8(0).and_then(SaslCode::from_wire) {
+                    Some(SaslCode::Ok) => self.send_header_and_open(),
+                    code => self.finish(CloseReason::SaslFailed(code)),
                 }
                 Ok(Step::Again)
             }
             // None of our mechanisms has a second step.
             (Phase::Outcome, descriptor::SASL_CHALLENGE) => {
-                self.finish(CloseReason::SaslFailed);
+                self.finish(CloseReason::SaslFailed(None));
                 Ok(Step::Again)
             }
             _ => Err(Violation::Unexpected("a frame of the SASL exchange")),
@@ -129,7 +128,7 @@ impl Connection {
             }
             _ => {
                 sasl::put_outcome(self.output.now(), SaslCode::Auth);
-                self.finish(CloseReason::SaslFailed);
+                self.finish(CloseReason::SaslFailed(Some(SaslCode::Auth)));
                 Step::Again
             }
         }
@@ -144,7 +143,7 @@ impl Connection {
             sasl::put_init(self.output.now(), security, hostname);
             self.phase = Phase::Outcome;
         } else {
-            self.finish(CloseReason::SaslFailed);
+            self.finish(CloseReason::SaslFailed(None));
         }
         Step::Again
     }
@@ -160,7 +159,7 @@ impl Connection {
             self.phase = Phase::AmqpHeader;
             self.clock.new_deadline();
         } else {
-            self.finish(CloseReason::SaslFailed);
+            self.finish(CloseReason::SaslFailed(Some(code)));
         }
     }
 

@@ -26,6 +26,7 @@ mod event;
 mod handshake;
 mod incoming;
 mod output;
+mod write;
 
 pub(crate) mod encode;
 pub(crate) mod numbers;
@@ -238,10 +239,10 @@ impl Connection {
         self.output.lend(buffer);
     }
 
-    /// As [`poll_transmit`](Self::poll_transmit), into `buffer`, which gets back what was lent. Whatever `buffer`
-    /// held before is dropped.
+    /// As [`poll_transmit`](Self::poll_transmit), into `buffer`, which gets back what was lent. It is empty where
+    /// there is nothing to send; what it held before is dropped.
     pub fn take_output(&mut self, buffer: &mut BytesMut) {
-        *buffer = self.output.take_buffer();
+        self.output.take_into(buffer);
         if !buffer.is_empty() {
             self.clock.sent();
         }

@@ -61,8 +61,13 @@ impl Output {
         if self.bytes.is_empty() { None } else { Some(std::mem::take(&mut self.bytes)) }
     }
 
-    pub(crate) fn take_buffer(&mut self) -> BytesMut {
-        std::mem::take(&mut self.bytes)
+    /// Gives the output and its room; a buffer that has room where we have none keeps it.
+    pub(crate) fn take_into(&mut self, buffer: &mut BytesMut) {
+        if self.bytes.capacity() > 0 {
+            *buffer = std::mem::take(&mut self.bytes);
+        } else {
+            buffer.clear();
+        }
     }
 
     pub(crate) fn lend(&mut self, buffer: &mut BytesMut) {
