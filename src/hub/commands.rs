@@ -231,7 +231,8 @@ mod tests {
         let lent = commands.lock_next(now, &device("b"), token(1)).unwrap();
         assert_eq!((lent.sequence, lent.delivery_count, &lent.message[..]), (2, 0, &b"message"[..]));
         assert_eq!(commands.settle(now, &device("a"), token(1), Settlement::Complete), Err(LockLost));
-        let (_, record) = commands.settle(now, &device("b"), token(1), Settlement::Complete).unwrap().unwrap();
+        let (_, record) =
+            commands.settle(now, &device("b"), token(1), Settlement::Complete).unwrap().unwrap();
         let record = record.unwrap();
         assert_eq!((record.original_message_id.as_str(), record.departure), ("2", Departure::Completed));
         assert_eq!((record.device, &*record.generation), (device("b"), "g1"));
@@ -300,7 +301,9 @@ mod tests {
         assert!(elapsed.ready.is_empty());
         let elapsed = commands.elapse(now.plus(Duration::from_secs(60)));
         assert_eq!((ids(&elapsed), elapsed.ready), (vec!["short".to_owned()], vec![device("b")]));
-        assert!(elapsed.ended.iter().flat_map(|(_, record)| record).all(|r| r.departure == Departure::Expired));
+        assert!(
+            elapsed.ended.iter().flat_map(|(_, record)| record).all(|r| r.departure == Departure::Expired)
+        );
         let elapsed = commands.elapse(now.plus(LIMITS.default_ttl));
         assert_eq!(ids(&elapsed), ["b"]);
         assert!(commands.is_empty());

@@ -202,7 +202,7 @@ pub(crate) fn put_cbs_response(
 /// Properties, application properties and body, as their sender wrote them; `to` is the hub's word.
 fn put_sender_sections(out: &mut BytesMut, message: &Sections, to: Option<&str>) {
     let properties = message.properties();
-    if to.is_some() || properties != Properties::default() {
+    if to.is_some() || *properties != Properties::default() {
         put_properties(
             out,
             &PropertiesOut {

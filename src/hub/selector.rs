@@ -11,8 +11,8 @@ use super::log::Position;
 
 /// The filter's name, which is also its symbolic descriptor.
 pub(crate) const NAME: &str = "apache.org:selector-filter:string";
-/// Its numeric descriptor.
-const CODE: u64 = 0x0000_468c_0000_0004;
+/// Its numeric descriptor, in the registry of descriptors of the AMQP project at Apache.
+pub(crate) const CODE: u64 = 0x0000_468c_0000_0004;
 
 const PREFIX: &str = "amqp.annotation.x-opt-";
 

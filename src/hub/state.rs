@@ -206,7 +206,7 @@ mod tests {
     use bytes::BytesMut;
     use fieldgate_amqp::codec::Value;
     use fieldgate_amqp::message::{
-        HeaderOut, PropertiesOut, put_application_properties, put_data, put_header, put_properties,
+        Header, PropertiesOut, put_application_properties, put_data, put_header, put_properties,
     };
 
     use super::*;
@@ -325,7 +325,7 @@ mod tests {
         state.queue(now, 0, &message(Some(TO), None, Some(now.wall.0 + 5000), 1)).unwrap();
         let mut short = BytesMut::new();
         let ttl = Some(Duration::from_secs(7));
-        put_header(&mut short, &HeaderOut { ttl, ..HeaderOut::default() });
+        put_header(&mut short, &Header { ttl, ..Header::default() });
         short.extend_from_slice(&message(Some(TO), None, None, 1));
         state.queue(now, 0, &short.freeze()).unwrap();
         for (seconds, expired) in [(4, 0), (5, 1), (6, 0), (7, 1)] {

@@ -35,7 +35,10 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     connections: gauge("hub_connections", "Connections to the embedded hub that are open now"),
     opened: counter("hub_connections_opened", "Connections that the embedded hub accepted"),
     refused: counter("hub_connections_refused", "Connections refused because max_connections were open"),
-    failed: counter("hub_connections_failed", "Connections that could not be accepted, or never got through TLS"),
+    failed: counter(
+        "hub_connections_failed",
+        "Connections that could not be accepted, or never got through TLS",
+    ),
     tokens: counters("hub_tokens", "Tokens put to the embedded hub"),
     links_refused: counters("hub_links_refused", "Links that the embedded hub refused"),
     links_detached: counters("hub_links_detached", "Links that the embedded hub ended"),
