@@ -4,15 +4,17 @@
 //! opens sockets, reads files, asks the time and spawns tasks.
 
 mod adapters;
+pub mod app;
 pub mod config;
 pub mod console;
+pub mod hub;
 pub mod listener;
 mod router;
 pub mod sas;
 pub mod shutdown;
 pub mod state;
-pub mod telemetry;
 mod table;
+pub mod telemetry;
 pub mod tls;
 mod upstream;
 mod wire;

@@ -1,0 +1,27 @@
+//! The embedded hub: an IoT Hub as it looks from outside, in memory.
+//!
+//! Devices send telemetry into a partitioned, replayable log ([`log`]) and take commands from a queue of their
+//! own ([`commands`]); what became of a command goes back to its sender ([`feedback`]). Who is who stands in
+//! [`registry`], who may do what in [`auth`], which address is which node in [`address`]. All of that is pure:
+//! no socket, no clock, time is passed in. [`serve`] runs it on the wire.
+//!
+//! It is deliberately not durable, not a fully managed registry, and has neither twins nor direct methods.
+
+mod address;
+mod auth;
+mod cbs;
+mod commands;
+mod feedback;
+mod log;
+mod message;
+mod queue;
+mod registry;
+mod selector;
+mod serve;
+mod state;
+mod telemetry;
+mod time;
+
+pub use auth::policy_key;
+pub use registry::device_key;
+pub use serve::{HubError, HubHandle, HubSetup, start};
