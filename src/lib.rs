@@ -6,6 +6,7 @@
 pub mod config;
 pub mod console;
 pub mod listener;
+pub mod sas;
 pub mod shutdown;
 pub mod state;
 pub mod telemetry;
