@@ -115,8 +115,9 @@ impl<'a> Token<'a> {
         if text.len() > MAX_TOKEN_BYTES {
             return Err(TokenError::Malformed("it is longer than 4096 bytes"));
         }
-        let parameters =
-            text.strip_prefix(WORD).ok_or(TokenError::Malformed("it does not begin with SharedAccessSignature"))?;
+        let parameters = text
+            .strip_prefix(WORD)
+            .ok_or(TokenError::Malformed("it does not begin with SharedAccessSignature"))?;
         let (mut resource, mut signature, mut expiry, mut key_name) = (None, None, None, None);
         for parameter in parameters.split('&') {
             let (name, value) =
@@ -142,7 +143,8 @@ impl<'a> Token<'a> {
         Ok(Self {
             signed_resource,
             signed_expiry,
-            resource: Resource::parse(signed_resource).ok_or(TokenError::Malformed("sr names no resource"))?,
+            resource: Resource::parse(signed_resource)
+                .ok_or(TokenError::Malformed("sr names no resource"))?,
             signature: decode_signature(signature)
                 .ok_or(TokenError::Malformed("sig is not the base64 of 32 bytes"))?,
             // The one way left to fail is a number beyond 64 bits, which is as far away as any.
@@ -218,7 +220,8 @@ impl Signer {
     #[must_use]
     pub fn token(&self, resource: &str, expiry_unix: u64) -> String {
         let resource = percent_encode(resource);
-        let signature = hmac::sign(&self.key.hmac(), signed_text(&resource, &expiry_unix.to_string()).as_bytes());
+        let signature =
+            hmac::sign(&self.key.hmac(), signed_text(&resource, &expiry_unix.to_string()).as_bytes());
         let signature = percent_encode(&BASE64.encode(signature));
         let mut token = format!("{WORD}sr={resource}&sig={signature}&se={expiry_unix}");
         if let Some(name) = &self.key_name {
@@ -351,7 +354,11 @@ mod tests {
         let text = signer.token("hub", NOW);
         let shown = format!("{master:?} {signer:?} {:?}", Token::parse(&text).unwrap());
         let signature = &text[text.find("sig=").unwrap() + 4..text.find("&se").unwrap()];
-        assert!(!shown.contains("topsecret") && !shown.contains(&master.to_base64()) && !shown.contains(signature));
+        assert!(
+            !shown.contains("topsecret")
+                && !shown.contains(&master.to_base64())
+                && !shown.contains(signature)
+        );
         assert!(SharedKey::from_base64("not base64!").is_err() && SharedKey::from_base64("").is_err());
         assert!(SharedKey::from_bytes(b"").is_err());
     }

@@ -28,8 +28,8 @@ pub struct Place {
     pub column: usize,
     /// Characters that are wrong; at least 1.
     pub width: usize,
-    /// The whole line.
-    pub text: String,
+    /// The whole line; absent where it may hold a key or a password, for errors end up in logs.
+    pub text: Option<String>,
 }
 
 impl std::error::Error for ConfigError {}
@@ -41,7 +41,7 @@ impl fmt::Display for ConfigError {
             write!(f, ":{}:{}", place.line, place.column)?;
         }
         write!(f, ": {}", self.what)?;
-        if let Some(Place { line, column, width, text }) = &self.place {
+        if let Some(Place { line, column, width, text: Some(text) }) = &self.place {
             let gutter = line.to_string().len();
             let before: String =
                 text.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
@@ -144,7 +144,9 @@ impl Source<'_> {
             line: self.text[..start].matches('\n').count() + 1,
             column: self.text[start..from].chars().count() + 1,
             width: self.text[from..to].chars().count().max(1),
-            text: self.text[start..end].trim_end().into(),
+            text: Some(self.text[start..end].trim_end())
+                .filter(|line| !may_hold_secret(line))
+                .map(str::to_owned),
         }
     }
 
@@ -178,6 +180,12 @@ impl Source<'_> {
         }
         Some(span)
     }
+}
+
+fn may_hold_secret(line: &str) -> bool {
+    let setting = line.trim_start();
+    ["connection_string", "url"].iter().any(|key| setting.starts_with(key))
+        || ["SharedAccess", "://"].iter().any(|mark| line.contains(mark))
 }
 
 /// Messages of the reader may run over several lines; ours are sentences.

@@ -29,7 +29,9 @@ pub struct ConnectionString {
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ConnectionStringError {
     /// A part is not `Key=Value`.
-    #[error("a connection string is made of Key=Value parts joined by semicolons; part {0} has no equals sign")]
+    #[error(
+        "a connection string is made of Key=Value parts joined by semicolons; part {0} has no equals sign"
+    )]
     NoEqualsSign(usize),
     /// A key that means nothing here.
     #[error(
@@ -133,7 +135,8 @@ impl ConnectionString {
     /// The text, with the secret in it: write it only where somebody asked for it.
     #[must_use]
     pub fn to_text(&self) -> String {
-        let mut text = if self.entity_path.is_some() { String::from("Endpoint=sb://") } else { "HostName=".into() };
+        let mut text =
+            if self.entity_path.is_some() { String::from("Endpoint=sb://") } else { "HostName=".into() };
         text.push_str(&if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() });
         if let Some(port) = self.port {
             text.push_str(&format!(":{port}"));
@@ -172,7 +175,10 @@ impl fmt::Debug for ConnectionString {
 }
 
 /// `host`, `host:port` or `[address]:port`.
-fn split_authority(part: &'static str, authority: &str) -> Result<(String, Option<u16>), ConnectionStringError> {
+fn split_authority(
+    part: &'static str,
+    authority: &str,
+) -> Result<(String, Option<u16>), ConnectionStringError> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(bracketed) => {
             let (host, rest) = bracketed
@@ -187,12 +193,9 @@ fn split_authority(part: &'static str, authority: &str) -> Result<(String, Optio
     }
     let port = match port {
         None => None,
-        Some(port) => Some(
-            port.parse()
-                .ok()
-                .filter(|port| *port != 0)
-                .ok_or(ConnectionStringError::Invalid(part, "a host with a port that is no number from 1 to 65535"))?,
-        ),
+        Some(port) => Some(port.parse().ok().filter(|port| *port != 0).ok_or(
+            ConnectionStringError::Invalid(part, "a host with a port that is no number from 1 to 65535"),
+        )?),
     };
     Ok((host.to_owned(), port))
 }
