@@ -76,11 +76,7 @@ impl Health {
             .filter(|(_, status)| *status != Status::Absent)
             .map(|(component, status)| (word(component), word(&status).into()))
             .collect();
-        // The worst of the parts is the whole's.
-        let worst =
-            [Status::Draining, Status::Down, Status::Starting].into_iter().find(|s| parts.contains(s));
-        serde_json::json!({ "status": word(&worst.unwrap_or(Status::Up)), "components": components })
-            .to_string()
+        serde_json::json!({ "status": word(&overall(&parts)), "components": components }).to_string()
     }
 
     fn parts(&self) -> MutexGuard<'_, [Status; COMPONENTS.len()]> {
