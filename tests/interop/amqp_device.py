@@ -3,6 +3,7 @@
 Each call returns when the peer has answered; Proton's own loop runs while a call waits.
 """
 
+import itertools
 import uuid
 
 from proton import Delivery, LinkException, Message
@@ -29,6 +30,7 @@ class AmqpDevice:
         options = {"sasl_enabled": True, "allowed_mechs": "ANONYMOUS"} if sasl else {"sasl_enabled": False}
         self._connection = BlockingConnection(f"amqp://127.0.0.1:{site.ports['amqp']}", timeout=DEADLINE, **options)
         self._cbs = None
+        self._numbers = itertools.count(1)
 
     def __enter__(self):
         return self
@@ -36,10 +38,17 @@ class AmqpDevice:
     def __exit__(self, *_):
         self._connection.close()
 
+    def _name(self):
+        """A link name that this connection has not used; Proton's own choice repeats itself."""
+        return f"{self.device}-{next(self._numbers)}"
+
     def put_token(self, token, device=None):
         """Puts a token and returns the status code; the answer must carry the request's own message id."""
         if self._cbs is None:
-            self._cbs = (self._connection.create_sender("$cbs"), self._connection.create_receiver("$cbs", credit=10))
+            self._cbs = (
+                self._connection.create_sender("$cbs", name=self._name()),
+                self._connection.create_receiver("$cbs", name=self._name(), credit=10),
+            )
         sender, receiver = self._cbs
         request = Message(
             body=token,
@@ -68,7 +77,7 @@ class AmqpDevice:
 
     def sender(self, device=None):
         """A sender to the device's events, or to those of another."""
-        return self._connection.create_sender(fieldgate.EVENTS.format(device or self.device))
+        return self._connection.create_sender(fieldgate.EVENTS.format(device or self.device), name=self._name())
 
     def send(self, body, properties=None, sender=None, **system):
         """Sends one message in a data section and returns the outcome that came back."""
@@ -78,7 +87,8 @@ class AmqpDevice:
 
     def send_settled(self, body):
         """Sends one message as settled: nothing comes back. Returns when the link is closed by both sides."""
-        sender = self._connection.create_sender(fieldgate.EVENTS.format(self.device), options=AtMostOnce())
+        address = fieldgate.EVENTS.format(self.device)
+        sender = self._connection.create_sender(address, name=self._name(), options=AtMostOnce())
         sender.send(Message(body=body.encode(), inferred=True))
         sender.close()
 
@@ -94,7 +104,8 @@ class AmqpDevice:
 
     def commands(self):
         """A receiver of the device's commands; the address is spelt as the cloud's own clients spell it."""
-        return self._connection.create_receiver(f"devices/{self.device}/messages/deviceBound", credit=5)
+        address = f"devices/{self.device}/messages/deviceBound"
+        return self._connection.create_receiver(address, name=self._name(), credit=5)
 
 
 def body_text(message):

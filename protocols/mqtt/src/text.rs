@@ -1,0 +1,144 @@
+//! Strings of MQTT: UTF-8 without NUL (MQTT 5 1.5.4), topic names and topic filters (MQTT 5 4.7).
+//!
+//! Only the form is judged here. Who may use a topic, and what it means, is not the wire's business.
+
+use std::{fmt, ops::Deref, str::Utf8Error};
+
+use bytes::Bytes;
+
+/// A UTF-8 string that shares the buffer it was read from.
+#[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Text(Bytes);
+
+impl Text {
+    /// Wraps bytes that the guard has found to be UTF-8 already.
+    pub(crate) fn checked(bytes: Bytes) -> Self {
+        debug_assert!(std::str::from_utf8(&bytes).is_ok(), "the guard lets only UTF-8 through");
+        Self(bytes)
+    }
+
+    /// The string.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("checked when the value was made")
+    }
+
+    /// The bytes of the string, still sharing the buffer.
+    pub fn into_bytes(self) -> Bytes {
+        self.0
+    }
+}
+
+impl TryFrom<Bytes> for Text {
+    type Error = Utf8Error;
+
+    fn try_from(bytes: Bytes) -> Result<Self, Utf8Error> {
+        std::str::from_utf8(&bytes)?;
+        Ok(Self(bytes))
+    }
+}
+
+impl From<String> for Text {
+    fn from(text: String) -> Self {
+        Self(text.into())
+    }
+}
+
+impl From<&str> for Text {
+    fn from(text: &str) -> Self {
+        Self(Bytes::copy_from_slice(text.as_bytes()))
+    }
+}
+
+impl Deref for Text {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        self.as_str()
+    }
+}
+
+impl PartialEq<str> for Text {
+    fn eq(&self, other: &str) -> bool {
+        self.0 == other.as_bytes()
+    }
+}
+
+impl PartialEq<&str> for Text {
+    fn eq(&self, other: &&str) -> bool {
+        self.0 == other.as_bytes()
+    }
+}
+
+impl fmt::Debug for Text {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), formatter)
+    }
+}
+
+impl fmt::Display for Text {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.as_str())
+    }
+}
+
+/// Whether a message may be published to `topic`: not empty, no wildcard, no NUL, at most 65,535 bytes
+/// (MQTT 5 4.7.1-1, 4.7.3-1 to 4.7.3-3).
+pub fn is_topic_name(topic: &str) -> bool {
+    // One pass without an early exit, so that it is done many bytes at a time.
+    let forbidden = topic.bytes().fold(false, |found, byte| found | matches!(byte, b'+' | b'#' | 0));
+    !topic.is_empty() && topic.len() <= usize::from(u16::MAX) && !forbidden
+}
+
+/// Whether a client may subscribe to `filter`: `+` fills a whole level, `#` the last one (MQTT 5 4.7.1).
+pub fn is_topic_filter(filter: &str) -> bool {
+    if filter.is_empty() || filter.len() > usize::from(u16::MAX) || filter.contains('\0') {
+        return false;
+    }
+    let mut levels = filter.split('/').peekable();
+    while let Some(level) = levels.next() {
+        let wild = match level {
+            "#" => levels.peek().is_none(),
+            "+" => true,
+            level => !level.contains(['+', '#']),
+        };
+        if !wild {
+            return false;
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topic_names() {
+        for good in ["a", "/", "a//b", "$iothub/twin", "é/x", " ", "devices/d1/messages/events/%24.ct=a&b="]
+        {
+            assert!(is_topic_name(good), "{good}");
+        }
+        for bad in ["", "+", "a/#", "a+b", "a\0b", &"x".repeat(65_536)] {
+            assert!(!is_topic_name(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn topic_filters() {
+        for good in ["#", "+", "/", "a/+/b", "+/+", "/+", "a/#", "a/b", "$share/g/a/#", "é"] {
+            assert!(is_topic_filter(good), "{good}");
+        }
+        for bad in ["", "a#", "a/#/b", "#/", "a+", "+a/b", "a/b+/c", "a/\0", "##", "++"] {
+            assert!(!is_topic_filter(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn text_is_utf8_only_and_shares_its_buffer() {
+        let whole = Bytes::from_static("sm\u{f6}r".as_bytes());
+        let text = Text::try_from(whole.slice(0..4)).expect("ends where a character ends");
+        assert_eq!(text, "sm\u{f6}");
+        assert_eq!(text.clone().into_bytes().as_ptr(), whole.as_ptr());
+        assert!(Text::try_from(whole.slice(0..3)).is_err(), "cut inside a character");
+    }
+}

@@ -1,0 +1,14 @@
+//! Link routing: pairs the links of a device with links to the hub and passes on what is
+//! said on them, unread.
+//!
+//! Pure: no socket, no clock, no task. It works on the AMQP machines of both sides, which
+//! know frames, windows and handles; what it adds is which link belongs to which, which
+//! delivery has which id on the other side, and who may attach where.
+
+mod deliveries;
+mod policy;
+mod telemetry;
+mod tunnel;
+
+pub use policy::{Authorise, Policy};
+pub use tunnel::{Side, Tunnel};

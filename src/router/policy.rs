@@ -1,0 +1,198 @@
+//! Which addresses a device's links may name, and the host names in them.
+//!
+//! With a hub connection for each device the hub judges the device's tokens itself; what the
+//! gateway adds is that nothing but the routed addresses is offered to it.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use fieldgate_amqp::error::{AmqpError, Condition};
+use fieldgate_amqp::performative::{Attach, Patch, Role, Terminus};
+
+use super::tunnel::Side;
+
+/// Who judges what a device may attach to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Authorise {
+    /// The hub, by the token that the device puts; the gateway routes the configured prefixes only.
+    Token,
+    /// The hub alone: every address is routed, also none (a sender to the anonymous terminus), a dynamic
+    /// node or a transaction coordinator.
+    Any,
+}
+
+/// The rules for the links of one device connection.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    authorise: Authorise,
+    prefixes: Arc<[String]>,
+    hub: Arc<str>,
+    /// The host that the device dialled, where it said so in its `open` and it is not the hub's.
+    gateway: Option<String>,
+}
+
+impl Policy {
+    /// Rules that route `prefixes` (whole segments, `devices` covers `devices/d1`) to the hub called `hub`.
+    ///
+    /// `dialled` is the host name of the device's `open`: a device that knows only the gateway puts that name
+    /// into absolute addresses, and the hub would not know it.
+    pub fn new(authorise: Authorise, prefixes: Arc<[String]>, hub: Arc<str>, dialled: Option<&str>) -> Self {
+        let gateway = dialled.filter(|host| !host.eq_ignore_ascii_case(&hub)).map(str::to_owned);
+        Self { authorise, prefixes, hub, gateway }
+    }
+
+    /// The attach as it goes to the other side.
+    ///
+    /// # Errors
+    /// What the peer is told when nothing routes the address: `amqp:not-found`, or `amqp:not-allowed` for a
+    /// terminus that names no node of its own.
+    pub(super) fn admit(&self, side: Side, attach: &Attach) -> Result<Attach, AmqpError> {
+        if side == Side::Downstream && self.authorise == Authorise::Token {
+            self.judge(attach)?;
+        }
+        Ok(self.rename(attach, self.gateway.as_deref(), Some(&self.hub)))
+    }
+
+    /// The answer as it goes to the side that asked: host names that [`admit`](Self::admit) changed are changed back.
+    pub(super) fn answer(&self, side: Side, attach: &Attach) -> Attach {
+        match side {
+            Side::Upstream => self.rename(attach, Some(&self.hub), self.gateway.as_deref()),
+            Side::Downstream => attach.clone(),
+        }
+    }
+
+    fn judge(&self, attach: &Attach) -> Result<(), AmqpError> {
+        let node = match attach.role() {
+            Role::Sender => attach.target(),
+            Role::Receiver => attach.source(),
+        };
+        let refuse = |reason| Err(AmqpError::new(&Condition::NotAllowed, Some(reason)));
+        let Some(node) = node else {
+            return refuse("this gateway routes no anonymous terminus: name an address such as devices/<id>/messages/events");
+        };
+        if node.is_coordinator() {
+            return refuse("this gateway routes no transaction coordinator");
+        }
+        if node.dynamic() {
+            return refuse("this gateway routes no dynamic node");
+        }
+        let address = node.address().unwrap_or_default();
+        if self.routes(address) {
+            return Ok(());
+        }
+        let routed = self.prefixes.join(", ");
+        let description = format!("no route for the address {:?}; routed are {routed}", clip(address));
+        Err(AmqpError::new(&Condition::NotFound, Some(&description)))
+    }
+
+    fn routes(&self, address: &str) -> bool {
+        let path = split_absolute(address).map_or(address, |(_, path)| path);
+        let path = path.strip_prefix('/').unwrap_or(path);
+        if path.split('/').any(|segment| segment == "." || segment == "..") {
+            return false;
+        }
+        self.prefixes.iter().any(|prefix| {
+            let prefix = prefix.trim_end_matches('/');
+            path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+    }
+
+    fn rename(&self, attach: &Attach, from: Option<&str>, to: Option<&str>) -> Attach {
+        let (Some(from), Some(to)) = (from, to) else { return attach.clone() };
+        let renamed = |terminus: Option<Terminus>| {
+            let terminus = terminus?;
+            let address = renamed_host(terminus.address()?, from, to)?;
+            Some(terminus.with_address(&address))
+        };
+        let (source, target) = (renamed(attach.source()), renamed(attach.target()));
+        let patches: Vec<(usize, Patch<'_>)> = [(Attach::SOURCE, &source), (Attach::TARGET, &target)]
+            .into_iter()
+            .filter_map(|(field, terminus)| Some((field, Patch::Raw(terminus.as_ref()?.encoded()))))
+            .collect();
+        if patches.is_empty() {
+            return attach.clone();
+        }
+        let renamed = attach.composite().patched(&patches).and_then(Attach::try_from);
+        // Only a name was changed; should the result not be an attach, the address as it came is refused by the hub.
+        renamed.unwrap_or_else(|_| attach.clone())
+    }
+}
+
+/// The authority and the path of an absolute address (`amqp://` or `amqps://`).
+fn split_absolute(address: &str) -> Option<(&str, &str)> {
+    let scheme = address.split_once("://").filter(|(scheme, _)| {
+        scheme.eq_ignore_ascii_case("amqps") || scheme.eq_ignore_ascii_case("amqp")
+    })?;
+    Some(scheme.1.split_at(scheme.1.find('/').unwrap_or(scheme.1.len())))
+}
+
+/// The address with host `to` where it names host `from`; nothing where it does not.
+fn renamed_host(address: &str, from: &str, to: &str) -> Option<String> {
+    let (authority, path) = split_absolute(address)?;
+    let (host, port) = authority.split_at(authority.rfind(':').unwrap_or(authority.len()));
+    let scheme = &address[..address.len() - authority.len() - path.len()];
+    // The port stays, so that the way back restores exactly what the device wrote.
+    host.eq_ignore_ascii_case(from).then(|| format!("{scheme}{to}{port}{path}"))
+}
+
+/// At most 64 characters of what a peer sent, for an error text.
+fn clip(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(64) {
+        Some((end, _)) => Cow::Owned(format!("{}…", &text[..end])),
+        None => Cow::Borrowed(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fieldgate_amqp::performative::{AttachOut, SourceOut, TargetOut};
+
+    use super::*;
+
+    fn policy() -> Policy {
+        let prefixes = ["$cbs".to_owned(), "devices/".to_owned()];
+        Policy::new(Authorise::Token, prefixes.into(), "hub.example.net".into(), Some("gate.local"))
+    }
+
+    fn sender(target: &str) -> Attach {
+        let source = SourceOut::default().build();
+        let target = TargetOut { address: Some(target), ..TargetOut::default() }.build();
+        AttachOut::sender("link", &source, &target).build()
+    }
+
+    fn anonymous_sender() -> Attach {
+        let source = SourceOut::default().build();
+        let target = TargetOut::default().build();
+        AttachOut { target: None, ..AttachOut::sender("link", &source, &target) }.build()
+    }
+
+    #[test]
+    fn routes_whole_segments_only() {
+        for address in ["$cbs", "devices/d1/messages/events", "/devices/d1", "amqps://any.host:5671/devices/d1"] {
+            assert!(policy().admit(Side::Downstream, &sender(address)).is_ok(), "{address}");
+        }
+        for address in ["", "$cbs2", "device", "devicesx/d1", "$management", "devices/../$management", "%64evices/d1"] {
+            let error = policy().admit(Side::Downstream, &sender(address)).expect_err(address);
+            assert_eq!(error.condition(), "amqp:not-found", "{address}");
+        }
+    }
+
+    #[test]
+    fn refuses_what_names_no_node() {
+        let error = policy().admit(Side::Downstream, &anonymous_sender()).expect_err("null target");
+        assert_eq!(error.condition(), "amqp:not-allowed");
+        let any = Policy { authorise: Authorise::Any, ..policy() };
+        assert!(any.admit(Side::Downstream, &anonymous_sender()).is_ok());
+    }
+
+    #[test]
+    fn changes_the_gateways_own_name_and_nothing_else() {
+        let policy = policy();
+        let up = policy.admit(Side::Downstream, &sender("amqps://gate.local:5671/devices/d1")).expect("routed");
+        assert_eq!(up.target().expect("target").address(), Some("amqps://hub.example.net:5671/devices/d1"));
+        let down = policy.answer(Side::Upstream, &up);
+        assert_eq!(down.target().expect("target").address(), Some("amqps://gate.local:5671/devices/d1"));
+        let other = policy.admit(Side::Downstream, &sender("amqps://other.host/devices/d1")).expect("routed");
+        assert_eq!(other.target().expect("target").address(), Some("amqps://other.host/devices/d1"));
+    }
+}

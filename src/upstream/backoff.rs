@@ -1,0 +1,50 @@
+//! How long to wait before the hub is tried again: exponential, with full jitter, so that a
+//! site full of gateways does not knock in step.
+
+use std::time::Duration;
+
+/// The shortest ceiling of a wait.
+const FIRST: Duration = Duration::from_millis(500);
+/// The longest ceiling of a wait.
+const LAST: Duration = Duration::from_secs(30);
+
+/// Grows with each failure, and starts anew after a success.
+#[derive(Debug, Default)]
+pub(crate) struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// The hub answered: the next failure starts from the beginning.
+    pub(crate) fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    /// The wait after one more failure; `random` is uniform over all of `u64`.
+    ///
+    /// Half of the ceiling is fixed, so that no wait is close to none at all.
+    pub(crate) fn next(&mut self, random: u64) -> Duration {
+        let ceiling = FIRST.saturating_mul(1 << self.failures.min(16)).min(LAST);
+        self.failures = self.failures.saturating_add(1);
+        let fixed = ceiling / 2;
+        let spread = u64::try_from(fixed.as_millis()).unwrap_or(u64::MAX).max(1);
+        fixed + Duration::from_millis(random % spread)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grows_to_a_ceiling_and_starts_anew() {
+        let mut backoff = Backoff::default();
+        let waits: Vec<_> = (0..12).map(|_| backoff.next(u64::MAX)).collect();
+        assert!(waits[0] >= FIRST / 2 && waits[0] < FIRST);
+        assert!(waits.windows(2).all(|pair| pair[0] <= pair[1] + LAST / 2));
+        assert!(waits.iter().all(|wait| *wait <= LAST));
+        assert!(waits[11] >= LAST / 2);
+        backoff.reset();
+        assert!(backoff.next(0) == FIRST / 2);
+    }
+}

@@ -1,0 +1,157 @@
+//! One AMQP connection on one stream: moves bytes and time between a tokio stream and the
+//! sans-IO machine, and nothing else.
+//!
+//! A turn writes what the machine has to say, then reads what has come, at most
+//! [`READ_BYTES`]. Whoever owns the machine drains its events after each turn; what those
+//! produce is written at the start of the next one, so each peer is flushed once a turn.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use fieldgate_amqp::connection::Connection;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Sleep;
+use tokio_util::io::poll_read_buf;
+
+/// The most that one turn reads, in bytes.
+pub const READ_BYTES: usize = 64 * 1024;
+
+thread_local! {
+    /// The read buffer of this worker, lent to one connection at a time: a connection with
+    /// nothing to read holds no buffer.
+    static SCRATCH: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+}
+
+/// What a turn brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Bytes arrived or a timer ran out: the machine may have events.
+    Progress,
+    /// The peer closed its side of the stream.
+    Ended,
+}
+
+/// A stream and what is under way on it.
+#[derive(Debug)]
+pub struct Wire<S> {
+    stream: S,
+    output: Bytes,
+    unflushed: bool,
+    ended: bool,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+    /// A wire over an established stream.
+    pub fn new(stream: S) -> Self {
+        Self { stream, output: Bytes::new(), unflushed: false, ended: false, timer: None }
+    }
+
+    /// Bytes taken from the machine and not yet taken by the stream.
+    pub fn backlog(&self) -> usize {
+        self.output.len()
+    }
+
+    /// One turn; pending when the stream has nothing, takes nothing and no timer is due.
+    ///
+    /// With `read` false nothing is read: the way to hold a peer back.
+    ///
+    /// # Errors
+    /// What the stream says: the connection is lost.
+    pub fn poll_turn(&mut self, cx: &mut Context<'_>, machine: &mut Connection, read: bool) -> Poll<io::Result<Turn>> {
+        if let Poll::Ready(Err(error)) = self.poll_write(cx, machine) {
+            return Poll::Ready(Err(error));
+        }
+        if read && !self.ended {
+            if let Poll::Ready(bytes) = self.poll_read(cx)? {
+                if bytes.is_empty() {
+                    self.ended = true;
+                    return Poll::Ready(Ok(Turn::Ended));
+                }
+                machine.handle_input(Instant::now(), bytes);
+                return Poll::Ready(Ok(Turn::Progress));
+            }
+        }
+        ready!(self.poll_timer(cx, machine));
+        machine.handle_timeout(Instant::now());
+        Poll::Ready(Ok(Turn::Progress))
+    }
+
+    /// Writes and flushes all that the machine has to say; ready when the stream took it all.
+    ///
+    /// # Errors
+    /// What the stream says.
+    pub fn poll_write(&mut self, cx: &mut Context<'_>, machine: &mut Connection) -> Poll<io::Result<()>> {
+        loop {
+            if self.output.is_empty() {
+                match machine.poll_transmit() {
+                    Some(bytes) => self.output = bytes,
+                    None => break,
+                }
+            }
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.output))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.output.advance(written);
+            self.unflushed = true;
+        }
+        if self.unflushed {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Says goodbye on the stream: TLS close_notify and FIN.
+    ///
+    /// # Errors
+    /// What the stream says.
+    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+        SCRATCH.with_borrow_mut(|scratch| {
+            scratch.reserve(READ_BYTES);
+            // A TLS stream hands out a record at a time: gather what is there.
+            while scratch.len() < READ_BYTES {
+                let room = READ_BYTES - scratch.len();
+                match poll_read_buf(Pin::new(&mut self.stream), cx, &mut scratch.limit(room)) {
+                    Poll::Ready(Ok(0)) => break,
+                    Poll::Ready(Ok(_)) => {}
+                    // What came before the error or the wait is handled first.
+                    Poll::Ready(Err(_)) | Poll::Pending if !scratch.is_empty() => break,
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            Poll::Ready(Ok(scratch.split().freeze()))
+        })
+    }
+
+    fn poll_timer(&mut self, cx: &mut Context<'_>, machine: &Connection) -> Poll<()> {
+        let Some(deadline) = machine.poll_timeout() else {
+            return Poll::Pending;
+        };
+        let deadline = tokio::time::Instant::from_std(deadline);
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        // A deadline that moved later is noticed when the earlier one comes round: heartbeats
+        // move it with every frame, and the timer wheel need not know.
+        if deadline < timer.deadline() {
+            timer.as_mut().reset(deadline);
+        }
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if deadline <= tokio::time::Instant::now() {
+                return Poll::Ready(());
+            }
+            timer.as_mut().reset(deadline);
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! A worker: one thread with its own listeners, its own devices and its own connection to the
+//! hub. What belongs to one device never leaves its worker, so nothing here is locked.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fieldgate_mappings::rules::RuleSet;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::task::LocalSet;
+
+use crate::adapters::{self, Directory};
+use crate::config::Config;
+use crate::console::Health;
+use crate::shutdown::Shutdown;
+use crate::telemetry::{Protocol, emit};
+use crate::upstream::{Hub, Upstream};
+
+mod telemetry;
+
+use telemetry::{AcceptError, ConnectionClosed, ConnectionOpened, ConnectionRefused};
+
+/// How long accepting pauses when the system has no descriptor or memory left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a worker is made of; built by the main thread and moved to the worker's own.
+#[derive(Debug)]
+pub(crate) struct Setup {
+    pub(crate) index: usize,
+    pub(crate) config: Arc<Config>,
+    pub(crate) rules: Arc<RuleSet>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) health: Arc<Health>,
+    pub(crate) amqp: Vec<TcpListener>,
+    pub(crate) mqtt: Vec<TcpListener>,
+    pub(crate) coap: Vec<UdpSocket>,
+    pub(crate) http: Vec<TcpListener>,
+}
+
+/// What the tasks of a worker share.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) config: Arc<Config>,
+    pub(crate) rules: Arc<RuleSet>,
+    pub(crate) hub: Arc<Hub>,
+    /// Which client id is connected where, over all workers.
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) upstream: Upstream,
+    pub(crate) shutdown: Shutdown,
+    open: [Cell<usize>; 4],
+    empty: Notify,
+}
+
+/// A device connection that counts; dropped when it ends.
+pub(crate) struct Admission {
+    worker: Rc<Worker>,
+    protocol: Protocol,
+}
+
+impl Drop for Admission {
+    fn drop(&mut self) {
+        let open = &self.worker.open[self.protocol as usize];
+        open.set(open.get() - 1);
+        emit(ConnectionClosed { protocol: self.protocol });
+        if self.worker.open.iter().all(|open| open.get() == 0) {
+            self.worker.empty.notify_waiters();
+        }
+    }
+}
+
+impl Worker {
+    /// Admits one more connection, or says that there are as many as allowed.
+    fn admit(self: &Rc<Self>, protocol: Protocol, limit: usize) -> Option<Admission> {
+        let open = &self.open[protocol as usize];
+        if open.get() >= limit {
+            return None;
+        }
+        open.set(open.get() + 1);
+        Some(Admission { worker: Rc::clone(self), protocol })
+    }
+
+    /// Waits until no device connection is left.
+    async fn drained(&self) {
+        while self.open.iter().any(|open| open.get() > 0) {
+            self.empty.notified().await;
+        }
+    }
+}
+
+/// Runs a worker until the stop; returns when its connections are closed or the time for that is over.
+///
+/// # Errors
+/// When the thread's runtime or a listener cannot be made.
+pub(crate) fn run(setup: Setup, shutdown: &Shutdown) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    LocalSet::new().block_on(&runtime, serve(setup, shutdown.clone()))
+}
+
+async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
+    let Setup { index, config, rules, hub, directory, health, amqp, mqtt, coap, http } = setup;
+    let (upstream, connection) = Upstream::start(index, &config, &hub, health, shutdown.clone());
+    let worker = Rc::new(Worker {
+        config,
+        rules,
+        hub,
+        directory,
+        upstream,
+        shutdown: shutdown.clone(),
+        open: Default::default(),
+        empty: Notify::new(),
+    });
+    let workers = worker.config.runtime.workers().get();
+    let share = |limit: std::num::NonZeroUsize| limit.get().div_ceil(workers);
+
+    for listener in amqp {
+        let limit = share(worker.config.amqp.max_connections);
+        accept(&worker, Protocol::Amqp, limit, listener, adapters::amqp::serve)?;
+    }
+    for listener in mqtt {
+        let limit = share(worker.config.mqtt.max_connections);
+        accept(&worker, Protocol::Mqtt, limit, listener, adapters::mqtt::serve)?;
+    }
+    for listener in http {
+        let limit = share(worker.config.http.max_connections);
+        accept(&worker, Protocol::Http, limit, listener, adapters::http::serve)?;
+    }
+    for socket in coap {
+        let admission = worker.admit(Protocol::Coap, usize::MAX);
+        let socket = tokio::net::UdpSocket::from_std(socket)?;
+        let server = adapters::coap::serve(socket, Rc::clone(&worker));
+        tokio::task::spawn_local(async move {
+            let _admission = admission;
+            server.await;
+        });
+    }
+
+    shutdown.draining().await;
+    tokio::select! {
+        () = worker.drained() => {}
+        () = shutdown.aborting() => {}
+    }
+    // The devices are gone: what they sent has its outcome, and the hub may be told goodbye.
+    worker.upstream.close();
+    tokio::select! {
+        _ = connection => {}
+        () = shutdown.aborting() => {}
+    }
+    Ok(())
+}
+
+/// Accepts connections of one listener until the stop, a task for each.
+fn accept<F, Fut>(
+    worker: &Rc<Worker>,
+    protocol: Protocol,
+    limit: usize,
+    listener: TcpListener,
+    serve: F,
+) -> io::Result<()>
+where
+    F: Fn(TcpStream, SocketAddr, Rc<Worker>) -> Fut + 'static,
+    Fut: Future<Output = ()> + 'static,
+{
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let worker = Rc::clone(worker);
+    tokio::task::spawn_local(async move {
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = worker.shutdown.draining() => return,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors, mostly: a pause lets others close theirs.
+                    emit(AcceptError { protocol, error });
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Some(admission) = worker.admit(protocol, limit) else {
+                emit(ConnectionRefused { protocol, peer, limit });
+                continue;
+            };
+            // Machines gather what they say in turns: waiting for more would only add delay.
+            if stream.set_nodelay(true).is_err() {
+                continue;
+            }
+            emit(ConnectionOpened { protocol, peer });
+            let served = serve(stream, peer, Rc::clone(&worker));
+            tokio::task::spawn_local(async move {
+                let _admission = admission;
+                served.await;
+            });
+        }
+    });
+    Ok(())
+}
