@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod console;
+pub mod hub;
 pub mod listener;
 pub mod sas;
 pub mod shutdown;
