@@ -3,6 +3,7 @@
 //! *Protocols say it, mappings mean it, src runs it, tests doubt it.* This crate is the running part: it alone
 //! opens sockets, reads files, asks the time and spawns tasks.
 
+pub mod cli;
 pub mod config;
 pub mod console;
 pub mod hub;
