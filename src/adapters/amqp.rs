@@ -1,56 +1,287 @@
-//! Native AMQP devices, each with a hub connection of its own: the device's connection and
-//! the hub's are opened one after the other, then everything passes through a [`Tunnel`].
+//! Native AMQP devices, each with a hub connection of its own: the device opens, the hub is
+//! opened with the same words, the hub's answer is the device's, and from then on everything
+//! passes through a [`Tunnel`].
 //!
-//! The device's `open` goes to the hub as it came (container-id, capabilities, properties),
-//! and the hub's `open` comes back the same way; what belongs to a side (frame size, channels,
-//! idle time-out, host name) is each side's own.
+//! Container-id, capabilities and properties of an `open` go through as they came; frame size,
+//! channels, idle time-out and the host that is asked for belong to each side.
 
 use std::future::poll_fn;
-use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use fieldgate_amqp::connection::{ClientSecurity, CloseReason, Connection, ConnectionConfig, Event, SaslCode};
+use fieldgate_amqp::connection::{ClientSecurity, CloseReason, Connection, ConnectionConfig, Event};
 use fieldgate_amqp::error::{AmqpError, Condition};
-use fieldgate_amqp::performative::Open;
-use fieldgate_amqp::sasl::Mechanism;
+use fieldgate_amqp::performative::{Open, Patch};
+use fieldgate_amqp::sasl::{Mechanism, SaslCode};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use crate::config::{self, AmqpConfig};
+use crate::config::{self, Config};
 use crate::router::{Authorise, Policy, Side, Tunnel};
 use crate::telemetry::emit;
 use crate::upstream::ConnectError;
 use crate::wire::{Turn, Wire};
 use crate::worker::Worker;
 
-use super::telemetry::{RoutedConnectionClosed, RoutedConnectionOpened, UpstreamConnectError};
+use super::telemetry::{RouteClosed, RouteOpenError, RouteOpened};
 
-/// While this much waits for one side, the other is not read: 1 MiB and what one turn adds.
+/// While this much waits to be written on one side, the other side is not read.
 const MAX_BACKLOG_BYTES: usize = 1024 * 1024;
 
-/// What devices may authenticate with here. The device proves itself to the hub by a token.
+/// What devices authenticate with here: nothing. They prove themselves to the hub, by a token.
 const MECHANISMS: [Mechanism; 2] = [Mechanism::Anonymous, Mechanism::Mssbcbs];
+
+/// The field `hostname` of `open` (AMQP 1.0 2.7.1).
+const HOSTNAME: usize = 1;
 
 /// Serves one device until either side ends.
 pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, worker: Rc<Worker>) {
-    let config = machine_config(&worker.config.amqp);
-    let mut device = Ended::new(stream, Connection::server(Arc::clone(&config), &MECHANISMS, true, Instant::now()));
-    let Some(open) = device_open(&mut device, &worker).await else { return };
-    let mut hub = match connect(&worker, &config, &open).await {
-        Ok(hub) => hub,
-        Err(error) => {
-            emit(UpstreamConnectError { error: &error });
-            let sorry = AmqpError::new(Condition::ConnectionForced, "the hub cannot be reached from this gateway now");
-            device.machine.open(own_open(&config));
-            return device.close(Some(sorry), &worker).await;
+    let config = Arc::new(device_config(&worker.config));
+    let machine = Connection::server(Arc::clone(&config), &MECHANISMS, true, Instant::now());
+    let mut device = End::new(stream, machine);
+    let Some(open) = opened(&mut device, &worker).await else { return };
+    match connect(&worker, &open).await {
+        Ok(hub) => {
+            emit(RouteOpened { peer, container: open.container_id() });
+            let tunnel = Tunnel::new(policy(&worker, &open));
+            let reason = Route { device, hub, tunnel }.run(&worker).await;
+            emit(RouteClosed { peer, reason });
         }
+        Err(error) => {
+            emit(RouteOpenError { peer, error: &error });
+            device.machine.close(Some(lost("the gateway cannot reach the hub now; connect again later")));
+            device.finish(&worker).await;
+        }
+    }
+}
+
+/// What the device's connections are told.
+fn device_config(config: &Config) -> ConnectionConfig {
+    let amqp = &config.amqp;
+    ConnectionConfig {
+        max_frame_bytes: amqp.max_frame_bytes,
+        channel_max: amqp.max_sessions.get() - 1,
+        max_links: usize::try_from(amqp.max_links.get()).unwrap_or(usize::MAX),
+        handle_max: amqp.max_links.get() - 1,
+        idle_time_out: Some(amqp.idle_time_out),
+        open_time_out: amqp.open_time_out,
+        max_backlog_bytes: 2 * MAX_BACKLOG_BYTES,
+        ..ConnectionConfig::default()
+    }
+}
+
+/// What the hub's connections are told: room for whatever the device side admits.
+fn hub_config(config: &Config) -> ConnectionConfig {
+    ConnectionConfig {
+        idle_time_out: Some(config.upstream.idle_time_out),
+        open_time_out: config.upstream.connect_time_out,
+        ..device_config(config)
+    }
+}
+
+/// A device's `open` as the hub is to see it: as it came, but for the host that is asked for. Frame size, channels
+/// and idle time-out are the machine's own.
+fn open_for_hub(open: &Open, hub: &str) -> Open {
+    let patched = open.composite().patched(&[(HOSTNAME, Patch::Str(hub))]).and_then(Open::try_from);
+    // A name in place of a name: what was an `open` stays one.
+    patched.unwrap_or_else(|_| open.clone())
+}
+
+fn lost(what: &str) -> AmqpError {
+    AmqpError::new(&Condition::ConnectionForced, Some(what))
+}
+
+fn policy(worker: &Worker, open: &Open) -> Policy {
+    let amqp = &worker.config.amqp;
+    let authorise = match amqp.authorise() {
+        config::Authorise::Token => Authorise::Token,
+        config::Authorise::Any => Authorise::Any,
     };
-    emit(RoutedConnectionOpened { peer, container: open.container_id() });
-    let policy = policy(&worker, &open);
-    Route { device, hub, tunnel: Tunnel::new(policy), config, opened: false }.run(&worker).await;
-    emit(RoutedConnectionClosed { peer });
+    Policy::new(authorise, amqp.link_routes.as_slice().into(), Arc::clone(worker.hub.name()), open.hostname())
+}
+
+/// The device's `open`, after SASL where it wants that; nothing if it goes away before.
+async fn opened(device: &mut End<TcpStream>, worker: &Worker) -> Option<Open> {
+    let mut stop = pin!(worker.shutdown.draining());
+    poll_fn(|cx| {
+        loop {
+            while let Some(event) = device.machine.poll_event() {
+                match event {
+                    Event::SaslInit { .. } => device.machine.sasl_outcome(SaslCode::Ok),
+                    Event::Opened(open) => return Poll::Ready(Some(open)),
+                    // Nothing else comes before `open` is answered; Closed shows in `finished`.
+                    _ => {}
+                }
+            }
+            if device.finished || stop.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            if device.poll_turn(cx, true).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await
+}
+
+async fn connect(worker: &Worker, open: &Open) -> Result<End<TlsStream<TcpStream>>, ConnectError> {
+    let config = Arc::new(hub_config(&worker.config));
+    let stream = worker.hub.connect().await?;
+    let open = passed_on(open, &config, Some(worker.hub.name()));
+    let machine = Connection::client(config, worker.hub.security_of_devices(), open, Instant::now());
+    Ok(End::new(stream, machine))
+}
+
+/// One side: stream and machine.
+struct End<S> {
+    wire: Wire<S>,
+    machine: Connection,
+    /// Nothing comes or goes any more.
+    finished: bool,
+    /// The other side has been told so.
+    told: bool,
+    /// Why, as far as the machine knows.
+    reason: Option<CloseReason>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
+    fn new(stream: S, machine: Connection) -> Self {
+        Self { wire: Wire::new(stream), machine, finished: false, told: false, reason: None }
+    }
+
+    fn backlog(&self) -> usize {
+        self.wire.backlog() + self.machine.output_bytes()
+    }
+
+    /// Ready when something happened on this side.
+    fn poll_turn(&mut self, cx: &mut Context<'_>, read: bool) -> Poll<()> {
+        if self.finished {
+            return Poll::Pending;
+        }
+        let closed = self.machine.is_closed();
+        match self.wire.poll_turn(cx, &mut self.machine, read && !closed && self.machine.wants_input()) {
+            Poll::Ready(Ok(Turn::Progress)) => {}
+            Poll::Ready(Ok(Turn::Ended) | Err(_)) => self.finished = true,
+            Poll::Pending if closed && self.backlog() == 0 => self.finished = true,
+            Poll::Pending => return Poll::Pending,
+        }
+        Poll::Ready(())
+    }
+
+    /// Lets the machine say its last words; its own timers bound that.
+    async fn finish(&mut self, worker: &Worker) {
+        let mut stop = pin!(worker.shutdown.aborting());
+        poll_fn(|cx| {
+            while !self.finished && stop.as_mut().poll(cx).is_pending() {
+                while self.machine.poll_event().is_some() {}
+                if self.poll_turn(cx, true).is_pending() {
+                    return Poll::Pending;
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+}
+
+/// Both sides of a device.
+struct Route {
+    device: End<TcpStream>,
+    hub: End<TlsStream<TcpStream>>,
+    tunnel: Tunnel,
+}
+
+impl Route {
+    async fn run(mut self, worker: &Worker) -> Option<CloseReason> {
+        let mut stop = pin!(worker.shutdown.draining());
+        let mut abort = pin!(worker.shutdown.aborting());
+        let mut stopping = false;
+        poll_fn(|cx| {
+            if !stopping && stop.as_mut().poll(cx).is_ready() {
+                stopping = true;
+                self.device.machine.close(Some(lost("the gateway is stopping")));
+                self.hub.machine.close(None);
+            }
+            if abort.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            loop {
+                self.pump();
+                if self.device.finished && self.hub.finished {
+                    return Poll::Ready(());
+                }
+                // A side that does not take what it is sent holds the other back, not the memory.
+                let read_device = self.hub.backlog() < MAX_BACKLOG_BYTES;
+                let read_hub = self.device.backlog() < MAX_BACKLOG_BYTES;
+                let device = self.device.poll_turn(cx, read_device);
+                let hub = self.hub.poll_turn(cx, read_hub);
+                if device.is_pending() && hub.is_pending() {
+                    return Poll::Pending;
+                }
+            }
+        })
+        .await;
+        self.device.reason.or(self.hub.reason)
+    }
+
+    /// Handles all that came, on both sides, until nothing follows from it.
+    fn pump(&mut self) {
+        let Self { device, hub, tunnel } = self;
+        loop {
+            let mut quiet = true;
+            while let Some(event) = device.machine.poll_event() {
+                quiet = false;
+                match event {
+                    Event::Closed(reason) => {
+                        hub.machine.close(said(&reason));
+                        device.reason = Some(reason);
+                    }
+                    event => tunnel.pass(Side::Downstream, event, &mut device.machine, &mut hub.machine),
+                }
+            }
+            while let Some(event) = hub.machine.poll_event() {
+                quiet = false;
+                match event {
+                    Event::Opened(open) => device.machine.open(open),
+                    Event::Closed(reason) => {
+                        let error = match &reason {
+                            CloseReason::Remote(error) => error.clone(),
+                            CloseReason::Local => None,
+                            other => Some(lost(&format!("the connection to the hub ended: {other}"))),
+                        };
+                        device.machine.close(error);
+                        hub.reason = Some(reason);
+                    }
+                    event => tunnel.pass(Side::Upstream, event, &mut hub.machine, &mut device.machine),
+                }
+            }
+            // A stream that ended without a close: the other side is told once.
+            if device.finished && !device.told {
+                device.told = true;
+                hub.machine.close(None);
+                quiet = false;
+            }
+            if hub.finished && !hub.told {
+                hub.told = true;
+                device.machine.close(Some(lost("the connection to the hub was lost")));
+                quiet = false;
+            }
+            if quiet {
+                return;
+            }
+        }
+    }
+}
+
+/// The error that a peer closed with, for the other peer.
+fn said(reason: &CloseReason) -> Option<AmqpError> {
+    match reason {
+        CloseReason::Remote(error) => error.clone(),
+        _ => None,
+    }
 }

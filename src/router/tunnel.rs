@@ -13,8 +13,8 @@
 //! ```
 
 use fieldgate_amqp::connection::{Connection, Event, LinkFlow, LinkId, SessionId};
-use fieldgate_amqp::error::{AmqpError, Condition};
-use fieldgate_amqp::performative::{Attach, Detach, Disposition, Flow, Role, Transfer};
+use fieldgate_amqp::error::{AmqpError, Condition, Misuse};
+use fieldgate_amqp::performative::{Attach, Detach, Disposition, DispositionOut, Flow, Role, Transfer};
 
 use crate::table::Table;
 use crate::telemetry::emit;
@@ -102,7 +102,7 @@ impl Tunnel {
             }
             Event::Attached { link, attach, by_peer: false, .. } => self.answered(side, link, &attach, other),
             Event::Detached { link, detach, answered, .. } => self.detached(side, link, &detach, answered, other),
-            Event::Flow { link: Some(link), flow, .. } => self.flow(side, link, &flow, this, other),
+            Event::Flow { link: Some(link), flow, .. } => self.flow(side, link, &flow, other),
             Event::Flow { link: None, .. } => {}
             Event::Transfer { link, session, delivery_id, first, transfer } => {
                 self.transfer(side, link, session, &transfer, delivery_id, first, this, other);
@@ -197,23 +197,19 @@ impl Tunnel {
         }
     }
 
-    fn flow(&self, side: Side, link: LinkId, flow: &Flow, this: &Connection, other: &mut Connection) {
+    fn flow(&self, side: Side, link: LinkId, flow: &Flow, other: &mut Connection) {
         let Some(end) = self.ends[side.index()].links.get(link) else { return };
-        let (Some(here), Some(there)) = (this.delivery_count(link), other.delivery_count(end.peer)) else { return };
-        // Counts differ by what one side has seen and the other has not; the difference is kept
-        // in serial arithmetic: limit_there = there + (limit_here - here).
-        let delivery_count = flow.delivery_count.map(|count| there.wrapping_add(count.wrapping_sub(here)));
-        other.flow(
-            end.peer,
-            LinkFlow {
-                delivery_count,
-                link_credit: flow.link_credit,
-                available: flow.available,
-                drain: flow.drain,
-                echo: flow.echo,
-                properties: flow.properties(),
-            },
-        );
+        // The tunnel neither adds nor withholds a delivery, so both links count alike from the
+        // initial-delivery-count on, and what a peer says of its count holds for the other.
+        let numbers = LinkFlow {
+            delivery_count: flow.delivery_count,
+            link_credit: flow.link_credit.unwrap_or(0),
+            available: flow.available,
+            drain: flow.drain,
+            echo: flow.echo,
+            properties: flow.properties(),
+        };
+        other.flow(end.peer, numbers);
     }
 
     #[expect(clippy::too_many_arguments, reason = "the parts of one event and the two connections it lies between")]
@@ -230,9 +226,15 @@ impl Tunnel {
     ) {
         let ends = &mut self.ends[side.index()];
         let Some(end) = ends.links.get(link) else { return };
-        let Ok(id_out) = other.transfer(end.peer, &transfer.fields(), transfer.payload_slice()) else {
-            // The peer's link is going away; its detach says so to this side.
-            return;
+        let id_out = match other.transfer(end.peer, transfer.fields(), transfer.payload_slice()) {
+            Ok(id_out) => id_out,
+            // The link is being detached on the other side, and this side is about to hear of it.
+            Err(Misuse::UnknownLink | Misuse::NotAttached) => return,
+            // A gap in a link that goes on would be a lost message.
+            Err(misuse) => {
+                let error = AmqpError::new(&Condition::InternalError, Some(&misuse.to_string()));
+                return self.end_both(side, session, error, this, other);
+            }
         };
         if first {
             deliveries().inc();
@@ -246,17 +248,31 @@ impl Tunnel {
             pair.passed.passed(delivery_id, id_out, end.peer);
             if pair.passed.len() > MAX_DELIVERIES {
                 emit(DeliveriesExceeded { side });
-                let error = AmqpError::new(&Condition::ResourceLimitExceeded, Some("too many unsettled deliveries"));
-                this.end(session, Some(error.clone()));
-                self.ended(side, session, Some(error), other);
+                let why = "too many unsettled deliveries";
+                let error = AmqpError::new(&Condition::ResourceLimitExceeded, Some(why));
+                self.end_both(side, session, error, this, other);
             }
         }
+    }
+
+    /// Ends a session that the tunnel itself cannot carry on, on both sides.
+    fn end_both(
+        &mut self,
+        side: Side,
+        session: SessionId,
+        error: AmqpError,
+        this: &mut Connection,
+        other: &mut Connection,
+    ) {
+        this.end(session, Some(error.clone()));
+        self.ended(side, session, Some(error), other);
     }
 
     fn disposition(&mut self, side: Side, session: SessionId, disposition: &Disposition, other: &mut Connection) {
         let Some(end) = self.ends[side.index()].sessions.get_mut(session) else { return };
         let peer = end.peer;
-        let Disposition { role, first, last, settled, batchable, .. } = *disposition;
+        let out = disposition.fields();
+        let DispositionOut { role, first, last, settled, .. } = out;
         match role {
             // A receiver speaks of what came out here: the other side knows it by its incoming ids.
             Role::Receiver => {
@@ -267,7 +283,7 @@ impl Tunnel {
             Role::Sender => end.passed.out_ids(first, last, settled, &mut self.runs),
         }
         for run in self.runs.drain(..) {
-            other.disposition(peer, role, run.first, run.last, settled, disposition.state(), batchable);
+            other.disposition(peer, DispositionOut { first: run.first, last: run.last, ..out });
         }
     }
 }

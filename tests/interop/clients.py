@@ -22,9 +22,9 @@ def mosquitto(program, site, device, version, *arguments):
     ]
 
 
-def mqtt_publish(site, device, topic, text, qos, version):
+def mqtt_publish(site, device, topic, text, qos, version, *more):
     """Publishes once: the reason code of the PUBACK (always 0 in 3.1.1), or None where there was none."""
-    done = run(mosquitto("mosquitto_pub", site, device, version, "-t", topic, "-q", str(qos), "-m", text))
+    done = run(mosquitto("mosquitto_pub", site, device, version, "-t", topic, "-q", str(qos), "-m", text, *more))
     acknowledged = re.search(r"received PUBACK \(Mid: \d+, RC:(\d+)\)", done.out)
     if qos == 0 and done.status != 0:
         raise Failure(str(done))

@@ -67,7 +67,7 @@ pub enum DecodeFault {
     Field(&'static str),
     /// A message section out of its order, or twice there.
     #[error("the message section {0:#04x} stands in the wrong place")]
-    SectionOrder(u8),
+    SectionOrder(u64),
     /// `serde_amqp` did not take a value that is sound by itself.
     #[error("the value does not fit the type that it was read as")]
     Typed,

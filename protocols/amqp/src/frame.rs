@@ -1,6 +1,7 @@
 //! Frames and protocol headers (AMQP 1.0 2.2, 2.3): cutting them out of a byte stream, and writing them.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -63,7 +64,7 @@ impl FrameHeader {
 }
 
 /// A frame. An empty body is a heartbeat (AMQP 1.0 2.4.5).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Frame {
     /// The layer.
     pub kind: FrameKind,
@@ -79,6 +80,13 @@ impl Frame {
     fn cut(header: FrameHeader, mut bytes: Bytes) -> Self {
         bytes.advance(usize::from(header.doff) * 4);
         Self { kind: header.kind, channel: header.channel, body: bytes }
+    }
+}
+
+impl fmt::Debug for Frame {
+    /// Without the body, which may hold a payload or a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Frame({:?}, channel {}, {} bytes)", self.kind, self.channel, self.body.len())
     }
 }
 
@@ -159,7 +167,7 @@ impl ProtocolHeader {
 ///
 /// A frame that lies in one piece is taken without a copy. One that spans pieces is put together, and no more is
 /// kept of it than came: a claimed size reserves nothing. Without input waiting it holds no memory.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct FrameBuffer {
     /// The start of a frame that ended its piece.
     partial: BytesMut,
@@ -269,5 +277,11 @@ impl FrameBuffer {
         if self.waiting.is_empty() {
             self.waiting = VecDeque::new();
         }
+    }
+}
+
+impl fmt::Debug for FrameBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FrameBuffer({} bytes)", self.len())
     }
 }

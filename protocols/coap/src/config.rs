@@ -59,12 +59,12 @@ pub struct Config {
     /// well below the clients' ACK_TIMEOUT of 2 s.
     pub ack_delay: Duration,
     /// How many requests may be without a delivered answer, over all peers; above it 5.03. Default 16,384, about
-    /// 200 bytes each.
+    /// 300 bytes each.
     pub max_open: usize,
     /// The same for one peer; above it 4.29 (RFC 8516). Default 32.
     pub max_open_per_peer: usize,
     /// How many exchanges are remembered for the sake of duplicates, open ones among them; the oldest falls out
-    /// first. Default 131,072, about 130 bytes each (one peer's lone exchange: about 250).
+    /// first. Default 131,072, about 140 bytes each (270 where a peer has only one).
     pub max_exchanges: usize,
     /// The same for one peer. Default 4,096.
     pub max_exchanges_per_peer: usize,

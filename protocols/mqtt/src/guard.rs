@@ -127,7 +127,9 @@ impl Guard<'_> {
         packet_id(reader)?;
         // MQTT 5 3.4.2.1 and 3.4.2.2.1: reason code and properties may be left out from the end.
         if self.version == Version::V5 && !reader.is_empty() {
-            reader.u8()?;
+            if !matches!(reader.u8()?, 0x00 | 0x10 | 0x80 | 0x83 | 0x87 | 0x90 | 0x91 | 0x97 | 0x99) {
+                return Err(Violation::Malformed("a reason code that PUBACK does not have"));
+            }
             if !reader.is_empty() {
                 Properties::skip(reader, Scope::PubAck, self.config.max_properties)?;
             }

@@ -32,14 +32,24 @@ def mqtt_5(site, watch):
     mqtt(site, watch, "up-mqtt-5", MQTT_5)
 
 
-@scenario("uplink: coap-client, confirmable POST")
+@scenario("uplink: mosquitto_pub, MQTT 5, user property and content type beside the topic")
+def mqtt_5_properties(site, watch):
+    device = "up-mqtt-5-own"
+    own = [*("-D", "publish", "user-property", "line", "7"), *("-D", "publish", "content-type", "text/plain")]
+    topic = EVENTS.format(device) + "/site=berlin"
+    expect_equal("PUBACK", mqtt_publish(site, device, topic, "21 degrees", 1, MQTT_5, *own), 0)
+    watch.expect(device, message("21 degrees", {"site": "berlin", "line": "7"}, content_type="text/plain"))
+
+
+@scenario("uplink: coap-client, confirmable POST, a property as query")
 def coap_confirmable(site, watch):
     device = "up-coap-con"
-    kind, code = coap_post(site, EVENTS.format(device), '{"t":21}', content_format="application/json")
+    path = EVENTS.format(device) + "?site=berlin"
+    kind, code = coap_post(site, path, '{"t":21}', content_format="application/json")
     expect_equal("code", code, "2.04")
     if kind not in ("ACK", "CON"):
         raise AssertionError(f"the response to a confirmable request is a {kind}")
-    watch.expect(device, message('{"t":21}', content_type="application/json"))
+    watch.expect(device, message('{"t":21}', {"site": "berlin"}, content_type="application/json"))
 
 
 @scenario("uplink: coap-client, non-confirmable POST")
@@ -53,8 +63,9 @@ def coap_non_confirmable(site, watch):
 @scenario("uplink: curl, POST with iothub-app headers")
 def http(site, watch):
     device = "up-http"
+    # curl itself says that the body is a form; what the message is says the hub's own header.
     headers = [
-        *("Content-Type: application/json", "iothub-contenttype: application/json", "iothub-messageid: h-1"),
+        *("iothub-contenttype: application/json", "iothub-messageid: h-1"),
         *("iothub-app-site: berlin", "IoTHub-App-Line: 7"),
     ]
     expect_equal("status", http_post(site, EVENTS.format(device) + "?api-version=2020-03-13", '{"t":21}', headers)[0], 204)

@@ -9,6 +9,6 @@ mod write;
 pub use properties::{Properties, PropertiesOut};
 pub use sections::{Body, Header, Sections};
 pub use write::{
-    HeaderOut, put_amqp_value, put_application_properties, put_data, put_delivery_annotations, put_header,
+    put_amqp_value, put_application_properties, put_data, put_delivery_annotations, put_header,
     put_message_annotations, put_properties,
 };

@@ -1,28 +1,29 @@
 //! The sections of a message, as ranges of its bytes.
 
+use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::Properties;
-use crate::codec::{Limits, Map, MapIter, Reader, Value, validate};
+use crate::codec::{Limits, Map, MapIter, Reader, Value, validate, value_len};
 use crate::error::{DecodeError, DecodeFault};
-use crate::performative::{Composite, descriptor};
+use crate::performative::{Composite, Fields, descriptor};
 
 /// The sections of a message. All of them are validated; the message itself is not copied.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Sections {
     message: Bytes,
-    header: Option<Range<usize>>,
-    delivery_annotations: Option<Range<usize>>,
-    message_annotations: Option<Range<usize>>,
-    properties: Option<Range<usize>>,
-    application_properties: Option<Range<usize>>,
-    /// All sections of the body, descriptors included.
+    header: Header,
+    delivery_annotations: Range<usize>,
+    message_annotations: Range<usize>,
+    properties: Properties,
+    application_properties: Range<usize>,
+    /// All sections of the body, descriptors included, and which they are.
     body: Range<usize>,
-    body_kind: u64,
-    footer: Option<Range<usize>>,
+    body_code: u64,
+    footer: Range<usize>,
 }
 
 /// The body of a message (AMQP 1.0 3.2.6 to 3.2.8).
@@ -30,91 +31,85 @@ pub struct Sections {
 pub enum Body<'a> {
     /// No section at all, which the specification forbids but some peers send.
     Empty,
-    /// Opaque bytes, in one section or several.
+    /// Opaque bytes. Several sections are put together.
     Data(Bytes),
-    /// Lists, one section after the other, each an encoded list.
+    /// Lists, one of each section.
     Sequence(Vec<Value<'a>>),
     /// One value.
     Value(Value<'a>),
 }
 
 impl Sections {
-    /// The sections of `message`, of which all is taken.
+    /// The sections of `message`, of which all is taken. An empty message has none.
     ///
     /// # Errors
     /// Where a section is not sound, not known, not of its type, or not in its place.
     pub fn parse(message: &Bytes, limits: &Limits) -> Result<Self, DecodeError> {
         let mut sections = Self {
             message: message.clone(),
-            header: None,
-            delivery_annotations: None,
-            message_annotations: None,
-            properties: None,
-            application_properties: None,
+            header: Header::default(),
+            delivery_annotations: 0..0,
+            message_annotations: 0..0,
+            properties: Properties::default(),
+            application_properties: 0..0,
             body: 0..0,
-            body_kind: descriptor::UNKNOWN,
-            footer: None,
+            body_code: descriptor::UNKNOWN,
+            footer: 0..0,
         };
         let mut at = 0;
         let mut last = descriptor::UNKNOWN;
         while at < message.len() {
             let rest = &message[at..];
             let end = at + validate(rest, limits).map_err(|error| error.shifted(at))?;
-            let mut reader = Reader::new(rest);
-            let code = reader.read_descriptor().map_err(|error| error.shifted(at))?;
-            let value = at + reader.position()..end;
-            let repeated = code == last && matches!(code, descriptor::DATA | descriptor::AMQP_SEQUENCE);
-            let second_body = sections.body_kind != descriptor::UNKNOWN && code <= descriptor::AMQP_VALUE;
-            if !repeated && (code <= last || second_body) {
-                return Err(DecodeFault::SectionOrder(u8::try_from(code).unwrap_or(u8::MAX)).at(at));
+            let code = sections.section(at..end).map_err(|error| error.shifted(at))?;
+            let next_of_body = code == last && matches!(code, descriptor::DATA | descriptor::AMQP_SEQUENCE);
+            let body_twice = is_body(code) && is_body(last);
+            if !next_of_body && (code <= last || body_twice) {
+                return Err(DecodeFault::SectionOrder(code).at(at));
             }
-            sections.take(code, at, value)?;
             last = code;
             at = end;
-        }
-        if sections.properties.is_some() {
-            sections.read_properties()?;
         }
         Ok(sections)
     }
 
-    /// Notes the place of one section, where its value is of the section's type.
-    fn take(&mut self, code: u64, start: usize, value: Range<usize>) -> Result<(), DecodeError> {
-        let kind = Value::validated(&self.message[value.clone()]);
+    /// Takes one section, which has been validated. Gives its descriptor.
+    fn section(&mut self, range: Range<usize>) -> Result<u64, DecodeError> {
+        let section = &self.message[range.clone()];
+        let mut reader = Reader::new(section);
+        let code = reader.read_descriptor()?;
+        let value = range.start + reader.position()..range.end;
         let place = match code {
-            descriptor::HEADER => &mut self.header,
+            descriptor::HEADER => {
+                self.header = Header::decode(section)?;
+                return Ok(code);
+            }
+            descriptor::PROPERTIES => {
+                self.properties = Properties::try_from(Composite::validated(self.message.slice(range))?)?;
+                return Ok(code);
+            }
+            descriptor::DATA | descriptor::AMQP_SEQUENCE | descriptor::AMQP_VALUE => {
+                let start = if self.body_code == code { self.body.start } else { range.start };
+                self.body = start..range.end;
+                self.body_code = code;
+                return match (code, Value::validated(reader.rest())) {
+                    (descriptor::DATA, Some(Value::Binary(_)))
+                    | (descriptor::AMQP_SEQUENCE, Some(Value::List(_)))
+                    | (descriptor::AMQP_VALUE, Some(_)) => Ok(code),
+                    _ => Err(DecodeFault::Field("body").at(reader.position())),
+                };
+            }
             descriptor::DELIVERY_ANNOTATIONS => &mut self.delivery_annotations,
             descriptor::MESSAGE_ANNOTATIONS => &mut self.message_annotations,
-            descriptor::PROPERTIES => &mut self.properties,
             descriptor::APPLICATION_PROPERTIES => &mut self.application_properties,
             descriptor::FOOTER => &mut self.footer,
-            descriptor::DATA | descriptor::AMQP_SEQUENCE | descriptor::AMQP_VALUE => {
-                let fits = match code {
-                    descriptor::DATA => matches!(kind, Some(Value::Binary(_))),
-                    descriptor::AMQP_SEQUENCE => matches!(kind, Some(Value::List(_))),
-                    _ => true,
-                };
-                if !fits {
-                    return Err(DecodeFault::Field("body").at(value.start));
-                }
-                let first = if self.body_kind == code { self.body.start } else { start };
-                self.body = first..value.end;
-                self.body_kind = code;
-                return Ok(());
-            }
-            _ => return Err(DecodeFault::Descriptor.at(start)),
+            _ => return Err(DecodeFault::Descriptor.at(0)),
         };
-        let fits = match code {
-            descriptor::HEADER | descriptor::PROPERTIES => matches!(kind, Some(Value::List(_))),
-            _ => matches!(kind, Some(Value::Map(_))),
-        };
-        if !fits {
-            return Err(DecodeFault::Field("section").at(value.start));
+        if !matches!(Value::validated(reader.rest()), Some(Value::Map(_))) {
+            return Err(DecodeFault::Type { expected: "map" }.at(reader.position()));
         }
-        // Header and properties are read as composites, which start at their descriptor.
-        let whole = matches!(code, descriptor::HEADER | descriptor::PROPERTIES);
-        *place = Some(if whole { start..value.end } else { value });
-        Ok(())
+        *place = value;
+        Ok(code)
     }
 
     /// The message.
@@ -123,18 +118,8 @@ impl Sections {
     }
 
     /// The section `header`; where there is none, its defaults.
-    pub fn header(&self) -> Header {
-        let composite = self.header.clone().and_then(|range| self.composite(range).ok());
-        let Some(composite) = composite else {
-            return Header::default();
-        };
-        Header {
-            durable: composite.bool(0).unwrap_or(false),
-            priority: composite.u8(1).unwrap_or(4),
-            ttl: composite.u32(2).map(|milliseconds| Duration::from_millis(milliseconds.into())),
-            first_acquirer: composite.bool(3).unwrap_or(false),
-            delivery_count: composite.u32(4).unwrap_or(0),
-        }
+    pub fn header(&self) -> &Header {
+        &self.header
     }
 
     /// The delivery annotations.
@@ -148,8 +133,8 @@ impl Sections {
     }
 
     /// The properties; where there are none, all of them are absent.
-    pub fn properties(&self) -> Properties {
-        self.read_properties().unwrap_or_default()
+    pub fn properties(&self) -> &Properties {
+        &self.properties
     }
 
     /// The application properties. The specification wants strings as keys and simple types as values.
@@ -162,9 +147,9 @@ impl Sections {
         self.map(&self.footer)
     }
 
-    /// The body. Data in one section is not copied; in several, it is put together.
+    /// The body. Data in one section is not copied.
     pub fn body(&self) -> Body<'_> {
-        match self.body_kind {
+        match self.body_code {
             descriptor::DATA => Body::Data(self.data()),
             descriptor::AMQP_SEQUENCE => Body::Sequence(self.body_values().collect()),
             descriptor::AMQP_VALUE => self.body_values().next().map_or(Body::Empty, Body::Value),
@@ -172,7 +157,7 @@ impl Sections {
         }
     }
 
-    /// The bytes of the sections of the body, descriptors included: what a signature or a copy is taken of.
+    /// The sections of the body as they came, descriptors included.
     pub fn encoded_body(&self) -> Bytes {
         self.message.slice(self.body.clone())
     }
@@ -197,8 +182,7 @@ impl Sections {
     fn body_values(&self) -> impl Iterator<Item = Value<'_>> {
         let mut rest = &self.message[self.body.clone()];
         std::iter::from_fn(move || {
-            let len = crate::codec::value_len(rest)?;
-            let (section, behind) = rest.split_at_checked(len)?;
+            let (section, behind) = rest.split_at_checked(value_len(rest)?)?;
             rest = behind;
             match Value::validated(section)? {
                 Value::Described(described) => Some(described.value()),
@@ -207,26 +191,27 @@ impl Sections {
         })
     }
 
-    fn read_properties(&self) -> Result<Properties, DecodeError> {
-        match &self.properties {
-            Some(range) => Properties::try_from(self.composite(range.clone())?),
-            None => Ok(Properties::default()),
+    fn map(&self, range: &Range<usize>) -> MapIter<'_> {
+        match Value::validated(&self.message[range.clone()]) {
+            Some(Value::Map(map)) => map.iter(),
+            _ => Map::default().iter(),
         }
     }
+}
 
-    fn composite(&self, range: Range<usize>) -> Result<Composite, DecodeError> {
-        Composite::parse(self.message.slice(range), &Limits { max_items: usize::MAX, ..Limits::WIRE })
-            .map(|(composite, _)| composite)
+impl fmt::Debug for Sections {
+    /// Only what has a place in a log: no content.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sections")
+            .field("bytes", &self.message.len())
+            .field("header", &self.header)
+            .field("body", &self.body)
+            .finish_non_exhaustive()
     }
+}
 
-    fn map(&self, range: &Option<Range<usize>>) -> MapIter<'_> {
-        let value = range.clone().and_then(|range| Value::validated(&self.message[range]));
-        let map = match value {
-            Some(Value::Map(map)) => map,
-            _ => Map::default(),
-        };
-        map.iter()
-    }
+fn is_body(code: u64) -> bool {
+    matches!(code, descriptor::DATA | descriptor::AMQP_SEQUENCE | descriptor::AMQP_VALUE)
 }
 
 /// The section `header` (AMQP 1.0 3.2.1).
@@ -236,12 +221,27 @@ pub struct Header {
     pub durable: bool,
     /// The priority; 4 is normal.
     pub priority: u8,
-    /// How long the message lives.
+    /// How long the message lives, to the millisecond.
     pub ttl: Option<Duration>,
     /// Whether nobody else had it before.
     pub first_acquirer: bool,
     /// How many attempts to deliver it have failed.
     pub delivery_count: u32,
+}
+
+impl Header {
+    fn decode(section: &[u8]) -> Result<Self, DecodeError> {
+        let mut fields = Fields::open(section, descriptor::HEADER)?;
+        let header = Self {
+            durable: fields.bool().unwrap_or(false),
+            priority: fields.u8().unwrap_or(4),
+            ttl: fields.u32().map(|milliseconds| Duration::from_millis(milliseconds.into())),
+            first_acquirer: fields.bool().unwrap_or(false),
+            delivery_count: fields.u32().unwrap_or(0),
+        };
+        fields.close()?;
+        Ok(header)
+    }
 }
 
 impl Default for Header {

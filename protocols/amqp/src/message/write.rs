@@ -1,37 +1,20 @@
 //! Writers of message sections. The caller writes them in the order of AMQP 1.0 3.2.
 
-use std::time::Duration;
-
 use bytes::BytesMut;
 
-use super::PropertiesOut;
+use super::{Header, PropertiesOut};
 use crate::codec::{
     Value, put_binary, put_bool, put_composite, put_descriptor, put_map, put_null, put_str, put_symbol,
-    put_ubyte, put_uint,
+    put_timestamp, put_ubyte, put_uint,
 };
 use crate::performative::descriptor;
 
-/// The section `header` of a message that goes (AMQP 1.0 3.2.1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct HeaderOut {
-    /// Whether the message is to survive a restart of an intermediary.
-    pub durable: bool,
-    /// The priority; absent is 4, normal.
-    pub priority: Option<u8>,
-    /// How long the message lives, to the millisecond.
-    pub ttl: Option<Duration>,
-    /// Whether nobody else had it before.
-    pub first_acquirer: bool,
-    /// How many attempts to deliver it have failed.
-    pub delivery_count: u32,
-}
-
 /// Writes the section `header`.
-pub fn put_header(out: &mut BytesMut, header: &HeaderOut) {
+pub fn put_header(out: &mut BytesMut, header: &Header) {
     let ttl = header.ttl.map(|ttl| u32::try_from(ttl.as_millis()).unwrap_or(u32::MAX));
     put_composite(out, descriptor::HEADER, |out| {
         put_bool(out, header.durable);
-        put_ubyte(out, header.priority.unwrap_or(4));
+        put_ubyte(out, header.priority);
         opt(out, ttl, put_uint);
         put_bool(out, header.first_acquirer);
         put_uint(out, header.delivery_count);
@@ -66,8 +49,8 @@ pub fn put_properties(out: &mut BytesMut, properties: &PropertiesOut<'_>) {
         opt(out, properties.correlation_id, |out, id| id.write(out));
         opt(out, properties.content_type, put_symbol);
         opt(out, properties.content_encoding, put_symbol);
-        opt(out, properties.absolute_expiry_time, crate::codec::put_timestamp);
-        opt(out, properties.creation_time, crate::codec::put_timestamp);
+        opt(out, properties.absolute_expiry_time, put_timestamp);
+        opt(out, properties.creation_time, put_timestamp);
         opt(out, properties.group_id, put_str);
         opt(out, properties.group_sequence, put_uint);
         opt(out, properties.reply_to_group_id, put_str);

@@ -134,8 +134,8 @@ impl AmqpError {
 
     /// The error that is `bytes`, one valid value.
     pub(crate) fn validated(bytes: Bytes) -> Self {
-        match Composite::parse(bytes.clone(), &Limits::WIRE) {
-            Ok((composite, _)) if composite.code() == descriptor::ERROR => Self(composite),
+        match Composite::validated(bytes.clone()) {
+            Ok(composite) if composite.code() == descriptor::ERROR => Self(composite),
             _ => Self(Composite::opaque(bytes)),
         }
     }

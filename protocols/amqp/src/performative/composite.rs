@@ -40,6 +40,14 @@ impl Composite {
     pub fn parse(mut bytes: Bytes, limits: &Limits) -> Result<(Self, Bytes), DecodeError> {
         let len = validate(&bytes, limits)?;
         let payload = bytes.split_off(len);
+        Ok((Self::validated(bytes)?, payload))
+    }
+
+    /// The composite that is `bytes`, one value that [`validate`] has passed.
+    ///
+    /// # Errors
+    /// Where the value is not a described list.
+    pub(crate) fn validated(bytes: Bytes) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(&bytes);
         let code = reader.read_descriptor()?;
         let list = offset(reader.position())?;
@@ -54,7 +62,7 @@ impl Composite {
             *start = offset(at)?;
         }
         let len = u8::try_from(known).map_err(|_| DecodeFault::TooMany.at(at))?;
-        Ok((Self { bytes, code, list, starts, len, count: offset(count)? }, payload))
+        Ok(Self { bytes, code, list, starts, len, count: offset(count)? })
     }
 
     /// A value that is no described list, as a composite without fields; `bytes` must be one valid value.
@@ -67,13 +75,9 @@ impl Composite {
     pub(crate) fn build(code: u64, fields: impl FnOnce(&mut BytesMut) -> usize) -> Self {
         let mut out = BytesMut::new();
         codec::put_composite(&mut out, code, fields);
-        let limits = Limits { max_items: usize::MAX, ..Limits::WIRE };
         let bytes = out.freeze();
-        match Self::parse(bytes.clone(), &limits) {
-            Ok((composite, _)) => composite,
-            // Only a raw field of the caller's that is no value can lead here. It is the peer who will refuse it.
-            Err(_) => Self::opaque(bytes),
-        }
+        // Only a raw field of the caller's that is no value can fail here. It is the peer who will refuse it.
+        Self::validated(bytes.clone()).unwrap_or_else(|_| Self::opaque(bytes))
     }
 
     /// Its numeric descriptor, or [`descriptor::UNKNOWN`] for a symbolic one that the specification does not define.
@@ -226,7 +230,7 @@ impl Composite {
     }
 
     /// Where a field stands that is there and not null.
-    pub(super) fn range(&self, field: usize) -> Option<Range<usize>> {
+    fn range(&self, field: usize) -> Option<Range<usize>> {
         if field >= usize::from(self.len) {
             return None;
         }

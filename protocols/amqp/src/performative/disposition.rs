@@ -1,5 +1,7 @@
 //! `disposition` (AMQP 1.0 2.7.6): the view of one that came, and the fields of one that goes.
 
+use std::fmt;
+
 use bytes::{Bytes, BytesMut};
 
 use super::fields::{Fields, Packed, Place, put_head};
@@ -8,7 +10,7 @@ use crate::codec::{code, uint_len};
 use crate::error::DecodeError;
 
 /// A `disposition` as it came.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Disposition {
     body: Bytes,
     state: Place,
@@ -31,16 +33,13 @@ impl Disposition {
     /// Where it is not sound, is another performative, or a field is absent that must be there or is of a wrong type.
     #[inline]
     pub fn decode(body: Bytes) -> Result<Self, DecodeError> {
-        let (mut fields, _) = Fields::open(&body, descriptor::DISPOSITION)?;
-        let role = match fields.bool()? {
-            Some(receiver) => Role::from_wire(receiver),
-            None => return Err(fields.missing("role")),
-        };
-        let first = fields.mandatory_u32("first")?;
-        let last = fields.u32()?.unwrap_or(first);
-        let settled = fields.bool()?.unwrap_or(false);
-        let state = fields.raw()?;
-        let batchable = fields.bool()?.unwrap_or(false);
+        let mut fields = Fields::open(&body, descriptor::DISPOSITION)?;
+        let role = Role::from_wire(fields.mandatory_bool("role"));
+        let first = fields.mandatory_u32("first");
+        let last = fields.u32().unwrap_or(first);
+        let settled = fields.bool().unwrap_or(false);
+        let state = fields.raw();
+        let batchable = fields.bool().unwrap_or(false);
         fields.close()?;
         Ok(Self { body, state, role, first, last, settled, batchable })
     }
@@ -63,6 +62,12 @@ impl Disposition {
             state: self.state(),
             batchable: self.batchable,
         }
+    }
+}
+
+impl fmt::Debug for Disposition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Disposition").field(&self.fields()).finish()
     }
 }
 

@@ -1,5 +1,7 @@
 //! `flow` (AMQP 1.0 2.7.4): the view of one that came, and the fields of one that goes.
 
+use std::fmt;
+
 use bytes::{Bytes, BytesMut};
 
 use super::descriptor;
@@ -8,7 +10,7 @@ use crate::codec::{Value, code, uint_len};
 use crate::error::{DecodeError, DecodeFault};
 
 /// A `flow` as it came.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Flow {
     body: Bytes,
     properties: Place,
@@ -41,18 +43,18 @@ impl Flow {
     /// Where it is not sound, is another performative, or a field is absent that must be there or is of a wrong type.
     #[inline]
     pub fn decode(body: Bytes) -> Result<Self, DecodeError> {
-        let (mut fields, _) = Fields::open(&body, descriptor::FLOW)?;
-        let next_incoming_id = fields.u32()?;
-        let incoming_window = fields.mandatory_u32("incoming-window")?;
-        let next_outgoing_id = fields.mandatory_u32("next-outgoing-id")?;
-        let outgoing_window = fields.mandatory_u32("outgoing-window")?;
-        let handle = fields.u32()?;
-        let delivery_count = fields.u32()?;
-        let link_credit = fields.u32()?;
-        let available = fields.u32()?;
-        let drain = fields.bool()?.unwrap_or(false);
-        let echo = fields.bool()?.unwrap_or(false);
-        let properties = fields.raw()?;
+        let mut fields = Fields::open(&body, descriptor::FLOW)?;
+        let next_incoming_id = fields.u32();
+        let incoming_window = fields.mandatory_u32("incoming-window");
+        let next_outgoing_id = fields.mandatory_u32("next-outgoing-id");
+        let outgoing_window = fields.mandatory_u32("outgoing-window");
+        let handle = fields.u32();
+        let delivery_count = fields.u32();
+        let link_credit = fields.u32();
+        let available = fields.u32();
+        let drain = fields.bool().unwrap_or(false);
+        let echo = fields.bool().unwrap_or(false);
+        let properties = fields.raw();
         fields.close()?;
         if let Some(raw) = properties.of(&body)
             && !matches!(Value::validated(raw), Some(Value::Map(_)))
@@ -97,6 +99,12 @@ impl Flow {
             echo: self.echo,
             properties: self.properties(),
         }
+    }
+}
+
+impl fmt::Debug for Flow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Flow").field(&self.fields()).finish()
     }
 }
 

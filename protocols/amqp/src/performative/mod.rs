@@ -25,6 +25,7 @@ pub use attach::{Attach, AttachOut, RcvSettleMode, SndSettleMode};
 pub use composite::{Composite, Patch};
 pub use control::{Begin, BeginOut, Close, Detach, DetachOut, End, Open, OpenOut};
 pub use disposition::{Disposition, DispositionOut};
+pub(crate) use fields::Fields;
 pub use flow::{Flow, FlowOut};
 pub use state::{ACCEPTED, DeliveryState, RELEASED, modified, received, rejected};
 pub use terminus::{SourceOut, TargetOut, Terminus};

@@ -2,7 +2,8 @@
 
 use bytes::{Bytes, BytesMut};
 
-use super::{AmqpError, Composite, Patch, descriptor};
+use super::fields::Fields;
+use super::{AmqpError, Patch, descriptor};
 use crate::codec::{Limits, put_composite, validate};
 use crate::error::DecodeError;
 
@@ -44,33 +45,42 @@ impl<'a> DeliveryState<'a> {
     /// The delivery state at the start of `bytes`.
     ///
     /// # Errors
-    /// As [`validate`]. A state that is none of the specification's own is [`DeliveryState::Other`].
+    /// As [`validate`]; and where a field is of a wrong type. A state that is none of the specification's own is
+    /// [`DeliveryState::Other`].
     pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
         match bytes {
             ACCEPTED => return Ok(Self::Accepted),
             RELEASED => return Ok(Self::Released),
             _ => {}
         }
-        let len = validate(bytes, &Limits::WIRE)?;
-        let raw = &bytes[..len];
-        let Ok((composite, _)) = Composite::parse(Bytes::copy_from_slice(raw), &Limits::WIRE) else {
+        let raw = &bytes[..validate(bytes, &Limits::WIRE)?];
+        // What is not a described list with a ulong or a symbol as its descriptor is a vendor's own.
+        let Ok(code) = super::code(raw) else {
             return Ok(Self::Other(raw));
         };
-        Ok(match composite.code() {
+        let Ok(mut fields) = Fields::open(raw, code) else {
+            return Ok(Self::Other(raw));
+        };
+        let state = match code {
             descriptor::RECEIVED => Self::Received {
-                section_number: composite.u32(0).unwrap_or_default(),
-                section_offset: composite.u64(1).unwrap_or_default(),
+                section_number: fields.mandatory_u32("section-number"),
+                section_offset: fields.mandatory_u64("section-offset"),
             },
             descriptor::ACCEPTED => Self::Accepted,
-            descriptor::REJECTED => Self::Rejected(composite.raw_bytes(0).map(AmqpError::validated)),
+            descriptor::REJECTED => {
+                let error = fields.raw().of(raw).map(Bytes::copy_from_slice);
+                Self::Rejected(error.map(AmqpError::validated))
+            }
             descriptor::RELEASED => Self::Released,
             descriptor::MODIFIED => Self::Modified {
-                delivery_failed: composite.bool(0).unwrap_or(false),
-                undeliverable_here: composite.bool(1).unwrap_or(false),
-                annotations: composite.range(2).map(|range| &raw[range]),
+                delivery_failed: fields.bool().unwrap_or(false),
+                undeliverable_here: fields.bool().unwrap_or(false),
+                annotations: fields.raw().of(raw),
             },
-            _ => Self::Other(raw),
-        })
+            _ => return Ok(Self::Other(raw)),
+        };
+        fields.close()?;
+        Ok(state)
     }
 
     /// Whether it is one of the four outcomes, after which nothing else comes.

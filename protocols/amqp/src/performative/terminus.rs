@@ -26,10 +26,7 @@ impl Terminus {
 
     /// The terminus that is `bytes`, one valid value.
     pub(super) fn validated(bytes: Bytes) -> Self {
-        Self(match Composite::parse(bytes.clone(), &Limits::WIRE) {
-            Ok((composite, _)) => composite,
-            Err(_) => Composite::opaque(bytes),
-        })
+        Self(Composite::validated(bytes.clone()).unwrap_or_else(|_| Composite::opaque(bytes)))
     }
 
     /// The numeric descriptor: [`descriptor::SOURCE`], [`descriptor::TARGET`], [`descriptor::COORDINATOR`] or another.

@@ -1,5 +1,7 @@
 //! `transfer` (AMQP 1.0 2.7.5): the view of one that came, and the fields of one that goes.
 
+use std::fmt;
+
 use bytes::{Bytes, BytesMut};
 
 use super::descriptor;
@@ -8,7 +10,7 @@ use crate::codec::{bytes_len, code, put_binary, uint_len};
 use crate::error::DecodeError;
 
 /// A `transfer` as it came. Decoding it allocates nothing; the tag, the state and the payload stay where they are.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Transfer {
     body: Bytes,
     tag: Place,
@@ -41,21 +43,19 @@ impl Transfer {
     /// Where it is not sound, is another performative, or a field is absent that must be there or is of a wrong type.
     #[inline]
     pub fn decode(body: Bytes) -> Result<Self, DecodeError> {
-        let (mut fields, end) = Fields::open(&body, descriptor::TRANSFER)?;
-        let handle = fields.mandatory_u32("handle")?;
-        let delivery_id = fields.u32()?;
-        let tag = fields.binary()?;
-        let message_format = fields.u32()?;
-        let settled = fields.bool()?;
-        let more = fields.bool()?.unwrap_or(false);
-        let rcv_settle_mode = fields.u8()?;
-        let state = fields.raw()?;
-        let resume = fields.bool()?.unwrap_or(false);
-        let aborted = fields.bool()?.unwrap_or(false);
-        let batchable = fields.bool()?.unwrap_or(false);
-        fields.close()?;
-        // `Fields::open` has refused a list that ends behind 4 GiB.
-        let payload = u32::try_from(end).unwrap_or(u32::MAX);
+        let mut fields = Fields::open(&body, descriptor::TRANSFER)?;
+        let handle = fields.mandatory_u32("handle");
+        let delivery_id = fields.u32();
+        let tag = fields.binary();
+        let message_format = fields.u32();
+        let settled = fields.bool();
+        let more = fields.bool().unwrap_or(false);
+        let rcv_settle_mode = fields.u8();
+        let state = fields.raw();
+        let resume = fields.bool().unwrap_or(false);
+        let aborted = fields.bool().unwrap_or(false);
+        let batchable = fields.bool().unwrap_or(false);
+        let payload = fields.close()?;
         Ok(Self {
             body,
             tag,
@@ -118,6 +118,13 @@ impl Transfer {
             aborted: self.aborted,
             batchable: self.batchable,
         }
+    }
+}
+
+impl fmt::Debug for Transfer {
+    /// Without the payload, which has no place in a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Transfer").field(&self.fields()).field(&self.payload_slice().len()).finish()
     }
 }
 

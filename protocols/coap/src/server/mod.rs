@@ -103,7 +103,8 @@ impl Server {
             return self.refuse_too_large(address, head, datagram);
         }
         let digest = hash::digest(self.key, datagram);
-        let known = self.table.find_peer(&address).and_then(|peer| self.table.find(peer, head.mid, now));
+        let peer = self.table.find_peer(&address);
+        let known = peer.and_then(|peer| self.table.find(peer, head.mid, now));
         if let Some(slot) = known.filter(|&slot| self.table.get(slot).digest == digest) {
             return self.handle_duplicate(slot);
         }
@@ -129,7 +130,7 @@ impl Server {
         if self.table.open() >= self.config.max_open {
             return self.refuse_busy(now, &arrival, Refusal::Busy);
         }
-        if self.table.open_of(&address) >= self.config.max_open_per_peer {
+        if self.table.open_of(peer) >= self.config.max_open_per_peer {
             return self.refuse_busy(now, &arrival, Refusal::PeerBusy);
         }
         let Ok(content) = codec::decode(datagram) else {

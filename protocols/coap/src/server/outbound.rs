@@ -99,9 +99,11 @@ impl Table {
         self.retransmissions.first().map(|&(due, _)| due)
     }
 
-    /// The first retransmission, if it is due.
-    pub(crate) fn due_retransmission(&self, now: Instant) -> Option<Slot> {
-        self.retransmissions.first().filter(|&&(due, _)| due <= now).map(|&(_, slot)| slot)
+    /// Takes the first retransmission out, if it is due. What becomes of it is the caller's: sending it sets the
+    /// next time.
+    pub(crate) fn take_due_retransmission(&mut self, now: Instant) -> Option<Slot> {
+        let &(due, slot) = self.retransmissions.first()?;
+        (due <= now && self.retransmissions.remove(&(due, slot))).then_some(slot)
     }
 
     /// Takes an exchange that leaves `Stage::Responding` off the books.

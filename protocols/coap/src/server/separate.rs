@@ -39,7 +39,7 @@ impl Server {
     }
 
     pub(super) fn retransmit_due(&mut self, now: Instant) {
-        while let Some(slot) = self.table.due_retransmission(now) {
+        while let Some(slot) = self.table.take_due_retransmission(now) {
             let sent = self.table.separate(slot).map_or(u8::MAX, |separate| separate.sent);
             if sent <= self.config.transmission.max_retransmit {
                 self.stats.retransmissions += 1;

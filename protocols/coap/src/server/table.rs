@@ -163,9 +163,9 @@ impl Table {
         self.by_address.get(address).copied()
     }
 
-    /// How many exchanges of this address are without a delivered answer.
-    pub(crate) fn open_of(&self, address: &SocketAddr) -> usize {
-        self.find_peer(address).map_or(0, |peer| self.peers[peer as usize].open as usize)
+    /// How many exchanges of a peer are without a delivered answer; none of one that is not known.
+    pub(crate) fn open_of(&self, peer: Option<Slot>) -> usize {
+        peer.and_then(|peer| self.peers.get(peer as usize)).map_or(0, |peer| peer.open as usize)
     }
 
     /// The exchange of this message ID, unless its lifetime is over.
@@ -204,8 +204,10 @@ impl Table {
     /// Adds an exchange in a stage other than `Responding`. What has the same key, or is too much, falls out;
     /// the second number says how many exchanges were forgotten before their time.
     pub(crate) fn insert(&mut self, arrival: &Arrival, stage: Stage, seed: u16, now: Instant) -> (Slot, u64) {
-        let evicted = self.make_room(arrival);
         let peer = self.find_peer(&arrival.address).unwrap_or_else(|| self.add_peer(arrival.address, seed));
+        // Held, or making room might forget it with its last exchange.
+        self.peers[peer as usize].open += 1;
+        let evicted = self.make_room(peer);
         self.next_generation = self.next_generation.wrapping_add(1);
         let slot = self.exchanges.insert(Exchange {
             stage,
@@ -221,24 +223,24 @@ impl Table {
             confirmable: arrival.confirmable,
             no_response: arrival.no_response,
         }) as Slot;
-        self.by_message.insert((peer, arrival.mid), slot);
         self.link(slot, now);
+        self.peers[peer as usize].open -= 1;
+        if let Some(old) = self.by_message.insert((peer, arrival.mid), slot) {
+            // Its lifetime is over, or `find` would have found it.
+            self.unlink(old);
+            self.exchanges.remove(old as usize);
+        }
         (slot, evicted)
     }
 
-    fn make_room(&mut self, arrival: &Arrival) -> u64 {
+    /// Forgets one exchange of a peer that has too many, and one of all if there are too many.
+    fn make_room(&mut self, peer: Slot) -> u64 {
         let mut evicted = 0;
-        let peer = self.find_peer(&arrival.address);
-        if let Some(&old) = peer.and_then(|peer| self.by_message.get(&(peer, arrival.mid))) {
-            self.remove(old); // Its lifetime is over, or `find` would have found it.
-        }
-        if let Some(peer) = self.find_peer(&arrival.address) {
-            let Peer { remembered, remembered_count, open, .. } = &self.peers[peer as usize];
-            let full = (open + remembered_count) as usize >= self.capacity_per_peer;
-            if let Some(oldest) = remembered.first().filter(|_| full) {
-                self.remove(oldest);
-                evicted += 1;
-            }
+        let Peer { remembered, remembered_count, open, .. } = &self.peers[peer as usize];
+        let full = (open + remembered_count) as usize > self.capacity_per_peer;
+        if let Some(oldest) = remembered.first().filter(|_| full) {
+            self.remove(oldest);
+            evicted += 1;
         }
         // Those that are over first: the one whose time is nearest. There is one, see `capacity`.
         if self.exchanges.len() >= self.capacity {

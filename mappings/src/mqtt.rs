@@ -1,0 +1,351 @@
+//! What MQTT means: topics to messages, commands to topics, outcomes to packets.
+//!
+//! The device's identity is the connection's and never the topic's: a topic that names a device must name this one.
+//! MQTT 3.1.1 and MQTT 5 publish by the same rules; what version 5 says beside the topic (content type, correlation
+//! data, user properties) becomes the model's own properties.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use bytestring::ByteString;
+
+use crate::address::{Address, DeviceId, Identity};
+use crate::azure;
+use crate::message::{Message, MessageId, Value};
+use crate::outcome::{Outcome, Reason, Rejection};
+use crate::rules::{Convention, Downlink, RuleSet, Syntax};
+use crate::template::{Form, Segment};
+use crate::trie::{Joined, Path};
+
+pub(crate) const SYNTAX: Syntax = Syntax {
+    key: "mqtt",
+    methods: None,
+    form: Form { leading_slash: false, wildcards: true, empty_segments: true },
+    bag: true,
+    commands: true,
+};
+
+/// The longest topic name in bytes (MQTT 5 1.5.4).
+const MAX_TOPIC_BYTES: usize = 65_535;
+
+/// A PUBLISH from a device.
+#[derive(Debug, Clone)]
+pub struct Publish<'a> {
+    /// Topic name, without wildcards.
+    pub topic: &'a str,
+    /// Payload.
+    pub payload: Bytes,
+    /// Quality of service: 0, 1 or 2.
+    pub qos: u8,
+    /// The retain flag. The hub retains nothing; the convention passes the flag on as a property.
+    pub retain: bool,
+    /// What MQTT 5 says beside the topic; empty for MQTT 3.1.1.
+    pub properties: PublishProperties,
+}
+
+/// The properties of an MQTT 5 PUBLISH (3.3.2.3) that mean something beyond the wire.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PublishProperties {
+    /// Content Type.
+    pub content_type: Option<ByteString>,
+    /// Response Topic.
+    pub response_topic: Option<ByteString>,
+    /// Correlation Data.
+    pub correlation_data: Option<Bytes>,
+    /// Message Expiry Interval; whole seconds on the wire.
+    pub message_expiry: Option<Duration>,
+    /// User Properties, in order.
+    pub user_properties: Vec<(ByteString, ByteString)>,
+}
+
+impl RuleSet {
+    /// The message that a PUBLISH of `device` is.
+    ///
+    /// # Errors
+    /// No rule for the topic, another device's topic, or properties that cannot be read.
+    pub fn map_mqtt(&self, device: &DeviceId, publish: Publish<'_>) -> Result<Message, Rejection> {
+        let hidden = publish.topic.starts_with('$');
+        let found = self.uplink(SYNTAX.key, "", Joined(Some(publish.topic)), hidden)?;
+        let rule = found.value;
+        let mut message = rule.message(&found, Identity::Is(device), publish.payload)?;
+        message.durable = publish.qos > 0;
+        let own = rule.own_properties();
+        match rule.convention {
+            Some(Convention::AzureIotHub) => {
+                azure::read_bag(&mut message, own, found.rest.0.unwrap_or_default())?;
+                if publish.retain {
+                    azure::add_property(
+                        &mut message,
+                        own,
+                        ByteString::from_static("mqtt-retain"),
+                        "true".into(),
+                    )?;
+                }
+            }
+            None => {}
+        }
+        read_properties(&mut message, own, publish.properties)?;
+        Ok(message)
+    }
+
+    /// The commands that `device` asks for with a subscription to `filter`.
+    ///
+    /// # Errors
+    /// No rule sends commands there, or the filter reaches for another device's.
+    pub fn command_subscription(&self, device: &DeviceId, filter: &str) -> Result<Subscription, Rejection> {
+        let found = self.commands(SYNTAX.key, Joined(Some(filter)))?;
+        let rule = found.value;
+        let mut topic = String::with_capacity(filter.len());
+        let mut path = Joined(Some(filter));
+        for (index, template) in rule.topic.segments.iter().enumerate() {
+            if index > 0 {
+                topic.push('/');
+            }
+            let segment = path.split_first().map(|(segment, tail)| {
+                path = tail;
+                segment
+            });
+            match (template, segment) {
+                // `#` asks for whatever the convention puts there; anything narrower would hide commands.
+                (Segment::Rest(_), Some("#")) => {}
+                (Segment::Rest(_), _) => {
+                    return Err(Rejection::new(
+                        Reason::NoSuchAddress,
+                        "the filter of commands ends with `#`",
+                    ));
+                }
+                // A name is one fixed value: with a wildcard it is not known whose commands are meant, and no device
+                // with a wildcard in its name can be published to.
+                (_, Some(text)) if text.contains(['+', '#']) => {
+                    return Err(Rejection::new(Reason::NotPermitted, "a wildcard in place of a name"));
+                }
+                (_, segment) => topic.push_str(segment.unwrap_or_default()),
+            }
+        }
+        let source = rule.source(&found, device)?;
+        Ok(Subscription { rule: Arc::clone(rule), device: device.clone(), source, topic: topic.into() })
+    }
+}
+
+fn read_properties(
+    message: &mut Message,
+    own: usize,
+    properties: PublishProperties,
+) -> Result<(), Rejection> {
+    let PublishProperties { content_type, response_topic, correlation_data, message_expiry, user_properties } =
+        properties;
+    message.ttl = message_expiry;
+    // What the convention said in the topic stands.
+    let known = &mut message.properties;
+    if let (None, Some(content_type)) = (&known.content_type, content_type) {
+        known.content_type = Some(azure::symbol(content_type)?);
+    }
+    if let (None, Some(correlation)) = (&known.correlation_id, correlation_data) {
+        known.correlation_id = Some(MessageId::Binary(correlation));
+    }
+    known.reply_to = response_topic;
+    for (name, value) in user_properties {
+        azure::add_property(message, own, name, Value::String(value))?;
+    }
+    Ok(())
+}
+
+/// The commands of one device, on their way to one topic filter of its connection. Keeps the version of the rule that
+/// granted it.
+#[derive(Debug, Clone)]
+pub struct Subscription {
+    rule: Arc<Downlink>,
+    device: DeviceId,
+    source: Address,
+    /// The topic up to the convention's properties.
+    topic: ByteString,
+}
+
+/// A PUBLISH to a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// Topic name.
+    pub topic: String,
+    /// Payload.
+    pub payload: Bytes,
+    /// For MQTT 5. With a convention most of it stands in the topic, and then not here.
+    pub properties: PublishProperties,
+}
+
+impl Subscription {
+    /// The hub's node that the commands come from.
+    pub fn source(&self) -> &Address {
+        &self.source
+    }
+
+    /// The most that is granted: 0 or 1.
+    pub fn max_qos(&self) -> u8 {
+        self.rule.max_qos
+    }
+
+    /// The PUBLISH that a command is.
+    ///
+    /// # Errors
+    /// The command is another device's, or its properties do not fit into a topic.
+    pub fn command(&self, message: &Message) -> Result<Command, Rejection> {
+        if message.device != self.device {
+            return Err(Rejection::new(Reason::NotPermitted, "the command is for another device"));
+        }
+        let mut topic = String::with_capacity(self.topic.len() + 128);
+        topic.push_str(&self.topic);
+        let mut properties =
+            PublishProperties { message_expiry: message.ttl, ..PublishProperties::default() };
+        match self.rule.convention {
+            Some(Convention::AzureIotHub) => azure::write_bag(message, &mut topic),
+            None => write_properties(message, &mut properties),
+        }
+        if topic.len() > MAX_TOPIC_BYTES {
+            return Err(Rejection::new(Reason::TooLarge, "the command's properties do not fit into a topic"));
+        }
+        Ok(Command { topic, payload: message.body.clone(), properties })
+    }
+}
+
+fn write_properties(message: &Message, out: &mut PublishProperties) {
+    let properties = &message.properties;
+    out.content_type.clone_from(&properties.content_type);
+    out.response_topic.clone_from(&properties.reply_to);
+    out.correlation_data = properties.correlation_id.as_ref().map(|id| match id {
+        MessageId::Binary(bytes) => bytes.clone(),
+        MessageId::String(text) => text.as_bytes().clone(),
+        MessageId::Ulong(number) => number.to_string().into(),
+        MessageId::Uuid(bytes) => Bytes::copy_from_slice(bytes),
+    });
+    for (name, value) in &message.application_properties {
+        let value = match value {
+            Value::String(text) | Value::Symbol(text) => text.clone(),
+            other => azure::value_text(other).into(),
+        };
+        out.user_properties.push((name.clone(), value));
+    }
+}
+
+/// What the gateway does about a rejected message where the protocol has no word for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnRejected {
+    /// Acknowledge it, so that the device goes on, and keep it as a dead letter.
+    #[default]
+    DeadLetter,
+    /// Close the connection, so that somebody notices.
+    Close,
+}
+
+/// The answer to a PUBLISH with QoS 1 or 2 over MQTT 3.1.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply3 {
+    /// PUBACK, or PUBREC.
+    Acknowledge,
+    /// The same, although the hub refused the message; it is counted and kept as a dead letter.
+    AcknowledgeAndDeadLetter,
+    /// No answer now: stop reading, try again, close when the hub stays away.
+    Pause,
+    /// No answer: close, so that the device sends it again.
+    Close,
+}
+
+/// The answer to a PUBLISH with QoS 1 or 2 over MQTT 5, with its reason code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply5 {
+    /// PUBACK, or PUBREC (3.4.2.1).
+    Acknowledge(u8),
+    /// DISCONNECT (3.14.2.1).
+    Disconnect(u8),
+    /// No answer now: stop reading, try again, DISCONNECT with [`SERVER_BUSY`] when the hub stays away.
+    Pause,
+}
+
+/// MQTT 5 2.4, reason code 0x89.
+pub const SERVER_BUSY: u8 = 0x89;
+
+/// How MQTT 3.1.1 says an outcome. It has no negative acknowledgement.
+pub fn reply_3(outcome: &Outcome, on_rejected: OnRejected) -> Reply3 {
+    let refused = match on_rejected {
+        OnRejected::DeadLetter => Reply3::AcknowledgeAndDeadLetter,
+        OnRejected::Close => Reply3::Close,
+    };
+    match outcome {
+        Outcome::Accepted => Reply3::Acknowledge,
+        Outcome::Rejected(rejection) => match rejection.reason {
+            // With the credentials of this connection nothing will go better: the next one brings others.
+            Reason::Credentials => Reply3::Close,
+            Reason::NotPermitted => refused,
+            Reason::NoSuchAddress => refused,
+            Reason::TooLarge => refused,
+            Reason::Quota { .. } => refused,
+            Reason::Content => refused,
+        },
+        Outcome::Released => Reply3::Pause,
+        Outcome::Unknown => Reply3::Close,
+    }
+}
+
+/// How MQTT 5 says an outcome.
+pub fn reply_5(outcome: &Outcome) -> Reply5 {
+    match outcome {
+        Outcome::Accepted => Reply5::Acknowledge(0x00),
+        Outcome::Rejected(rejection) => match rejection.reason {
+            Reason::Credentials => Reply5::Disconnect(0x87),
+            Reason::NotPermitted => Reply5::Acknowledge(0x87),
+            Reason::NoSuchAddress => Reply5::Acknowledge(0x90),
+            // PUBACK has no code for it (3.4.2.1).
+            Reason::TooLarge => Reply5::Disconnect(0x95),
+            Reason::Quota { .. } => Reply5::Acknowledge(0x97),
+            Reason::Content => Reply5::Acknowledge(0x99),
+        },
+        Outcome::Released => Reply5::Pause,
+        Outcome::Unknown => Reply5::Disconnect(SERVER_BUSY),
+    }
+}
+
+/// CONNACK's return code over MQTT 3.1.1 (3.2.2.3) for what became of the device's registration.
+pub fn connack_3(outcome: &Outcome) -> u8 {
+    match outcome {
+        Outcome::Accepted => 0,
+        Outcome::Rejected(rejection) => match rejection.reason {
+            Reason::Credentials => 5,
+            Reason::NotPermitted => 5,
+            Reason::NoSuchAddress => 5,
+            Reason::TooLarge => 3,
+            Reason::Quota { .. } => 3,
+            // The device's name for itself is no identity.
+            Reason::Content => 2,
+        },
+        Outcome::Released => 3,
+        Outcome::Unknown => 3,
+    }
+}
+
+/// CONNACK's reason code over MQTT 5 (3.2.2.2).
+pub fn connack_5(outcome: &Outcome) -> u8 {
+    match outcome {
+        Outcome::Accepted => 0x00,
+        Outcome::Rejected(rejection) => match rejection.reason {
+            Reason::Credentials => 0x86,
+            Reason::NotPermitted => 0x87,
+            Reason::NoSuchAddress => 0x87,
+            Reason::TooLarge => 0x95,
+            Reason::Quota { .. } => 0x97,
+            Reason::Content => 0x85,
+        },
+        Outcome::Released => 0x88,
+        Outcome::Unknown => SERVER_BUSY,
+    }
+}
+
+/// SUBACK's reason code over MQTT 5 (3.9.3) for a refused filter. Over MQTT 3.1.1 there is only 0x80.
+pub fn suback_5(reason: &Reason) -> u8 {
+    match reason {
+        Reason::Credentials => 0x87,
+        Reason::NotPermitted => 0x87,
+        Reason::NoSuchAddress => 0x8f,
+        Reason::TooLarge => 0x83,
+        Reason::Quota { .. } => 0x97,
+        Reason::Content => 0x8f,
+    }
+}

@@ -1,0 +1,18 @@
+//! The machine against the client side of this crate and against bytes, in simulated time.
+
+#[path = "connection/handshake.rs"]
+mod handshake;
+#[path = "connection/hostile.rs"]
+mod hostile;
+#[path = "connection/messages.rs"]
+mod messages;
+#[path = "connection/requests.rs"]
+mod requests;
+#[path = "connection/simulation.rs"]
+mod simulation;
+#[path = "connection/support.rs"]
+mod support;
+#[path = "connection/time.rs"]
+mod time;
+#[path = "connection/windows.rs"]
+mod windows;
