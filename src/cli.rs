@@ -103,22 +103,23 @@ enum Command {
 #[derive(Debug, Args)]
 struct Place {
     /// The configuration file (TOML); without it, the defaults
-    #[arg(long, value_name = "FILE", global = true)]
+    #[arg(long, value_name = "FILE", global = true, display_order = 100)]
     config: Option<PathBuf>,
     /// Where keys and certificates are kept [default: $XDG_STATE_HOME/fieldgate or ~/.local/state/fieldgate]
-    #[arg(long, value_name = "DIR", global = true)]
+    #[arg(long, value_name = "DIR", global = true, display_order = 101)]
     state_dir: Option<PathBuf>,
 }
 
 const RUN_HELP: &str = "\
 Without a configuration, devices connect on this machine only:
-  AMQP 5672, MQTT 1883, CoAP 5683/udp, HTTP 8080; hub AMQPS 5671; metrics http://127.0.0.1:9464/metrics
+  AMQP 5672, MQTT 1883, CoAP 5683/udp, HTTP 8080; the hub listens on 5671 (AMQP over TLS),
+  metrics are at http://127.0.0.1:9464/metrics
 
-The hub is named by --hub, else by the environment variable FIELDGATE_HUB, else under [upstream] in the configuration.
-Arguments are visible to every user of a machine: a connection string, which holds a key, belongs in FIELDGATE_HUB or
-in a file that [upstream] connection_string_file names.
+The hub is named by --hub, else by the environment variable FIELDGATE_HUB, else by the
+configuration ([upstream]). Every user of a machine can read arguments: a connection string,
+which holds a key, belongs in FIELDGATE_HUB or in a file ([upstream] connection_string_file).
 
-SIGTERM or Ctrl-C: finish what is in flight, then stop; once more: stop at once.";
+SIGTERM or Ctrl-C: finish what is in flight, then stop. Once more: stop at once.";
 
 #[derive(Debug, Args)]
 struct Run {
@@ -130,11 +131,10 @@ struct Run {
 }
 
 const HUB_HELP: &str = "\
-Without COMMAND the hub runs until it is stopped. The commands work with the hub that runs, alone or inside
-`fieldgate run`, and find it through the state directory.";
+Without COMMAND the hub runs until it is stopped. The commands work with the hub that runs,
+alone or inside `fieldgate run`, and find it through the state directory.";
 
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = false)]
 struct Hub {
     #[command(flatten)]
     place: Place,

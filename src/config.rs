@@ -200,11 +200,21 @@ impl Config {
     /// # Errors
     /// What would be right; `origin` names where the text came from.
     pub fn set_hub(&mut self, origin: &str, text: &str) -> Result<(), ConfigError> {
-        self.upstream.target = if text.contains("://") && !text.starts_with("Endpoint=") {
-            Target::Url(HubUrl::parse(text).map_err(|what| ConfigError::new(origin, what))?)
+        let text = text.trim();
+        let is_url = text
+            .split_once("://")
+            .is_some_and(|(scheme, _)| scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+        let target = if is_url {
+            HubUrl::parse(text).map(Target::Url)
+        } else if text.contains('=') {
+            connection_string(text)
         } else {
-            connection_string(text).map_err(|what| ConfigError::new(origin, what))?
+            Err("this is neither a connection string nor a URL".into())
         };
+        self.upstream.target = target.map_err(|what| {
+            ConfigError::new(origin, what)
+                .with_help(format!("{POLICY_FORM}, or amqps://host for another AMQP 1.0 hub"))
+        })?;
         Ok(())
     }
 }
@@ -224,18 +234,20 @@ fn read_target(
     section: &UpstreamSection,
     base: Option<&Path>,
 ) -> Result<Target, ConfigError> {
+    let policy = |error: ConfigError| error.with_help(POLICY_FORM);
     let UpstreamSection { connection_string: text, connection_string_file: file, url, .. } = section;
     match (text, file, url) {
         (None, None, None) => Ok(Target::Embedded),
         (Some(text), None, None) => connection_string(text.expose())
-            .map_err(|what| source.wrong(&["upstream", "connection_string"], what)),
+            .map_err(|what| policy(source.wrong(&["upstream", "connection_string"], what))),
         (None, Some(file), None) => {
             let path = beside(base, file);
             let wrong = |what: String| source.wrong(&["upstream", "connection_string_file"], what);
             let text = std::fs::read_to_string(&path)
                 .map_err(|error| wrong(format!("{} cannot be read: {error}", path.display())))?;
             refuse_if_world_readable(&path)?;
-            connection_string(text.trim()).map_err(|what| wrong(format!("in {}: {what}", path.display())))
+            connection_string(text.trim())
+                .map_err(|what| policy(wrong(format!("in {}: {what}", path.display()))))
         }
         (None, None, Some(url)) => HubUrl::parse(url.expose())
             .map(Target::Url)
@@ -246,21 +258,20 @@ fn read_target(
     }
 }
 
+const POLICY_FORM: &str = "HostName=…;SharedAccessKeyName=…;SharedAccessKey=… for an IoT Hub";
+
 fn connection_string(text: &str) -> Result<Target, String> {
-    const FORM: &str = "write HostName=…;SharedAccessKeyName=…;SharedAccessKey=…";
     let parsed = ConnectionString::parse(text).map_err(|error| error.to_string())?;
     if let Some(device) = parsed.device {
         return Err(format!(
-            "this connection string is for the one device `{device}`; a gateway needs a policy's: {FORM}"
+            "this connection string is for the one device `{device}`; a gateway needs a policy's"
         ));
     }
     if parsed.key_name.is_none() {
-        return Err(format!("this connection string names no policy (SharedAccessKeyName): {FORM}"));
+        return Err("this connection string names no policy (SharedAccessKeyName)".into());
     }
     if parsed.entity_path.is_some() {
-        return Err(format!(
-            "this connection string is for an Event Hub; a gateway needs the IoT Hub's own: {FORM}"
-        ));
+        return Err("this connection string is for an Event Hub; a gateway needs the IoT Hub's own".into());
     }
     Ok(Target::ConnectionString(parsed))
 }

@@ -48,7 +48,7 @@ pub(super) fn run(state: &StateDir, send: &Send) -> Result<(), CliError> {
             _ = interrupt.recv() => Ok(None),
         };
         service.close().await;
-        Ok::<_, ServiceError>(record?)
+        record
     })?;
     let Some(record) = record else {
         complain(

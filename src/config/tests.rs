@@ -156,7 +156,7 @@ fn the_hub_is_the_embedded_one_until_another_is_named() {
 
     let mut none = parse("[hub]\nenabled = false").unwrap();
     assert!(none.require_hub().unwrap_err().to_string().contains("--hub"));
-    none.set_hub("--hub", "amqps://hub.example:99").unwrap();
+    none.set_hub("--hub", "amqps://user:pass=word@hub.example:99").unwrap();
     assert!(none.require_hub().is_ok());
     let deaf = parse("[hub]\nlisten = []").unwrap().require_hub().unwrap_err().to_string();
     assert!(deaf.contains("[hub] listen"), "{deaf}");
@@ -177,7 +177,8 @@ fn a_connection_string_must_be_a_policy_s() {
         ("HostName=h;SharedAccessKey=c2VjcmV0", "SharedAccessKeyName"),
         ("HostName=h;SharedAccessKeyName=n;SharedAccessKey=*hidden*", "base64"),
         ("Endpoint=sb://h/;SharedAccessKeyName=n;SharedAccessKey=c2VjcmV0;EntityPath=e", "Event Hub"),
-        ("hub.example", "equals sign"),
+        ("hub.example", "neither a connection string nor a URL"),
+        ("HostName=h;what", "equals sign"),
         ("amqp://user:hidden@hub", "TLS only"),
     ] {
         let error = config.set_hub("--hub", wrong).unwrap_err().to_string();
