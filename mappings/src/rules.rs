@@ -11,11 +11,12 @@ use bytestring::ByteString;
 
 use crate::address::{Address, AddressBuilder, DeviceId, Identity, check_identifier};
 use crate::compile::Loader;
-use crate::file::{LoadError, Place, Source};
 use crate::message::{Direction, Message, Value};
 use crate::outcome::{Reason, Rejection};
 use crate::template::{Binding, Form, Template};
 use crate::trie::{Captures, Found, Path, Trie};
+
+pub use crate::file::{Fault, LoadError, Place, Source};
 
 /// How a protocol's paths are written in mapping files.
 #[derive(Debug)]
@@ -115,7 +116,7 @@ impl RuleSet {
     ///
     /// # Errors
     /// Every fault that was found, each with its place; of a file that cannot be read at all, the first.
-    pub fn load(sources: &[Source<'_>]) -> Result<Self, Vec<LoadError>> {
+    pub fn load(sources: &[Source<'_>]) -> Result<Self, LoadError> {
         let mut loader = Loader::new(crate::SYNTAXES);
         sources.iter().for_each(|source| loader.read(source));
         loader.finish()
