@@ -269,7 +269,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, roles: Roles) -> ExitC
 
 fn dispatch(command: Command, roles: Roles) -> Result<(), CliError> {
     match command {
-        Command::Demo(place) => start::start(place.config()?, roles.demo),
+        Command::Demo(place) => start::demo(place.config()?, roles.demo),
         Command::Run(run) => start::gateway(&run, std::env::var_os("FIELDGATE_HUB"), roles.gateway),
         Command::Hub(Hub { place, command: None }) => start::hub(place.config()?, roles.hub),
         Command::Hub(Hub { place, command: Some(command) }) => {
@@ -286,5 +286,7 @@ fn dispatch(command: Command, roles: Roles) -> Result<(), CliError> {
     }
 }
 
+#[cfg(test)]
+mod live;
 #[cfg(test)]
 mod tests;

@@ -6,6 +6,7 @@
 mod address;
 mod check;
 mod error;
+mod mappings;
 mod sections;
 mod units;
 
@@ -18,6 +19,7 @@ use serde::Deserialize;
 pub use address::{HubUrl, parse_listen};
 pub use error::{ConfigError, Place};
 use error::{Source, beside, name_of};
+pub use mappings::MappingsError;
 use sections::UpstreamSection;
 pub use sections::{
     AdminConfig, AmqpConfig, Authorise, CoapConfig, HttpConfig, HubConfig, LogConfig, MappingsConfig,

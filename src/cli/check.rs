@@ -1,13 +1,13 @@
 //! `fieldgate check`: everything that can be wrong before the start, and what the configuration means.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use thiserror::Error;
 
 use super::CliError;
 use super::output::say;
-use crate::config::{Authorise, Config, Target};
+use crate::config::{Authorise, Config, MappingsError, Target};
 use crate::tls::{self, Roots, TlsError};
 
 /// What a start would stumble over.
@@ -15,8 +15,8 @@ use crate::tls::{self, Roots, TlsError};
 pub(super) enum Wrong {
     #[error(transparent)]
     Tls(#[from] TlsError),
-    #[error("{}: {source}", path.display())]
-    File { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    Mappings(#[from] MappingsError),
 }
 
 /// Checks, and prints what the configuration comes to.
@@ -29,9 +29,7 @@ pub(super) fn run(file: Option<&Path>) -> Result<(), CliError> {
     if let Some(file) = &config.upstream.ca_file {
         tls::client(&Roots::File(file.clone())).map_err(Wrong::from)?;
     }
-    for path in &config.mappings.files {
-        std::fs::read_to_string(path).map_err(|source| Wrong::File { path: path.clone(), source })?;
-    }
+    config.mappings.load().map_err(Wrong::from)?;
     let name = file.map_or_else(|| "the defaults".into(), |file| file.display().to_string());
     say(&format!("{name}: good"))?;
     for (what, meaning) in summary(&config) {

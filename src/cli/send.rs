@@ -30,9 +30,9 @@ const HOLD_FOREIGN: Duration = Duration::from_secs(1);
 /// One record of a feedback message (`application/vnd.microsoft.iothub.feedback.json`).
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Record {
+pub(super) struct Record {
     original_message_id: String,
-    status_code: String,
+    pub(super) status_code: String,
     #[serde(default)]
     description: String,
 }
@@ -68,7 +68,8 @@ pub(super) fn run(state: &StateDir, send: &Send) -> Result<(), CliError> {
     if record.status_code == TAKEN { Ok(()) } else { Err(CliError::No) }
 }
 
-async fn ask(service: &mut Service, send: &Send) -> Result<Record, ServiceError> {
+/// Sends the command and waits for its record.
+pub(super) async fn ask(service: &mut Service, send: &Send) -> Result<Record, ServiceError> {
     // First the ears, then the mouth: the answer may be quicker than an attach.
     let feedback = Receiver::attach(&mut service.session, "send-feedback", FEEDBACK)
         .await

@@ -2,6 +2,8 @@
 //!
 //! Reads the event log as any Event Hubs consumer would: one receiver for each partition, nothing taken away.
 
+use std::io;
+
 use fe2o3_amqp::Receiver;
 use fe2o3_amqp::link::ReceiverAttachError;
 use fe2o3_amqp::types::definitions::{AmqpError as Condition, ErrorCondition};
@@ -40,14 +42,17 @@ pub(super) fn run(state: &StateDir, watch: &Watch) -> Result<(), CliError> {
             "watching {}: {which}, group {}, {from}; Ctrl-C ends",
             service.address, watch.group
         ));
-        let printed = print(receivers, watch).await;
+        let printed = print(receivers, watch, say).await;
         service.close().await;
         printed
     })
 }
 
 /// One receiver for each partition, in order, until the hub says that there is no further one.
-async fn attach(service: &mut Service, watch: &Watch) -> Result<Vec<(u16, Receiver)>, ServiceError> {
+pub(super) async fn attach(
+    service: &mut Service,
+    watch: &Watch,
+) -> Result<Vec<(u16, Receiver)>, ServiceError> {
     let numbers = watch.partition.map_or(0..=u16::MAX, |number| number..=number);
     let mut receivers = Vec::new();
     for number in numbers {
@@ -90,7 +95,11 @@ fn is_not_found(error: &ReceiverAttachError) -> bool {
         if error.condition == ErrorCondition::AmqpError(Condition::NotFound))
 }
 
-async fn print(receivers: Vec<(u16, Receiver)>, watch: &Watch) -> Result<(), CliError> {
+pub(super) async fn print(
+    receivers: Vec<(u16, Receiver)>,
+    watch: &Watch,
+    mut say: impl FnMut(&str) -> io::Result<()>,
+) -> Result<(), CliError> {
     let (events, mut arrived) = mpsc::channel(AHEAD);
     for (number, receiver) in receivers {
         tokio::spawn(read(number, receiver, events.clone()));
