@@ -85,7 +85,7 @@ impl Source<'_> {
             let (what, list) = self.describe_unknown(&unknown, &known, span.as_ref(), message);
             (what, Some(list))
         } else {
-            (one_line(message), None)
+            (in_words(message), None)
         };
         ConfigError { source: self.name.into(), place: span.map(|span| self.place(span)), what, help }
     }
@@ -188,9 +188,24 @@ fn may_hold_secret(line: &str) -> bool {
         || ["SharedAccess", "://"].iter().any(|mark| line.contains(mark))
 }
 
-/// Messages of the reader may run over several lines; ours are sentences.
-fn one_line(message: &str) -> String {
-    message.split('\n').map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(", ")
+/// The reader's message as one sentence, in words that do not presume that its reader writes Rust.
+fn in_words(message: &str) -> String {
+    const WORDS: [(&str, &str); 8] = [
+        ("a nonzero u8", "a whole number from 1 to 255"),
+        ("a nonzero u16", "a whole number from 1 to 65535"),
+        ("a nonzero u32", "a whole number from 1 to 4294967295"),
+        ("a nonzero usize", "a whole number from 1 on"),
+        ("expected usize", "expected a whole number from 0 on"),
+        ("wanted string or table", "expected a word in quotes"),
+        ("invalid type: ", "wrong kind of value: "),
+        ("invalid value: ", "wrong value: "),
+    ];
+    let lines: Vec<&str> = message.split('\n').map(str::trim).filter(|line| !line.is_empty()).collect();
+    let mut words = lines.join(", ");
+    if let Some(at) = words.find("expected struct ") {
+        words.replace_range(at.., "expected a section with keys");
+    }
+    WORDS.iter().fold(words, |words, (jargon, plain)| words.replace(jargon, plain))
 }
 
 /// Takes serde's "unknown field `x`, expected one of `a`, `b`" apart.
