@@ -7,11 +7,21 @@
 //!
 //! It is deliberately not durable, not a fully managed registry, and has neither twins nor direct methods.
 
-pub(crate) mod address;
-pub(crate) mod auth;
-pub(crate) mod commands;
-pub(crate) mod feedback;
-pub(crate) mod log;
-pub(crate) mod queue;
-pub(crate) mod registry;
-pub(crate) mod time;
+mod address;
+mod auth;
+mod cbs;
+mod commands;
+mod feedback;
+mod log;
+mod message;
+mod queue;
+mod registry;
+mod selector;
+mod serve;
+mod state;
+mod telemetry;
+mod time;
+
+pub use auth::policy_key;
+pub use registry::device_key;
+pub use serve::{HubError, HubHandle, HubSetup, start};

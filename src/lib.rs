@@ -11,5 +11,7 @@ pub mod listener;
 pub mod sas;
 pub mod shutdown;
 pub mod state;
+mod table;
 pub mod telemetry;
 pub mod tls;
+pub mod wire;

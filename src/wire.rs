@@ -63,7 +63,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     ///
     /// # Errors
     /// What the stream says: the connection is lost.
-    pub fn poll_turn(&mut self, cx: &mut Context<'_>, machine: &mut Connection, read: bool) -> Poll<io::Result<Turn>> {
+    pub fn poll_turn(
+        &mut self,
+        cx: &mut Context<'_>,
+        machine: &mut Connection,
+        read: bool,
+    ) -> Poll<io::Result<Turn>> {
         if let Poll::Ready(Err(error)) = self.poll_write(cx, machine) {
             return Poll::Ready(Err(error));
         }

@@ -246,6 +246,8 @@ fn strip_prefix<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
 pub(crate) struct Grants {
     grants: Vec<Grant>,
     max: usize,
+    /// The earliest expiry, since it is asked for on every turn of the connection.
+    next_expiry: Option<u64>,
 }
 
 /// The connection has as many tokens as it may.
@@ -256,7 +258,7 @@ pub(crate) struct TooManyTokens;
 impl Grants {
     /// No grant yet; at most `max`.
     pub(crate) fn new(max: usize) -> Self {
-        Self { grants: Vec::new(), max }
+        Self { grants: Vec::new(), max, next_expiry: None }
     }
 
     /// Adds a grant, in place of an earlier one of the same signer for the same scope.
@@ -271,6 +273,7 @@ impl Grants {
             None if self.grants.len() >= self.max => return Err(TooManyTokens),
             None => self.grants.push(grant),
         }
+        self.note_next_expiry();
         Ok(())
     }
 
@@ -284,14 +287,21 @@ impl Grants {
 
     /// The next moment at which a token expires, in seconds since 1970.
     pub(crate) fn next_expiry(&self) -> Option<u64> {
-        self.grants.iter().map(|grant| grant.expiry).min()
+        self.next_expiry
     }
 
     /// Forgets what has expired; whether anything had. Links must be held against [`Grants::find`] again then.
     pub(crate) fn expire(&mut self, now_unix: u64) -> bool {
-        let before = self.grants.len();
+        if self.next_expiry.is_none_or(|expiry| expiry > now_unix) {
+            return false;
+        }
         self.grants.retain(|grant| grant.expiry > now_unix);
-        self.grants.len() < before
+        self.note_next_expiry();
+        true
+    }
+
+    fn note_next_expiry(&mut self) {
+        self.next_expiry = self.grants.iter().map(|grant| grant.expiry).min();
     }
 }
 

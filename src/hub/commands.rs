@@ -68,10 +68,8 @@ pub(crate) struct LentCommand {
 /// What time has done to the queues.
 #[derive(Debug, Default)]
 pub(crate) struct Elapsed {
-    /// What the senders of commands that died want to hear.
-    pub(crate) records: Vec<Record>,
-    /// How many commands expired.
-    pub(crate) expired: usize,
+    /// The devices of commands that expired, and what their senders want to hear.
+    pub(crate) ended: Vec<(DeviceId, Option<Record>)>,
     /// Devices that have a free command again.
     pub(crate) ready: Vec<DeviceId>,
 }
@@ -122,7 +120,8 @@ impl Commands {
         })
     }
 
-    /// Ends a loan with what the device says; returns what the sender wants to hear of it.
+    /// Ends a loan with what the device says. `None`: the command is back in its place; otherwise how it ended, and
+    /// what its sender wants to hear of that.
     ///
     /// # Errors
     /// [`LockLost`] when the device took longer than its lock.
@@ -132,7 +131,7 @@ impl Commands {
         device: &DeviceId,
         token: LockToken,
         settlement: Settlement,
-    ) -> Result<Option<Record>, LockLost> {
+    ) -> Result<Option<(Departure, Option<Record>)>, LockLost> {
         let queue = self.queues.get_mut(device).ok_or(LockLost)?;
         let Some((command, departure)) = queue.settle(now, token, settlement, self.limits.rules)? else {
             return Ok(None);
@@ -141,7 +140,7 @@ impl Commands {
         if queue.is_empty() {
             self.queues.remove(device);
         }
-        Ok(command.record(now, device, departure))
+        Ok(Some((departure, command.record(now, device, departure))))
     }
 
     /// Ends a loan because the device's link is gone. Nothing is counted.
@@ -159,8 +158,7 @@ impl Commands {
             let (expired, freed) = queue.expire(now);
             for command in expired {
                 *bytes -= command.cost();
-                elapsed.expired += 1;
-                elapsed.records.extend(command.record(now, device, Departure::Expired));
+                elapsed.ended.push((device.clone(), command.record(now, device, Departure::Expired)));
             }
             if freed {
                 elapsed.ready.push(device.clone());
@@ -233,7 +231,9 @@ mod tests {
         let lent = commands.lock_next(now, &device("b"), token(1)).unwrap();
         assert_eq!((lent.sequence, lent.delivery_count, &lent.message[..]), (2, 0, &b"message"[..]));
         assert_eq!(commands.settle(now, &device("a"), token(1), Settlement::Complete), Err(LockLost));
-        let record = commands.settle(now, &device("b"), token(1), Settlement::Complete).unwrap().unwrap();
+        let (_, record) =
+            commands.settle(now, &device("b"), token(1), Settlement::Complete).unwrap().unwrap();
+        let record = record.unwrap();
         assert_eq!((record.original_message_id.as_str(), record.departure), ("2", Departure::Completed));
         assert_eq!((record.device, &*record.generation), (device("b"), "g1"));
         assert!(!commands.is_empty());
@@ -249,15 +249,16 @@ mod tests {
             for (settlement, wanted) in [(Settlement::Complete, completed), (Settlement::Reject, rejected)] {
                 commands.push(now, &device("a"), command("1", ack)).unwrap();
                 commands.lock_next(now, &device("a"), token(1)).unwrap();
-                let record = commands.settle(now, &device("a"), token(1), settlement).unwrap();
-                assert_eq!(record.is_some(), wanted, "{ack:?} {settlement:?}");
+                let ended = commands.settle(now, &device("a"), token(1), settlement).unwrap();
+                assert_eq!(ended.unwrap().1.is_some(), wanted, "{ack:?} {settlement:?}");
             }
             // Abandoned twice is dead here.
             commands.push(now, &device("a"), command("1", ack)).unwrap();
             for round in 0..2 {
                 commands.lock_next(now, &device("a"), token(1)).unwrap();
-                let record = commands.settle(now, &device("a"), token(1), Settlement::Abandon).unwrap();
-                assert_eq!(record.is_some(), round == 1 && rejected);
+                let ended = commands.settle(now, &device("a"), token(1), Settlement::Abandon).unwrap();
+                assert_eq!(ended.is_some(), round == 1);
+                assert_eq!(ended.is_some_and(|(_, record)| record.is_some()), round == 1 && rejected);
             }
             assert!(commands.is_empty());
         }
@@ -292,14 +293,17 @@ mod tests {
         commands.push(now, &device("b"), command("b", AckRequest::Full)).unwrap();
         commands.lock_next(now, &device("b"), token(1)).unwrap();
         let ids = |elapsed: &Elapsed| -> Vec<String> {
-            elapsed.records.iter().map(|record| record.original_message_id.clone()).collect()
+            let records = elapsed.ended.iter().filter_map(|(_, record)| record.as_ref());
+            records.map(|record| record.original_message_id.clone()).collect()
         };
         let elapsed = commands.elapse(now);
-        assert_eq!((ids(&elapsed), elapsed.expired), (vec!["past".to_owned()], 1));
+        assert_eq!((ids(&elapsed), elapsed.ended.len()), (vec!["past".to_owned()], 1));
         assert!(elapsed.ready.is_empty());
         let elapsed = commands.elapse(now.plus(Duration::from_secs(60)));
         assert_eq!((ids(&elapsed), elapsed.ready), (vec!["short".to_owned()], vec![device("b")]));
-        assert!(elapsed.records.iter().all(|record| record.departure == Departure::Expired));
+        assert!(
+            elapsed.ended.iter().flat_map(|(_, record)| record).all(|r| r.departure == Departure::Expired)
+        );
         let elapsed = commands.elapse(now.plus(LIMITS.default_ttl));
         assert_eq!(ids(&elapsed), ["b"]);
         assert!(commands.is_empty());
@@ -310,6 +314,6 @@ mod tests {
         let (now, mut commands) = (Now::test(), Commands::new(LIMITS));
         let eternal = Command { expiry: Some(Timestamp(i64::MAX)), ..command("e", AckRequest::None) };
         commands.push(now, &device("a"), eternal).unwrap();
-        assert_eq!(commands.elapse(now.plus(LIMITS.max_ttl)).expired, 1);
+        assert_eq!(commands.elapse(now.plus(LIMITS.max_ttl)).ended.len(), 1);
     }
 }
