@@ -9,7 +9,7 @@ use fieldgate_mappings::Timestamp;
 use serde_json::{Map, Value as Json, json};
 
 use super::output::harmless;
-use crate::hub::time::Iso;
+use crate::hub::Iso;
 
 /// What arrived, and where it stands in the log.
 #[derive(Debug, Clone, PartialEq)]

@@ -8,7 +8,7 @@ use fieldgate_mappings::DeviceId;
 
 use super::CliError;
 use super::output::{say, unix_millis};
-use crate::hub::registry::device_key;
+use crate::hub::device_key;
 use crate::sas::ConnectionString;
 use crate::state::StateDir;
 
