@@ -5,6 +5,7 @@
 
 mod adapters;
 pub mod app;
+pub mod cli;
 pub mod config;
 pub mod console;
 pub mod hub;
