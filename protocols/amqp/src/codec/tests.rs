@@ -376,18 +376,21 @@ fn the_short_form_gives_way_at_its_limits() {
         assert_eq!(out.len(), bytes_len(content));
         assert_eq!(ours(&out), Value::Str(&text));
     }
-    let mut out = BytesMut::new();
-    let long = "y".repeat(300);
-    put_symbols(&mut out, &["a", &long]);
-    let Value::Array(array) = ours(&out) else { panic!() };
-    assert_eq!(array.iter().collect::<Vec<_>>(), [Value::Symbol("a"), Value::Symbol(&long)]);
+    for longest in [1, 255, 256, 300] {
+        let mut out = BytesMut::new();
+        let long = "y".repeat(longest);
+        put_symbols(&mut out, &["a", &long]);
+        let Value::Array(array) = ours(&out) else { panic!() };
+        assert_eq!(array.iter().collect::<Vec<_>>(), [Value::Symbol("a"), Value::Symbol(&long)]);
+    }
 }
 
 #[test]
 fn a_symbol_is_always_ascii() {
     let mut out = BytesMut::new();
     put_symbol(&mut out, "café");
-    assert_eq!(ours(&out), Value::Symbol("caf?"));
+    put_symbols(&mut out, &["é", "x"]);
+    assert_eq!(&out[..], b"\xa3\x04caf?\xe0\x06\x02\xa3\x01?\x01x");
 }
 
 // What follows is hostile.

@@ -75,6 +75,11 @@ impl Composite {
     pub(crate) fn build(code: u64, fields: impl FnOnce(&mut BytesMut) -> usize) -> Self {
         let mut out = BytesMut::new();
         codec::put_composite(&mut out, code, fields);
+        Self::written(out)
+    }
+
+    /// The composite that we have just written.
+    pub(crate) fn written(out: BytesMut) -> Self {
         let bytes = out.freeze();
         // Only a raw field of the caller's that is no value can fail here. It is the peer who will refuse it.
         Self::validated(bytes.clone()).unwrap_or_else(|_| Self::opaque(bytes))
