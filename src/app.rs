@@ -2,18 +2,15 @@
 //! each core, the console; and takes them apart again in order.
 
 use std::io;
-use std::net::TcpListener;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
-use fieldgate_mappings::rules::{LoadError, RuleSet, Source};
+use fieldgate_mappings::rules::RuleSet;
 use thiserror::Error;
-use tokio::task::LocalSet;
 
 use crate::adapters::Directory;
-use crate::config::{Config, Target};
+use crate::config::{Config, MappingsError, Target};
 use crate::console::{self, Component, Health, Status};
 use crate::hub::{self, HubError as EmbeddedHubError, HubHandle, HubSetup};
 use crate::listener::{self, ListenError};
@@ -42,17 +39,9 @@ pub enum AppError {
     /// The embedded hub cannot start.
     #[error(transparent)]
     Embedded(#[from] EmbeddedHubError),
-    /// A mapping file cannot be read.
-    #[error("{}: {error}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// The mapping files are wrong.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
-    Mappings(Vec<LoadError>),
+    /// A mapping file cannot be read, or is wrong.
+    #[error(transparent)]
+    Mappings(#[from] MappingsError),
     /// The policy key in the state directory is damaged.
     #[error("the file policy-key in the state directory is not base64; remove it to have a new key made")]
     PolicyKey,
@@ -81,7 +70,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> Result<(), AppError> {
     let config = Arc::new(config);
     let health = Arc::new(Health::default());
     // All that can be refused is looked at before anything starts.
-    let rules = Arc::new(load_rules(&config)?);
+    let rules = Arc::new(config.mappings.load()?);
     let hub = match config.runs_hub() {
         true => Some(EmbeddedHub::start(&config, &health, shutdown)?),
         false => None,
@@ -92,7 +81,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> Result<(), AppError> {
     }
     let target = Arc::new(Hub::new(&config, reached)?);
     let setups = setups(&config, &rules, &target, &health)?;
-    let console = console::listen(&config.admin)?;
+    let console = console::bind(&config.admin)?;
     tracing::info!(hub = %target.address(), workers = setups.len(), "gateway started");
 
     let workers: Vec<_> = setups
@@ -129,7 +118,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> Result<(), AppError> {
 pub fn run_hub(config: &Config, shutdown: &Shutdown) -> Result<(), AppError> {
     let health = Arc::new(Health::default());
     let hub = EmbeddedHub::start(config, &health, shutdown)?;
-    let console = console::listen(&config.admin)?;
+    let console = console::bind(&config.admin)?;
     serve_console(console, &health, shutdown)?;
     hub.stop()?;
     tracing::info!("stopped");
@@ -160,7 +149,7 @@ impl EmbeddedHub {
         let port = port.port();
         let setup = HubSetup {
             config: config.hub.clone(),
-            hosts: identity.names.clone(),
+            hosts: StateDir::hub_names(&config.hub.name),
             owner,
             tls: tls::server(identity)?,
             listeners,
@@ -177,22 +166,6 @@ impl EmbeddedHub {
         self.health.set(Component::Hub, Status::Draining);
         Ok(self.handle.stop()?)
     }
-}
-
-/// Reads the mapping files: those of the configuration, or the shipped one.
-///
-/// # Errors
-/// What is wrong with them: file, line, and what would be right.
-pub fn load_rules(config: &Config) -> Result<RuleSet, AppError> {
-    let files = config.mappings.files.iter().map(|path| {
-        let text = std::fs::read_to_string(path).map_err(|error| AppError::Read { path: path.clone(), error })?;
-        Ok((path.display().to_string(), text))
-    });
-    let files: Vec<(String, String)> = files.collect::<Result<_, AppError>>()?;
-    let sources: Vec<Source<'_>> = files.iter().map(|(name, text)| Source { name, text }).collect();
-    let shipped = [Source::SHIPPED];
-    let sources = if sources.is_empty() { &shipped[..] } else { &sources[..] };
-    RuleSet::load(sources).map_err(AppError::Mappings)
 }
 
 /// Binds every listener, a socket for each worker, and deals them out.
@@ -242,8 +215,7 @@ fn setups(
 }
 
 /// Serves metrics and health on the calling thread until the stop.
-fn serve_console(listeners: Vec<TcpListener>, health: &Arc<Health>, shutdown: &Shutdown) -> io::Result<()> {
+fn serve_console(bound: console::Bound, health: &Arc<Health>, shutdown: &Shutdown) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, console::serve(listeners, Arc::clone(health), shutdown.clone()));
-    Ok(())
+    runtime.block_on(console::serve(bound, Arc::clone(health), shutdown.draining()))
 }

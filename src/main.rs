@@ -1,16 +1,15 @@
 //! The program `fieldgate`.
 
-use std::error::Error;
 use std::process::ExitCode;
 
 use fieldgate::cli::{self, Roles};
-use fieldgate::config::Config;
-use fieldgate::shutdown::Shutdown;
+use fieldgate::{app, demo};
 
 fn main() -> ExitCode {
-    cli::run(std::env::args_os(), Roles { gateway: absent, hub: absent, demo: absent })
-}
-
-fn absent(_: Config, _: Shutdown) -> Result<(), Box<dyn Error>> {
-    Err("this build has the command line only".into())
+    let roles = Roles {
+        gateway: |config, shutdown| Ok(app::run(config, &shutdown)?),
+        hub: |config, shutdown| Ok(app::run_hub(&config, &shutdown)?),
+        demo: |config, shutdown| Ok(demo::run(config, &shutdown)?),
+    };
+    cli::run(std::env::args_os(), roles)
 }
