@@ -6,6 +6,7 @@ pub(crate) mod coap;
 mod directory;
 pub(crate) mod http;
 pub(crate) mod mqtt;
+mod requests;
 mod telemetry;
 
 pub(crate) use directory::Directory;
