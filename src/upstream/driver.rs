@@ -132,13 +132,21 @@ impl Driver {
             }
             self.upstream.shared.listen(cx);
             loop {
-                let (turn, notices) = self.turn(cx, &mut wire, &mut timer);
-                for notice in notices {
-                    match notice {
-                        Notice::Lost(why) => return Poll::Ready(why),
-                        notice => ready |= self.notice(notice, ready),
+                let notices = self.handle(cx, &mut timer);
+                if !notices.is_empty() {
+                    // What they ask for is said in this turn, and may bring more of them.
+                    for notice in notices {
+                        match notice {
+                            Notice::Lost(why) => return Poll::Ready(why),
+                            notice => ready |= self.notice(notice, ready),
+                        }
                     }
+                    continue;
                 }
+                let turn = match &mut self.upstream.shared.uplink.borrow_mut().connection {
+                    Some(machine) => wire.poll_turn(cx, machine, true),
+                    None => Poll::Pending,
+                };
                 match turn {
                     Poll::Ready(Ok(Turn::Progress)) => {}
                     Poll::Ready(Ok(Turn::Ended)) => {
@@ -165,23 +173,15 @@ impl Driver {
         why
     }
 
-    fn turn(
-        &self,
-        cx: &mut Context<'_>,
-        wire: &mut Wire<TlsStream<TcpStream>>,
-        timer: &mut Timer,
-    ) -> (Poll<std::io::Result<Turn>>, Vec<Notice>) {
+    /// Handles the time that has passed and the bytes that have come.
+    fn handle(&self, cx: &mut Context<'_>, timer: &mut Timer) -> Vec<Notice> {
         let mut uplink = self.upstream.shared.uplink.borrow_mut();
         let now = Instant::now();
         while timer.poll(cx, uplink.poll_timeout()).is_ready() {
             uplink.handle_timeout(now);
         }
         uplink.handle_events(now);
-        let turn = match &mut uplink.connection {
-            Some(machine) => wire.poll_turn(cx, machine, true),
-            None => Poll::Pending,
-        };
-        (turn, uplink.take_notices())
+        uplink.take_notices()
     }
 
     /// Does what the machine asks for. True when the connection does its work from now on.
