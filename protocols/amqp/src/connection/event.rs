@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use std::fmt;
-
 use crate::error::{AmqpError, Violation};
 use crate::performative::{Attach, Begin, Detach, Disposition, Flow, Open, Role, Transfer};
 use crate::sasl::{Mechanism, PlainCredentials, SaslCode};
@@ -144,24 +142,6 @@ pub enum CloseReason {
     SaslFailed(Option<SaslCode>),
     /// The peer speaks another protocol or version. It has been told which we speak.
     Header([u8; 8]),
-}
-
-impl fmt::Display for CloseReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Remote(None) => f.write_str("the peer closed"),
-            Self::Remote(Some(error)) => {
-                write!(f, "the peer closed with {}", error.condition())?;
-                error.description().map_or(Ok(()), |description| write!(f, ": {description}"))
-            }
-            Self::Local => f.write_str("closed from here"),
-            Self::Violation(violation) => write!(f, "the peer broke a rule: {violation}"),
-            Self::TimedOut => f.write_str("the peer was silent for too long"),
-            Self::SaslFailed(None) => f.write_str("SASL failed: no common mechanism"),
-            Self::SaslFailed(Some(code)) => write!(f, "SASL failed: {code:?}"),
-            Self::Header(header) => write!(f, "the peer speaks another protocol: {}", header.escape_ascii()),
-        }
-    }
 }
 
 impl fmt::Display for CloseReason {
