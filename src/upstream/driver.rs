@@ -19,11 +19,11 @@ use crate::shutdown::Shutdown;
 use crate::telemetry::emit;
 use crate::wire::{Turn, Wire};
 
+use super::Upstream;
 use super::backoff::Backoff;
 use super::target::Hub;
 use super::telemetry::{ConnectFailed, ConnectionLost, ConnectionReady, TokenAccepted};
 use super::uplink::Notice;
-use super::Upstream;
 
 /// Most sessions of the connection; the hub's own channel-max may allow fewer.
 const CHANNEL_MAX: u16 = 8191;
@@ -63,7 +63,16 @@ impl Driver {
             ..ConnectionConfig::default()
         };
         let backoff = Backoff::new(upstream_config.retry_max);
-        Self { index, upstream, hub: Arc::clone(hub), config: Arc::new(config), backoff, health, shutdown, random }
+        Self {
+            index,
+            upstream,
+            hub: Arc::clone(hub),
+            config: Arc::new(config),
+            backoff,
+            health,
+            shutdown,
+            random,
+        }
     }
 
     /// Keeps the connection until the worker closes it.
