@@ -8,5 +8,7 @@ pub(crate) mod http;
 pub(crate) mod mqtt;
 mod requests;
 mod telemetry;
+#[cfg(test)]
+mod testing;
 
 pub(crate) use directory::Directory;

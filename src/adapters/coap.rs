@@ -5,6 +5,8 @@
 
 mod exchanges;
 mod telemetry;
+#[cfg(test)]
+mod tests;
 
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;

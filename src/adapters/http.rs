@@ -5,6 +5,8 @@ mod body;
 mod credentials;
 mod requests;
 mod telemetry;
+#[cfg(test)]
+mod tests;
 
 use std::convert::Infallible;
 use std::future::Future;

@@ -25,9 +25,15 @@ struct Metrics {
 static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     requests: Endings::new("coap_requests", "CoAP requests by what became of them"),
     non_dropped: counter("coap_non_dropped", "Non-confirmable requests whose message the hub did not take"),
-    outcomes_late: counter("coap_outcomes_late", "Outcomes of the hub for requests that were answered before"),
+    outcomes_late: counter(
+        "coap_outcomes_late",
+        "Outcomes of the hub for requests that were answered before",
+    ),
     receive_errors: counter("coap_receive_errors", "Failures of the system to give a datagram"),
-    send_errors: counter("coap_send_errors", "Datagrams that the system did not take, and that count as lost"),
+    send_errors: counter(
+        "coap_send_errors",
+        "Datagrams that the system did not take, and that count as lost",
+    ),
     message_layer: MessageLayer::new(),
 });
 
@@ -54,7 +60,11 @@ struct Counted {
 
 const COUNTED: [Counted; 14] = [
     Counted { name: "coap_datagrams", help: "Datagrams received", read: |stats| stats.datagrams },
-    Counted { name: "coap_duplicates", help: "Repeated requests, recognised", read: |stats| stats.duplicates },
+    Counted {
+        name: "coap_duplicates",
+        help: "Repeated requests, recognised",
+        read: |stats| stats.duplicates,
+    },
     Counted {
         name: "coap_superseded",
         help: "Requests under a remembered message ID with other content",
@@ -66,11 +76,7 @@ const COUNTED: [Counted; 14] = [
         read: |stats| stats.evicted,
     },
     Counted { name: "coap_pings", help: "Empty confirmable messages", read: |stats| stats.pings },
-    Counted {
-        name: "coap_responses",
-        help: "Answers, of all kinds",
-        read: |stats| stats.responses,
-    },
+    Counted { name: "coap_responses", help: "Answers, of all kinds", read: |stats| stats.responses },
     Counted {
         name: "coap_responses_separate",
         help: "Answers after an empty acknowledgement",
@@ -91,7 +97,11 @@ const COUNTED: [Counted; 14] = [
         help: "Separate answers that the peer rejected or never acknowledged",
         read: |stats| stats.responses_lost,
     },
-    Counted { name: "coap_retransmissions", help: "Separate answers sent again", read: |stats| stats.retransmissions },
+    Counted {
+        name: "coap_retransmissions",
+        help: "Separate answers sent again",
+        read: |stats| stats.retransmissions,
+    },
     Counted {
         name: "coap_acknowledged",
         help: "Acknowledgements of separate answers",
@@ -117,7 +127,8 @@ impl MessageLayer {
         let refused = counters::<ByRefusal>("coap_datagrams_refused", help);
         Self {
             counted: COUNTED.map(|counted| counter(counted.name, counted.help)),
-            refused: Refusal::ALL.map(|reason| refused.get_or_create(&ByRefusal { reason: Why(reason) }).clone()),
+            refused: Refusal::ALL
+                .map(|reason| refused.get_or_create(&ByRefusal { reason: Why(reason) }).clone()),
         }
     }
 
@@ -156,7 +167,9 @@ impl Happening for RequestEnded<'_> {
         let device = device.map(DeviceId::as_str);
         match ending {
             Ending::Accepted => tracing::trace!(device, confirmable, "CoAP request accepted"),
-            ending => tracing::debug!(device, confirmable, outcome = ending.name(), "CoAP request not accepted"),
+            ending => {
+                tracing::debug!(device, confirmable, outcome = ending.name(), "CoAP request not accepted")
+            }
         }
     }
 }
@@ -169,7 +182,10 @@ pub(super) struct OutcomeLate<'a> {
 impl Happening for OutcomeLate<'_> {
     fn emit(self) {
         METRICS.outcomes_late.inc();
-        tracing::debug!(outcome = Ending::from(self.outcome).name(), "the hub answered after the CoAP device was told");
+        tracing::debug!(
+            outcome = Ending::from(self.outcome).name(),
+            "the hub answered after the CoAP device was told"
+        );
     }
 }
 
@@ -247,7 +263,9 @@ mod tests {
     fn the_metrics_say_which_protocol_they_are_of() {
         publish(&Stats::default(), &Stats::default());
         let text = crate::telemetry::render();
-        for line in ["fieldgate_coap_datagrams_refused_total{reason=\"format\"} ", "fieldgate_coap_duplicates_total "] {
+        for line in
+            ["fieldgate_coap_datagrams_refused_total{reason=\"format\"} ", "fieldgate_coap_duplicates_total "]
+        {
             assert!(text.contains(line), "{text}");
         }
         assert!(COUNTED.iter().all(|counted| counted.name.starts_with("coap_")));

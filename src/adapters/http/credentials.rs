@@ -104,7 +104,13 @@ mod tests {
     fn a_token_that_cannot_be_good_is_refused_without_repeating_it() {
         let twice = token("hub/devices/d1", NOW + 1).replace("&se", "&sr=x&se");
         let lower = token("hub/devices/d1", NOW + 1).to_lowercase();
-        for field in [&token("hub/devices/d1", NOW), "SharedAccessSignature sr=hub", "SharedAccessSignature", &twice, &lower] {
+        for field in [
+            &token("hub/devices/d1", NOW),
+            "SharedAccessSignature sr=hub",
+            "SharedAccessSignature",
+            &twice,
+            &lower,
+        ] {
             let refused = read(field).unwrap_err();
             assert_eq!(refused.reason, Reason::Credentials, "{field}");
             assert!(!refused.description.contains("hub"), "{}", refused.description);

@@ -98,7 +98,9 @@ impl<S: Fn(Message, Patience, Verdict)> Requests<S> {
             Err(refusal) => {
                 let mut response = self.refuse(refusal);
                 if !body.is_end_stream() {
-                    response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+                    response
+                        .headers_mut()
+                        .insert(http::header::CONNECTION, HeaderValue::from_static("close"));
                     // A device that waits for `100 Continue` sends nothing after another answer.
                     if !parts.headers.contains_key(EXPECT) {
                         tokio::task::spawn_local(timeout(DISCARD_TIME_OUT, body::discard(body)));
@@ -140,7 +142,9 @@ impl<S: Fn(Message, Patience, Verdict)> Requests<S> {
     /// Counts a refusal, and makes its answer.
     fn refuse(&self, refusal: Refusal) -> Response<Bytes> {
         let (ending, response) = match refusal {
-            Refusal::Violation(violation) => return self.refuse_fault(Fault::Violation(violation), (&violation).into()),
+            Refusal::Violation(violation) => {
+                return self.refuse_fault(Fault::Violation(violation), (&violation).into());
+            }
             Refusal::Body(BodyError::TooLarge) => {
                 let violation = Violation::BodyTooLarge { max_bytes: self.config.http.max_body_bytes };
                 return self.refuse_fault(Fault::Violation(violation), (&violation).into());

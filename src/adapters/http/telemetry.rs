@@ -31,7 +31,10 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
         "http_heads_timed_out",
         "Connections closed because no request head came in time, idle ones included",
     ),
-    stalled: counter("http_connections_stalled", "Connections closed because the device did not read its answer"),
+    stalled: counter(
+        "http_connections_stalled",
+        "Connections closed because the device did not read its answer",
+    ),
 });
 
 /// What is wrong with a request, as label `reason="malformed"`.
@@ -128,7 +131,10 @@ pub(super) struct OutcomeLate<'a> {
 impl Happening for OutcomeLate<'_> {
     fn emit(self) {
         METRICS.outcomes_late.inc();
-        tracing::debug!(outcome = Ending::from(self.outcome).name(), "the hub answered after the HTTP request was over");
+        tracing::debug!(
+            outcome = Ending::from(self.outcome).name(),
+            "the hub answered after the HTTP request was over"
+        );
     }
 }
 
