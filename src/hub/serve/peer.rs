@@ -367,14 +367,12 @@ impl Peer {
         let Some(link) = self.links.get_mut(id) else { return };
         let Some(receiver) = link.kind.receiver() else { return };
         let taken = receiver.on_transfer(&mut self.machine, transfer, delivery_id);
-        self.partial_bytes -= std::mem::take(&mut link.partial_bytes);
         let delivery = match taken {
-            Ok(Some(delivery)) => delivery,
-            Ok(None) => {
-                if !transfer.aborted {
-                    self.hold_partial(id, transfer.payload_slice().len());
-                }
-                return;
+            Ok(None) if !transfer.aborted => return self.hold_partial(id, transfer.payload_slice().len()),
+            Ok(whole) => {
+                self.partial_bytes -= std::mem::take(&mut link.partial_bytes);
+                let Some(delivery) = whole else { return };
+                delivery
             }
             // The receiver has detached the link.
             Err(violation) => {
