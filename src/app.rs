@@ -2,18 +2,19 @@
 //! each core, the console; and takes them apart again in order.
 
 use std::io;
-use std::path::PathBuf;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread;
 
-use fieldgate_mappings::rules::{LoadError, RuleSet};
+use fieldgate_mappings::rules::RuleSet;
 use thiserror::Error;
 
 use crate::adapters::Directory;
-use crate::config::{Config, Target};
+use crate::config::{Config, MappingsError, Target};
 use crate::console::{self, Component, Health, Status};
-use crate::hub::{HubError as EmbeddedHubError, HubHandle};
+use crate::hub::{self, HubError as EmbeddedHubError, HubHandle, HubSetup};
 use crate::listener::{self, ListenError};
+use crate::sas::SharedKey;
 use crate::shutdown::Shutdown;
 use crate::state::{LockedState, StateDir, StateError};
 use crate::tls::{self, TlsError};
@@ -38,17 +39,15 @@ pub enum AppError {
     /// The embedded hub cannot start.
     #[error(transparent)]
     Embedded(#[from] EmbeddedHubError),
-    /// A mapping file cannot be read.
-    #[error("{}: {error}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// The mapping files are wrong.
+    /// A mapping file cannot be read, or is wrong.
     #[error(transparent)]
-    Mappings(#[from] LoadError),
+    Mappings(#[from] MappingsError),
+    /// The policy key in the state directory is damaged.
+    #[error("the file policy-key in the state directory is not base64; remove it to have a new key made")]
+    PolicyKey,
+    /// A hub that nobody can reach.
+    #[error("[hub] listen names no address, and the hub is to run; write `listen = \"127.0.0.1:5671\"`")]
+    HubWithoutListener,
     /// The embedded hub is switched off and no other is named.
     #[error(
         "there is no hub to connect to: [hub] enabled is false, and [upstream] names none; \
@@ -67,21 +66,20 @@ pub enum AppError {
 ///
 /// # Errors
 /// What kept it from starting, or made it stop.
-pub fn run(config: Config, shutdown: Shutdown) -> Result<(), AppError> {
+pub fn run(config: Config, shutdown: &Shutdown) -> Result<(), AppError> {
     let config = Arc::new(config);
     let health = Arc::new(Health::default());
     // All that can be refused is looked at before anything starts.
-    let rules = Arc::new(rules(&config)?);
-    let state = StateDir::locate(config.state.directory.as_deref())?;
+    let rules = Arc::new(config.mappings.load()?);
     let hub = match config.runs_hub() {
-        true => Some(EmbeddedHub::start(&config, &state, &health, &shutdown)?),
+        true => Some(EmbeddedHub::start(&config, &health, shutdown)?),
         false => None,
     };
-    let embedded = hub.as_ref().map(|hub| &hub.reached);
-    if config.upstream.target == Target::Embedded && embedded.is_none() {
+    let reached = hub.as_ref().map(|hub| &hub.reached);
+    if config.upstream.target == Target::Embedded && reached.is_none() {
         return Err(AppError::NoHub);
     }
-    let target = Arc::new(Hub::new(&config, embedded)?);
+    let target = Arc::new(Hub::new(&config, reached)?);
     let setups = setups(&config, &rules, &target, &health)?;
     let console = console::bind(&config.admin)?;
     tracing::info!(hub = %target.address(), workers = setups.len(), "gateway started");
@@ -95,7 +93,7 @@ pub fn run(config: Config, shutdown: Shutdown) -> Result<(), AppError> {
                 .spawn(move || worker::run(setup, &shutdown))
         })
         .collect::<Result<_, _>>()?;
-    serve_console(console, &health, &shutdown)?;
+    serve_console(console, &health, shutdown)?;
 
     let mut outcome = Ok(());
     for worker in workers {
@@ -117,13 +115,107 @@ pub fn run(config: Config, shutdown: Shutdown) -> Result<(), AppError> {
 ///
 /// # Errors
 /// What kept it from starting, or made it stop.
-pub fn run_hub(config: Config, shutdown: Shutdown) -> Result<(), AppError> {
+pub fn run_hub(config: &Config, shutdown: &Shutdown) -> Result<(), AppError> {
     let health = Arc::new(Health::default());
-    let state = StateDir::locate(config.state.directory.as_deref())?;
-    let hub = EmbeddedHub::start(&config, &state, &health, &shutdown)?;
+    let hub = EmbeddedHub::start(config, &health, shutdown)?;
     let console = console::bind(&config.admin)?;
-    serve_console(console, &health, &shutdown)?;
+    serve_console(console, &health, shutdown)?;
     hub.stop()?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The hub of this process, and the state directory that it holds.
+struct EmbeddedHub {
+    handle: HubHandle,
+    reached: Embedded,
+    health: Arc<Health>,
+    /// Held as long as the hub runs.
+    _state: LockedState,
+}
+
+impl EmbeddedHub {
+    fn start(config: &Config, health: &Arc<Health>, shutdown: &Shutdown) -> Result<Self, AppError> {
+        let state = StateDir::locate(config.state.directory.as_deref())?.lock()?;
+        let identity = state.hub_identity(&config.hub.name)?;
+        let owner = SharedKey::from_base64(state.policy_key()?.expose()).map_err(|_| AppError::PolicyKey)?;
+        let mut listeners = Vec::new();
+        for address in &config.hub.listen {
+            listeners.extend(listener::tcp("hub", *address, NonZeroUsize::MIN)?);
+        }
+        let Some(port) = listeners.first().map(|listener| listener.local_addr()).transpose()? else {
+            return Err(AppError::HubWithoutListener);
+        };
+        let port = port.port();
+        let setup = HubSetup {
+            config: config.hub.clone(),
+            hosts: StateDir::hub_names(&config.hub.name),
+            owner,
+            tls: tls::server(identity)?,
+            listeners,
+            shutdown: shutdown.clone(),
+        };
+        let handle = hub::start(setup)?;
+        let connection_string = state.write_service_connection_string(port)?;
+        health.set(Component::Hub, Status::Up);
+        let reached = Embedded { ca_file: state.ca_file(), connection_string };
+        Ok(Self { handle, reached, health: Arc::clone(health), _state: state })
+    }
+
+    fn stop(self) -> Result<(), AppError> {
+        self.health.set(Component::Hub, Status::Draining);
+        Ok(self.handle.stop()?)
+    }
+}
+
+/// Binds every listener, a socket for each worker, and deals them out.
+fn setups(
+    config: &Arc<Config>,
+    rules: &Arc<RuleSet>,
+    hub: &Arc<Hub>,
+    health: &Arc<Health>,
+) -> Result<Vec<Setup>, AppError> {
+    let workers = config.runtime.workers();
+    let directory = Arc::new(Directory::default());
+    let mut setups: Vec<Setup> = (0..workers.get())
+        .map(|index| Setup {
+            index,
+            config: Arc::clone(config),
+            rules: Arc::clone(rules),
+            hub: Arc::clone(hub),
+            directory: Arc::clone(&directory),
+            health: Arc::clone(health),
+            amqp: Vec::new(),
+            mqtt: Vec::new(),
+            coap: Vec::new(),
+            http: Vec::new(),
+        })
+        .collect();
+    for address in &config.amqp.listen {
+        let sockets = listener::tcp("amqp", *address, workers)?;
+        setups.iter_mut().zip(sockets).for_each(|(setup, socket)| setup.amqp.push(socket));
+        health.set(Component::Amqp, Status::Up);
+    }
+    for address in &config.mqtt.listen {
+        let sockets = listener::tcp("mqtt", *address, workers)?;
+        setups.iter_mut().zip(sockets).for_each(|(setup, socket)| setup.mqtt.push(socket));
+        health.set(Component::Mqtt, Status::Up);
+    }
+    for address in &config.coap.listen {
+        let sockets = listener::udp("coap", *address, workers)?;
+        setups.iter_mut().zip(sockets).for_each(|(setup, socket)| setup.coap.push(socket));
+        health.set(Component::Coap, Status::Up);
+    }
+    for address in &config.http.listen {
+        let sockets = listener::tcp("http", *address, workers)?;
+        setups.iter_mut().zip(sockets).for_each(|(setup, socket)| setup.http.push(socket));
+        health.set(Component::Http, Status::Up);
+    }
+    Ok(setups)
+}
+
+/// Serves metrics and health on the calling thread until the stop.
+fn serve_console(bound: console::Bound, health: &Arc<Health>, shutdown: &Shutdown) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(console::serve(bound, Arc::clone(health), shutdown.draining()))
 }

@@ -3,14 +3,21 @@
 //! *Protocols say it, mappings mean it, src runs it, tests doubt it.* This crate is the running part: it alone
 //! opens sockets, reads files, asks the time and spawns tasks.
 
+mod adapters;
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod console;
+pub mod demo;
 pub mod hub;
 pub mod listener;
+mod router;
 pub mod sas;
 pub mod shutdown;
 pub mod state;
 mod table;
 pub mod telemetry;
 pub mod tls;
-pub mod wire;
+mod upstream;
+mod wire;
+mod worker;

@@ -19,7 +19,7 @@ use tokio::time::Sleep;
 use tokio_util::io::poll_read_buf;
 
 /// The most that one turn reads, in bytes.
-pub const READ_BYTES: usize = 64 * 1024;
+pub(crate) const READ_BYTES: usize = 64 * 1024;
 
 thread_local! {
     /// The read buffer of this worker, lent to one connection at a time: a connection with
@@ -29,7 +29,7 @@ thread_local! {
 
 /// What a turn brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub(crate) enum Turn {
     /// Bytes arrived or a timer ran out: the machine may have events.
     Progress,
     /// The peer closed its side of the stream.
@@ -38,7 +38,7 @@ pub enum Turn {
 
 /// A stream and what is under way on it.
 #[derive(Debug)]
-pub struct Wire<S> {
+pub(crate) struct Wire<S> {
     stream: S,
     output: Bytes,
     unflushed: bool,
@@ -48,12 +48,12 @@ pub struct Wire<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// A wire over an established stream.
-    pub fn new(stream: S) -> Self {
+    pub(crate) fn new(stream: S) -> Self {
         Self { stream, output: Bytes::new(), unflushed: false, ended: false, timer: None }
     }
 
     /// Bytes taken from the machine and not yet taken by the stream.
-    pub fn backlog(&self) -> usize {
+    pub(crate) fn backlog(&self) -> usize {
         self.output.len()
     }
 
@@ -63,7 +63,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     ///
     /// # Errors
     /// What the stream says: the connection is lost.
-    pub fn poll_turn(
+    pub(crate) fn poll_turn(
         &mut self,
         cx: &mut Context<'_>,
         machine: &mut Connection,
@@ -91,7 +91,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     ///
     /// # Errors
     /// What the stream says.
-    pub fn poll_write(&mut self, cx: &mut Context<'_>, machine: &mut Connection) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_write(&mut self, cx: &mut Context<'_>, machine: &mut Connection) -> Poll<io::Result<()>> {
         loop {
             if self.output.is_empty() {
                 match machine.poll_transmit() {
@@ -117,7 +117,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     ///
     /// # Errors
     /// What the stream says.
-    pub fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 

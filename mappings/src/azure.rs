@@ -14,6 +14,8 @@ use crate::time;
 
 /// The most properties of one message, the rule's own counted.
 const MAX_PROPERTIES: usize = 100;
+/// The most items of one bag, empty ones and system properties counted: a bound on the work for one topic.
+const MAX_ITEMS: usize = 200;
 
 /// A system property: its key in a bag, its header field, its place in the model.
 struct Field {
@@ -76,6 +78,10 @@ pub(crate) fn read_bag(message: &mut Message, own: usize, bag: &str) -> Result<(
     if bag.is_empty() {
         return Ok(());
     }
+    let items = 1 + bag.bytes().filter(|&byte| byte == b'&').count();
+    if items > MAX_ITEMS {
+        return Err(content("too many properties"));
+    }
     // All texts of the bag share one buffer. The slashes, ampersands and equal signs that separate are found in the
     // encoded text, so that an escaped one separates nothing.
     let mut decoded = Vec::with_capacity(bag.len());
@@ -83,7 +89,6 @@ pub(crate) fn read_bag(message: &mut Message, own: usize, bag: &str) -> Result<(
         .ok_or_else(|| content("a malformed escape in the property bag"))?;
     let decoded: ByteString =
         String::from_utf8(decoded).map_err(|_| content("the property bag is not UTF-8"))?.into();
-    let items = 1 + bag.bytes().filter(|&byte| byte == b'&').count();
     message.application_properties.reserve_exact(items.min(MAX_PROPERTIES));
     let mut start = 0;
     for item in bag.split('&') {

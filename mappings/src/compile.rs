@@ -9,7 +9,7 @@ use bytestring::ByteString;
 use toml::Spanned;
 
 use crate::address::AddressBuilder;
-use crate::file::{CommandText, LoadError, Place, PropertyText, RuleText, Source, ToText, unknown};
+use crate::file::{CommandText, Fault, LoadError, Place, PropertyText, RuleText, Source, ToText, unknown};
 use crate::message::Value;
 use crate::rules::{
     AddressPart, AddressTemplate, Convention, Downlink, PropertyPart, PropertyTemplate, RuleSet, Syntax,
@@ -27,7 +27,7 @@ const HUB_FORM: Form = Form { leading_slash: false, wildcards: false, empty_segm
 pub(crate) struct Loader {
     syntaxes: &'static [&'static Syntax],
     set: RuleSet,
-    errors: Vec<LoadError>,
+    faults: Vec<Fault>,
 }
 
 /// A pattern below `from`, parsed.
@@ -40,18 +40,18 @@ struct Pattern {
 
 impl Loader {
     pub(crate) fn new(syntaxes: &'static [&'static Syntax]) -> Self {
-        Self { syntaxes, set: RuleSet::default(), errors: Vec::new() }
+        Self { syntaxes, set: RuleSet::default(), faults: Vec::new() }
     }
 
     pub(crate) fn read(&mut self, source: &Source<'_>) {
         match source.parse() {
             Ok(file) => file.rule.into_iter().for_each(|rule| self.rule(source, rule)),
-            Err(error) => self.errors.push(error),
+            Err(error) => self.faults.push(error),
         }
     }
 
-    pub(crate) fn finish(self) -> Result<RuleSet, Vec<LoadError>> {
-        if self.errors.is_empty() { Ok(self.set) } else { Err(self.errors) }
+    pub(crate) fn finish(self) -> Result<RuleSet, LoadError> {
+        if self.faults.is_empty() { Ok(self.set) } else { Err(LoadError { faults: self.faults }) }
     }
 
     fn rule(&mut self, source: &Source<'_>, rule: RuleText) {
@@ -65,11 +65,11 @@ impl Loader {
             }
         };
         if let Err(error) = result {
-            self.errors.push(error);
+            self.faults.push(error);
         }
     }
 
-    fn uplink(&mut self, source: &Source<'_>, rule: &RuleText) -> Result<(), LoadError> {
+    fn uplink(&mut self, source: &Source<'_>, rule: &RuleText) -> Result<(), Fault> {
         let convention = convention(source, rule)?;
         let patterns = self.patterns(source, rule, convention)?;
         let mut target = None;
@@ -99,7 +99,7 @@ impl Loader {
         convention: Option<Convention>,
         patterns: &[Pattern],
         target: &Spanned<String>,
-    ) -> Result<(), LoadError> {
+    ) -> Result<(), Fault> {
         for pattern in patterns {
             let uplink = Uplink {
                 convention,
@@ -118,7 +118,7 @@ impl Loader {
         Ok(())
     }
 
-    fn downlink(&mut self, source: &Source<'_>, rule: &RuleText) -> Result<(), LoadError> {
+    fn downlink(&mut self, source: &Source<'_>, rule: &RuleText) -> Result<(), Fault> {
         let convention = convention(source, rule)?;
         if let Some((name, _)) = rule.properties.iter().next() {
             return Err(source.error(name.span(), "properties are set on the way to the hub only"));
@@ -168,7 +168,7 @@ impl Loader {
     }
 
     /// A rule that runs both ways: messages of the topic go to the address, commands of the address to the topic.
-    fn both(&mut self, source: &Source<'_>, rule: &RuleText) -> Result<(), LoadError> {
+    fn both(&mut self, source: &Source<'_>, rule: &RuleText) -> Result<(), Fault> {
         if let Some(convention) = &rule.convention {
             let message =
                 "a convention has different names for the two ways: write an uplink and a downlink rule";
@@ -227,7 +227,7 @@ impl Loader {
         text: &Spanned<String>,
         hub: &Spanned<String>,
         max_qos: u8,
-    ) -> Result<(), LoadError> {
+    ) -> Result<(), Fault> {
         let Some(device) = device_slot(&topic) else {
             return Err(
                 source.error(text.span(), "the topic of a device's commands must name it: `{device}`")
@@ -263,7 +263,7 @@ impl Loader {
         source: &Source<'_>,
         rule: &RuleText,
         convention: Option<Convention>,
-    ) -> Result<Vec<Pattern>, LoadError> {
+    ) -> Result<Vec<Pattern>, Fault> {
         let mut patterns: Vec<Pattern> = Vec::new();
         for (key, text) in &rule.from {
             let Some(syntax) = self.syntax(key.get_ref()) else {
@@ -327,7 +327,7 @@ fn ambiguous(rule: &RuleText, earlier: &Place) -> String {
     format!("rule `{}` matches the same as the rule at {earlier}, with equal right", rule.name.get_ref())
 }
 
-fn convention(source: &Source<'_>, rule: &RuleText) -> Result<Option<Convention>, LoadError> {
+fn convention(source: &Source<'_>, rule: &RuleText) -> Result<Option<Convention>, Fault> {
     let Some(text) = &rule.convention else { return Ok(None) };
     match Convention::ALL.iter().find(|(name, _)| name == text.get_ref()) {
         Some(&(_, convention)) => Ok(Some(convention)),
@@ -343,7 +343,7 @@ fn method(
     source: &Source<'_>,
     text: &Spanned<String>,
     syntax: &'static Syntax,
-) -> Result<(&'static str, usize), LoadError> {
+) -> Result<(&'static str, usize), Fault> {
     let Some(known) = syntax.methods else { return Ok(("", 0)) };
     let word = text.get_ref().split(' ').next().unwrap_or_default();
     match known.iter().find(|&&method| method == word) {
@@ -362,7 +362,7 @@ fn template(
     text: &Spanned<String>,
     start: usize,
     form: Form,
-) -> Result<Template, LoadError> {
+) -> Result<Template, Fault> {
     Template::parse(&text.get_ref()[start..], form)
         .map_err(|error| source.error_within(text, start + error.at.start, &error.message))
 }
@@ -402,7 +402,7 @@ fn address(
     source: &Source<'_>,
     text: &Spanned<String>,
     pattern: &Template,
-) -> Result<AddressTemplate, LoadError> {
+) -> Result<AddressTemplate, Fault> {
     let fail = |message: &str| Err(source.error(text.span(), format!("{message}: `{}`", text.get_ref())));
     let parsed = template(source, text, 0, HUB_FORM)?;
     let mut parts = Vec::new();
@@ -451,7 +451,7 @@ fn properties(
     source: &Source<'_>,
     rule: &RuleText,
     pattern: &Template,
-) -> Result<Vec<(ByteString, PropertyTemplate)>, LoadError> {
+) -> Result<Vec<(ByteString, PropertyTemplate)>, Fault> {
     let mut properties = Vec::with_capacity(rule.properties.len());
     for (name, value) in &rule.properties {
         if name.get_ref().is_empty() {
@@ -478,7 +478,7 @@ fn property_text(
     source: &Source<'_>,
     text: &Spanned<String>,
     pattern: &Template,
-) -> Result<PropertyTemplate, LoadError> {
+) -> Result<PropertyTemplate, Fault> {
     let parsed = Text::parse(text.get_ref())
         .map_err(|error| source.error_within(text, error.at.start, &error.message))?;
     let mut parts = Vec::with_capacity(parsed.pieces.len());
@@ -507,7 +507,7 @@ fn check_topic(
     command: &CommandText,
     topic: &Template,
     convention: Option<Convention>,
-) -> Result<(), LoadError> {
+) -> Result<(), Fault> {
     for segment in &topic.segments {
         let message = match (segment, convention) {
             (Segment::Capture(None) | Segment::Rest(None), _) => {
@@ -524,7 +524,7 @@ fn check_topic(
     Ok(())
 }
 
-fn max_qos(source: &Source<'_>, command: &CommandText) -> Result<u8, LoadError> {
+fn max_qos(source: &Source<'_>, command: &CommandText) -> Result<u8, Fault> {
     match &command.qos {
         None => Ok(1),
         Some(qos) if *qos.get_ref() <= 1 => Ok(*qos.get_ref()),

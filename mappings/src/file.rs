@@ -20,10 +20,30 @@ pub struct Source<'a> {
     pub text: &'a str,
 }
 
+/// The mapping files cannot be used: all that is wrong with them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadError {
+    /// Every fault that was found, at least one.
+    pub faults: Vec<Fault>,
+}
+
+impl fmt::Display for LoadError {
+    /// One line for each fault.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, fault) in self.faults.iter().enumerate() {
+            f.write_str(if index > 0 { "\n" } else { "" })?;
+            fault.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for LoadError {}
+
 /// A fault in a mapping file, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{place}: {message}")]
-pub struct LoadError {
+pub struct Fault {
     /// Where it is.
     pub place: Place,
     /// What is wrong, and what would be right.
@@ -60,12 +80,12 @@ impl Source<'_> {
     }
 
     /// An error at `span`.
-    pub(crate) fn error(&self, span: Range<usize>, message: impl Into<String>) -> LoadError {
-        LoadError { place: self.place(span.start), message: message.into() }
+    pub(crate) fn error(&self, span: Range<usize>, message: impl Into<String>) -> Fault {
+        Fault { place: self.place(span.start), message: message.into() }
     }
 
     /// An error inside a string value: `at` counts from the string's first character.
-    pub(crate) fn error_within(&self, value: &Spanned<String>, at: usize, message: &str) -> LoadError {
+    pub(crate) fn error_within(&self, value: &Spanned<String>, at: usize, message: &str) -> Fault {
         let quoted = self.text.get(value.span()).unwrap_or_default();
         // With escapes or in a multi-line string the offsets differ; then the whole value is the place.
         let verbatim = quoted.get(1..quoted.len().saturating_sub(1)) == Some(value.get_ref());
@@ -74,10 +94,10 @@ impl Source<'_> {
     }
 
     /// Reads the text.
-    pub(crate) fn parse(&self) -> Result<FileText, LoadError> {
+    pub(crate) fn parse(&self) -> Result<FileText, Fault> {
         let text: FileText = toml::from_str(self.text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
-            LoadError { place: self.place(at), message: explain(error.message()) }
+            Fault { place: self.place(at), message: explain(error.message()) }
         })?;
         match text.version.get_ref() {
             1 => Ok(text),

@@ -13,6 +13,8 @@
 )]
 
 pub mod address;
+#[cfg(feature = "amqp")]
+pub mod amqp;
 mod azure;
 #[cfg(feature = "coap")]
 pub mod coap;
@@ -24,17 +26,16 @@ pub mod message;
 #[cfg(feature = "mqtt")]
 pub mod mqtt;
 pub mod outcome;
-mod rules;
+pub mod rules;
 mod template;
 mod time;
 mod trie;
 
 pub use address::{Address, DeviceId, Identity};
 pub use bytestring::ByteString;
-pub use file::{LoadError, Place, Source};
 pub use message::{Direction, Message, MessageId, Properties, Timestamp, Value};
 pub use outcome::{Outcome, Reason, Rejection, Report, Verdict};
-pub use rules::RuleSet;
+pub use rules::{LoadError, RuleSet, Source};
 
 /// The mapping file that is used when the configuration names none: Azure IoT Hub's own names over all protocols.
 pub const AZURE_IOT_HUB: Source<'static> =

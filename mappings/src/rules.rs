@@ -2,7 +2,7 @@
 //!
 //! A [`RuleSet`] is read once from all files together: each rule is checked, compiled, and put into the table of each
 //! kind of path it names; the set never changes afterwards and is shared. No protocol is named here: each describes
-//! how its paths are written by a [`Syntax`], and asks for matches from its own file.
+//! how its paths are written by a `Syntax`, and asks for matches from its own file.
 
 use std::sync::Arc;
 
@@ -11,11 +11,12 @@ use bytestring::ByteString;
 
 use crate::address::{Address, AddressBuilder, DeviceId, Identity, check_identifier};
 use crate::compile::Loader;
-use crate::file::{LoadError, Place, Source};
 use crate::message::{Direction, Message, Value};
 use crate::outcome::{Reason, Rejection};
 use crate::template::{Binding, Form, Template};
 use crate::trie::{Captures, Found, Path, Trie};
+
+pub use crate::file::{Fault, LoadError, Place, Source};
 
 /// How a protocol's paths are written in mapping files.
 #[derive(Debug)]
@@ -115,7 +116,7 @@ impl RuleSet {
     ///
     /// # Errors
     /// Every fault that was found, each with its place; of a file that cannot be read at all, the first.
-    pub fn load(sources: &[Source<'_>]) -> Result<Self, Vec<LoadError>> {
+    pub fn load(sources: &[Source<'_>]) -> Result<Self, LoadError> {
         let mut loader = Loader::new(crate::SYNTAXES);
         sources.iter().for_each(|source| loader.read(source));
         loader.finish()
@@ -278,4 +279,25 @@ impl PropertyTemplate {
 /// Names that only the hub and a convention's own table give a meaning to.
 pub(crate) fn is_reserved(name: &str) -> bool {
     name.get(..7).is_some_and(|prefix| prefix.eq_ignore_ascii_case("iothub-"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rule_set_is_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<RuleSet>();
+    }
+
+    #[test]
+    fn reserved_names_are_known_in_any_case() {
+        for name in ["iothub-", "iothub-x", "IoTHub-MessageType"] {
+            assert!(is_reserved(name), "{name}");
+        }
+        for name in ["", "iothub", "iothubx", "xiothub-", "iothubé"] {
+            assert!(!is_reserved(name), "{name}");
+        }
+    }
 }

@@ -9,7 +9,7 @@ use fieldgate_http::{Limits, RequestHead};
 use fieldgate_mappings::mqtt::{Publish, PublishProperties};
 use fieldgate_mappings::{
     AZURE_IOT_HUB, Address, ByteString, DeviceId, Direction, Identity, Message, MessageId, Reason, Rejection,
-    RuleSet, Timestamp, Value, coap,
+    RuleSet, Timestamp, coap,
 };
 
 fn rules() -> RuleSet {
@@ -339,16 +339,122 @@ fn hostile_bags_are_refused() {
 
 #[test]
 fn an_endless_bag_is_refused_at_the_bound() {
-    for item in ["a&", "&", "%26&", "x=y&", "="] {
+    for item in ["a&", "&", "%26&", "x=y&", "$.to&", "="] {
         let bag = item.repeat(65_000 / item.len());
         let result = mqtt("dev1", &format!("devices/dev1/messages/events/{bag}"));
-        if item == "&" {
-            // Nothing between the separators is nothing.
-            assert!(result.unwrap().application_properties.is_empty());
-        } else {
-            assert_eq!(reason(result), Reason::Content, "{item}");
+        assert_eq!(reason(result), Reason::Content, "{item}");
+    }
+    let fits = (0..100).map(|number| format!("k{number}=v")).collect::<Vec<_>>().join("&");
+    let message = mqtt("dev1", &format!("devices/dev1/messages/events/{fits}&$.ct=x&&")).unwrap();
+    assert_eq!(message.application_properties.len(), 100);
+}
+
+/// Xorshift: the same sequence in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 33).unwrap() % bound
+    }
+
+    fn text(&mut self, words: &[&str]) -> String {
+        let length = self.below(12);
+        (0..length).map(|_| words[self.below(words.len())]).collect()
+    }
+}
+
+#[test]
+fn no_topic_makes_a_message_of_another_device_or_one_that_the_hub_would_misread() {
+    const WORDS: &[&str] = &[
+        "devices",
+        "Devices",
+        "dev1",
+        "dev2",
+        "dev10",
+        "messages",
+        "events",
+        "/",
+        "/",
+        "/",
+        "%",
+        "%2F",
+        "%64",
+        "%C3",
+        "%A9",
+        "é",
+        "&",
+        "=",
+        "$.",
+        "$.mid",
+        "%24.ct",
+        "$.cdid",
+        "$.exp",
+        "iothub-",
+        "iothub-ack",
+        "+",
+        "#",
+        "..",
+        "\0",
+        " ",
+    ];
+    let rules = rules();
+    let device = id("dev1");
+    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut mapped = 0;
+    for round in 0..60_000 {
+        let prefix = if round % 3 == 0 { "" } else { "devices/dev1/messages/events/" };
+        let topic = format!("{prefix}{}", random.text(WORDS));
+        let Ok(message) = rules.map_mqtt(&device, publish(&topic)) else { continue };
+        mapped += 1;
+        assert_eq!(
+            (message.device, message.address.as_str()),
+            (device.clone(), "devices/dev1/messages/events"),
+            "{topic}"
+        );
+        let mut names: Vec<&str> = message.application_properties.iter().map(|(name, _)| &**name).collect();
+        assert!(names.iter().all(|name| *name == "iothub-ack" || !name.starts_with("iothub-")), "{topic}");
+        names.sort_unstable();
+        let distinct = names.len();
+        names.dedup();
+        assert_eq!(names.len(), distinct, "{topic}");
+    }
+    assert!(mapped > 1000, "the words should often make a message: {mapped}");
+}
+
+#[test]
+fn no_path_makes_a_message_of_another_device() {
+    const WORDS: &[&str] = &[
+        "devices", "DEVICES", "dev1", "dev2", "messages", "events", "/", "/", "/", "%2F", "%2f", "%64",
+        "%2e", "..", "%", "%00", "%FF", ";", "?", "#", "//",
+    ];
+    let rules = rules();
+    let device = id("dev1");
+    let mut random = Random(7);
+    let mut mapped = 0;
+    for round in 0..60_000 {
+        let noise = random.text(WORDS);
+        let target = match round % 3 {
+            0 => format!("/{noise}"),
+            1 => format!("/devices/dev1/messages/events?{noise}"),
+            _ => format!("/devices/{}dev1/messages/events", noise.trim_start_matches('/')),
+        };
+        let Ok(request) = ::http::Request::post(target.as_str()).header("host", "h").body(()) else {
+            continue;
+        };
+        let parts = request.into_parts().0;
+        let Ok(head) = RequestHead::judge(&parts, &Limits::default()) else { continue };
+        if let Ok(message) = rules.map_http(Identity::Is(&device), &head, Bytes::new()) {
+            mapped += 1;
+            assert_eq!(message.address.as_str(), "devices/dev1/messages/events", "{target}");
+        }
+        if let Ok(message) = rules.map_http(Identity::Claimed, &head, Bytes::new()) {
+            assert_eq!(message.address.device(), Some(message.device), "{target}");
         }
     }
+    assert!(mapped > 1000, "the words should often make a message: {mapped}");
 }
 
 #[test]
@@ -424,99 +530,4 @@ fn mqtt_5_adds_what_the_topic_does_not_say() {
     assert_eq!(message.properties.content_type, text("a"));
     assert_eq!(message.properties.correlation_id, string_id("b"));
     assert_eq!(reason(map("devices/dev1/messages/events/site=x")), Reason::Content);
-}
-
-fn command() -> Message {
-    let address = Address::parse("devices/dev1/messages/deviceBound").unwrap();
-    Message::new(id("dev1"), Direction::Downlink, address, Bytes::from_static(b"on"))
-}
-
-#[test]
-fn commands_are_granted_to_their_device_only() {
-    let rules = rules();
-    let subscribe = |device: &str, filter: &str| rules.command_subscription(&id(device), filter);
-    let granted = subscribe("dev1", "devices/dev1/messages/devicebound/#").unwrap();
-    assert_eq!(granted.source().as_str(), "devices/dev1/messages/devicebound");
-    assert_eq!(granted.max_qos(), 1);
-    for (device, filter, reason) in [
-        ("dev1", "devices/dev2/messages/devicebound/#", Reason::NotPermitted),
-        ("dev1", "devices/dev10/messages/devicebound/#", Reason::NotPermitted),
-        ("dev1", "devices/DEV1/messages/devicebound/#", Reason::NotPermitted),
-        ("dev1", "devices//messages/devicebound/#", Reason::NotPermitted),
-        ("dev1", "devices/+/messages/devicebound/#", Reason::NotPermitted),
-        ("+", "devices/+/messages/devicebound/#", Reason::NotPermitted),
-        ("a+b", "devices/a+b/messages/devicebound/#", Reason::NotPermitted),
-        ("dev1", "devices/dev1/messages/devicebound", Reason::NoSuchAddress),
-        ("dev1", "devices/dev1/messages/devicebound/", Reason::NoSuchAddress),
-        ("dev1", "devices/dev1/messages/devicebound/+", Reason::NoSuchAddress),
-        ("dev1", "devices/dev1/messages/devicebound/+/#", Reason::NoSuchAddress),
-        ("dev1", "devices/dev1/messages/+/#", Reason::NoSuchAddress),
-        ("dev1", "devices/dev1/messages/events/#", Reason::NoSuchAddress),
-        ("dev1", "devices/#", Reason::NoSuchAddress),
-        ("dev1", "#", Reason::NoSuchAddress),
-        ("dev1", "+/dev1/messages/devicebound/#", Reason::NoSuchAddress),
-        ("dev1", "$share/g/devices/dev1/messages/devicebound/#", Reason::NoSuchAddress),
-        ("dev1", "", Reason::NoSuchAddress),
-    ] {
-        assert_eq!(subscribe(device, filter).unwrap_err().reason, reason, "{device}: {filter}");
-    }
-}
-
-#[test]
-fn a_command_is_a_topic_with_its_bag() {
-    let subscription =
-        rules().command_subscription(&id("dev1"), "devices/dev1/messages/devicebound/#").unwrap();
-    let plain = subscription.command(&command()).unwrap();
-    assert_eq!(plain.topic, "devices/dev1/messages/devicebound/");
-    assert_eq!((plain.payload, plain.properties), (Bytes::from_static(b"on"), PublishProperties::default()));
-
-    let mut message = command();
-    message.properties.message_id =
-        Some(MessageId::Uuid(*b"\x01\x23\x45\x67\x89\xab\xcd\xef\x01\x23\x45\x67\x89\xab\xcd\xef"));
-    message.properties.to = text("/devices/dev1/messages/deviceBound");
-    message.properties.correlation_id = Some(MessageId::Ulong(7));
-    message.properties.user_id = Some(Bytes::from_static(b"ops"));
-    message.properties.content_type = text("application/json");
-    message.properties.content_encoding = text("utf-8");
-    message.properties.absolute_expiry_time = Some(Timestamp(1_795_379_735_123));
-    message.ttl = Some(Duration::from_secs(5));
-    message.application_properties = vec![
-        (ByteString::from_static("iothub-ack"), "full".into()),
-        (ByteString::from_static("a b/+#"), "é&=%".into()),
-        (ByteString::from_static("empty"), "".into()),
-        (ByteString::from_static("none"), Value::Null),
-        (ByteString::from_static("level"), Value::Int(-3)),
-        (ByteString::from_static("on"), Value::Bool(true)),
-        (ByteString::from_static("at"), Value::Timestamp(Timestamp(0))),
-        (ByteString::from_static("raw"), Value::Binary(Bytes::from_static(b"xyz"))),
-    ];
-    let command = subscription.command(&message).unwrap();
-    assert_eq!(
-        command.topic,
-        "devices/dev1/messages/devicebound/%24.to=%2Fdevices%2Fdev1%2Fmessages%2FdeviceBound\
-         &%24.mid=01234567-89ab-cdef-0123-456789abcdef&%24.cid=7&%24.uid=ops&%24.ct=application%2Fjson&%24.ce=utf-8\
-         &%24.exp=2026-11-22T20%3A35%3A35.123Z&iothub-ack=full&a%20b%2F%2B%23=%C3%A9%26%3D%25&empty=&none&level=-3\
-         &on=true&at=1970-01-01T00%3A00%3A00.000Z&raw=xyz"
-    );
-    assert_eq!(command.properties.message_expiry, Some(Duration::from_secs(5)));
-
-    // What is written can be read: the same bag on the way up.
-    let bag = command.topic.strip_prefix("devices/dev1/messages/devicebound/").unwrap();
-    let back = mqtt("dev1", &format!("devices/dev1/messages/events/{bag}")).unwrap();
-    assert_eq!(back.properties.absolute_expiry_time, message.properties.absolute_expiry_time);
-    assert_eq!(back.application_property("a b/+#"), Some(&"é&=%".into()));
-    assert_eq!(back.application_property("none"), Some(&Value::Null));
-}
-
-#[test]
-fn a_command_that_cannot_be_a_topic_is_refused() {
-    let subscription =
-        rules().command_subscription(&id("dev1"), "devices/dev1/messages/devicebound/#").unwrap();
-    let mut large = command();
-    large
-        .application_properties
-        .push((ByteString::from_static("x"), Value::String("/".repeat(30_000).into())));
-    assert_eq!(subscription.command(&large).unwrap_err().reason, Reason::TooLarge);
-    let foreign = Message { device: id("dev2"), ..command() };
-    assert_eq!(subscription.command(&foreign).unwrap_err().reason, Reason::NotPermitted);
 }

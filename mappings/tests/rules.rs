@@ -14,13 +14,16 @@ const HEAD: &str = "version = 1\n";
 
 fn load(text: &str) -> RuleSet {
     let text = format!("{HEAD}{text}");
-    RuleSet::load(&[Source { name: "m.toml", text: &text }]).unwrap_or_else(|errors| panic!("{errors:?}"))
+    RuleSet::load(&[Source { name: "m.toml", text: &text }]).unwrap_or_else(|error| panic!("{error}"))
 }
 
 fn errors(text: &str) -> Vec<String> {
     let text = format!("{HEAD}{text}");
-    let errors = RuleSet::load(&[Source { name: "m.toml", text: &text }]).expect_err("the file is faulty");
-    errors.iter().map(ToString::to_string).collect()
+    let error = RuleSet::load(&[Source { name: "m.toml", text: &text }]).expect_err("the file is faulty");
+    // One line for each fault.
+    let lines: Vec<String> = error.to_string().lines().map(str::to_owned).collect();
+    assert_eq!(lines.len(), error.faults.len());
+    lines
 }
 
 /// A rule for uplink over MQTT.
@@ -162,7 +165,7 @@ fn ambiguity_is_an_error_that_names_both_places() {
         (format!("{HEAD}{}", rule("one", "a/#")), format!("{HEAD}{}", rule("two", "a/{*rest}")));
     let sources =
         [Source { name: "first.toml", text: &first }, Source { name: "second.toml", text: &second }];
-    let found = RuleSet::load(&sources).unwrap_err();
+    let found = RuleSet::load(&sources).unwrap_err().faults;
     assert_eq!(found[0].place.to_string(), "second.toml:5:13");
     assert!(found[0].message.contains("first.toml:5:13"), "{}", found[0]);
 
@@ -171,7 +174,8 @@ fn ambiguity_is_an_error_that_names_both_places() {
         "{HEAD}[[rule]]\nname = \"mine\"\ndirection = \"uplink\"\nfrom.http = \"POST /Devices/{{device}}/messages/EVENTS\"\n\
          to.address = \"devices/{{device}}/messages/events\"\n"
     );
-    let found = RuleSet::load(&[AZURE_IOT_HUB, Source { name: "mine.toml", text: &text }]).unwrap_err();
+    let found =
+        RuleSet::load(&[AZURE_IOT_HUB, Source { name: "mine.toml", text: &text }]).unwrap_err().faults;
     assert!(
         found[0].to_string().starts_with("mine.toml:5:13: rule `mine` matches the same as"),
         "{}",

@@ -132,8 +132,9 @@ async fn opened(device: &mut End<TcpStream>, worker: &Worker) -> Option<Open> {
 async fn connect(worker: &Worker, open: &Open) -> Result<End<TlsStream<TcpStream>>, ConnectError> {
     let config = Arc::new(hub_config(&worker.config));
     let stream = worker.hub.connect().await?;
-    let open = passed_on(open, &config, Some(worker.hub.name()));
-    let machine = Connection::client(config, worker.hub.security_of_devices(), open, Instant::now());
+    let open = open_for_hub(open, worker.hub.name());
+    // The connection itself proves nothing: the device's tokens do.
+    let machine = Connection::client(config, ClientSecurity::Anonymous, open, Instant::now());
     Ok(End::new(stream, machine))
 }
 
@@ -164,7 +165,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
             return Poll::Pending;
         }
         let closed = self.machine.is_closed();
-        match self.wire.poll_turn(cx, &mut self.machine, read && !closed && self.machine.wants_input()) {
+        let read = read && !closed && self.machine.wants_input();
+        match self.wire.poll_turn(cx, &mut self.machine, read) {
             Poll::Ready(Ok(Turn::Progress)) => {}
             Poll::Ready(Ok(Turn::Ended) | Err(_)) => self.finished = true,
             Poll::Pending if closed && self.backlog() == 0 => self.finished = true,

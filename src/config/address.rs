@@ -7,6 +7,7 @@ use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use super::units::Secret;
+use crate::sas::percent_decode;
 
 /// Reads one address to listen on.
 ///
@@ -103,7 +104,10 @@ impl HubUrl {
         let credentials = match user_info.map(|info| info.split_once(':')) {
             None => None,
             Some(Some((user, password))) => {
-                Some((percent_decode("user", user)?, Secret::new(percent_decode("password", password)?)))
+                let decode = |part: &str, text: &str| {
+                    percent_decode(text).ok_or_else(|| format!("the {part} is not properly percent-encoded"))
+                };
+                Some((decode("user", user)?, Secret::new(decode("password", password)?)))
             }
             Some(None) => return Err(format!("the user has no password: {FORM}")),
         };
@@ -133,25 +137,6 @@ fn split_host_port(authority: &str) -> Option<(&str, u16)> {
         None => 5671,
     };
     Some((host, port))
-}
-
-fn percent_decode(part: &str, text: &str) -> Result<String, String> {
-    let wrong = || format!("the {part} is not properly percent-encoded");
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, tail @ ..] = rest {
-        rest = if *first == b'%' {
-            let [high, low, tail @ ..] = tail else { return Err(wrong()) };
-            let digit = |c: &u8| char::from(*c).to_digit(16);
-            let (Some(high), Some(low)) = (digit(high), digit(low)) else { return Err(wrong()) };
-            bytes.push((high << 4 | low) as u8);
-            tail
-        } else {
-            bytes.push(*first);
-            tail
-        };
-    }
-    String::from_utf8(bytes).map_err(|_| wrong())
 }
 
 #[cfg(test)]

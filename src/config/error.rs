@@ -28,8 +28,8 @@ pub struct Place {
     pub column: usize,
     /// Characters that are wrong; at least 1.
     pub width: usize,
-    /// The whole line.
-    pub text: String,
+    /// The whole line; absent where it may hold a key or a password, for errors end up in logs.
+    pub text: Option<String>,
 }
 
 impl std::error::Error for ConfigError {}
@@ -41,7 +41,7 @@ impl fmt::Display for ConfigError {
             write!(f, ":{}:{}", place.line, place.column)?;
         }
         write!(f, ": {}", self.what)?;
-        if let Some(Place { line, column, width, text }) = &self.place {
+        if let Some(Place { line, column, width, text: Some(text) }) = &self.place {
             let gutter = line.to_string().len();
             let before: String =
                 text.chars().take(column - 1).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
@@ -85,7 +85,7 @@ impl Source<'_> {
             let (what, list) = self.describe_unknown(&unknown, &known, span.as_ref(), message);
             (what, Some(list))
         } else {
-            (one_line(message), None)
+            (in_words(message), None)
         };
         ConfigError { source: self.name.into(), place: span.map(|span| self.place(span)), what, help }
     }
@@ -144,7 +144,9 @@ impl Source<'_> {
             line: self.text[..start].matches('\n').count() + 1,
             column: self.text[start..from].chars().count() + 1,
             width: self.text[from..to].chars().count().max(1),
-            text: self.text[start..end].trim_end().into(),
+            text: Some(self.text[start..end].trim_end())
+                .filter(|line| !may_hold_secret(line))
+                .map(str::to_owned),
         }
     }
 
@@ -180,9 +182,30 @@ impl Source<'_> {
     }
 }
 
-/// Messages of the reader may run over several lines; ours are sentences.
-fn one_line(message: &str) -> String {
-    message.split('\n').map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(", ")
+fn may_hold_secret(line: &str) -> bool {
+    let setting = line.trim_start();
+    ["connection_string", "url"].iter().any(|key| setting.starts_with(key))
+        || ["SharedAccess", "://"].iter().any(|mark| line.contains(mark))
+}
+
+/// The reader's message as one sentence, in words that do not presume that its reader writes Rust.
+fn in_words(message: &str) -> String {
+    const WORDS: [(&str, &str); 8] = [
+        ("a nonzero u8", "a whole number from 1 to 255"),
+        ("a nonzero u16", "a whole number from 1 to 65535"),
+        ("a nonzero u32", "a whole number from 1 to 4294967295"),
+        ("a nonzero usize", "a whole number from 1 on"),
+        ("expected usize", "expected a whole number from 0 on"),
+        ("wanted string or table", "expected a word in quotes"),
+        ("invalid type: ", "wrong kind of value: "),
+        ("invalid value: ", "wrong value: "),
+    ];
+    let lines: Vec<&str> = message.split('\n').map(str::trim).filter(|line| !line.is_empty()).collect();
+    let mut words = lines.join(", ");
+    if let Some(at) = words.find("expected struct ") {
+        words.replace_range(at.., "expected a section with keys");
+    }
+    WORDS.iter().fold(words, |words, (jargon, plain)| words.replace(jargon, plain))
 }
 
 /// Takes serde's "unknown field `x`, expected one of `a`, `b`" apart.

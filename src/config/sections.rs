@@ -35,7 +35,7 @@ pub struct LogConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RuntimeConfig {
-    workers: usize,
+    pub(super) workers: usize,
     /// How long a stop waits for what is in flight.
     #[serde(deserialize_with = "units::duration")]
     pub drain: Duration,
@@ -83,7 +83,7 @@ pub struct AmqpConfig {
     #[serde(deserialize_with = "listen")]
     pub listen: Vec<SocketAddr>,
     pub(super) allow_anonymous: Option<bool>,
-    authorise: Option<Authorise>,
+    pub(super) authorise: Option<Authorise>,
     /// Terminus addresses that go to the hub: those that start with one of these.
     pub link_routes: Vec<String>,
     /// Connections over all workers; an idle one costs single kilobytes.
@@ -373,6 +373,13 @@ pub(super) struct UpstreamSection {
     #[serde(deserialize_with = "units::duration")]
     pub(super) token_ttl: Duration,
     pub(super) max_in_flight: NonZeroUsize,
+}
+
+impl UpstreamSection {
+    /// Whether the file itself holds a key or a password.
+    pub(super) fn holds_secret(&self) -> bool {
+        self.connection_string.is_some() || self.url.as_ref().is_some_and(|url| url.expose().contains('@'))
+    }
 }
 
 impl Default for UpstreamSection {

@@ -60,10 +60,10 @@ impl Health {
         self.parts()[component as usize]
     }
 
-    /// Whether the process is to get traffic: no part is down or on its way out.
+    /// Whether the process does its work: every part that is configured is up.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.parts().iter().all(|status| !matches!(status, Status::Down | Status::Draining))
+        overall(self.parts().as_slice()) == Status::Up
     }
 
     /// The answer of `/healthz`: `{"status":"up","components":{"upstream":"up",…}}`.
@@ -76,17 +76,21 @@ impl Health {
             .filter(|(_, status)| *status != Status::Absent)
             .map(|(component, status)| (word(component), word(&status).into()))
             .collect();
-        // The worst of the parts is the whole's.
-        let worst =
-            [Status::Draining, Status::Down, Status::Starting].into_iter().find(|s| parts.contains(s));
-        serde_json::json!({ "status": word(&worst.unwrap_or(Status::Up)), "components": components })
-            .to_string()
+        serde_json::json!({ "status": word(&overall(&parts)), "components": components }).to_string()
     }
 
     fn parts(&self) -> MutexGuard<'_, [Status; COMPONENTS.len()]> {
         // Every write is one whole value, so a panic elsewhere leaves nothing half done.
         self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The worst of the parts is the whole's; before any part has said something, the whole is starting.
+fn overall(parts: &[Status]) -> Status {
+    [Status::Draining, Status::Down, Status::Starting, Status::Up]
+        .into_iter()
+        .find(|status| parts.contains(status))
+        .unwrap_or(Status::Starting)
 }
 
 /// The name that serde gives a variant.
@@ -102,22 +106,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_part_that_is_down_makes_the_whole_not_ready() {
+    fn the_whole_is_ready_when_every_part_is_up() {
         let health = Health::default();
+        assert!(!health.is_ready());
+        assert_eq!(health.to_json(), r#"{"components":{},"status":"starting"}"#);
         health.set(Component::Mqtt, Status::Up);
         health.set(Component::Upstream, Status::Starting);
-        assert!(health.is_ready());
+        assert!(!health.is_ready());
         assert_eq!(
             health.to_json(),
             r#"{"components":{"mqtt":"up","upstream":"starting"},"status":"starting"}"#
         );
-        health.set(Component::Upstream, Status::Down);
-        assert!(!health.is_ready());
         health.set(Component::Upstream, Status::Up);
         assert!(health.is_ready());
         assert_eq!(health.get(Component::Upstream), Status::Up);
-        assert_eq!(health.to_json(), r#"{"components":{"mqtt":"up","upstream":"up"},"status":"up"}"#);
-        health.set(Component::Mqtt, Status::Draining);
-        assert!(!health.is_ready());
+        for (status, whole) in [(Status::Down, "down"), (Status::Draining, "draining")] {
+            health.set(Component::Mqtt, status);
+            assert!(!health.is_ready());
+            assert!(health.to_json().ends_with(&format!(r#""status":"{whole}"}}"#)), "{}", health.to_json());
+        }
     }
 }

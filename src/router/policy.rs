@@ -13,7 +13,7 @@ use super::tunnel::Side;
 
 /// Who judges what a device may attach to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Authorise {
+pub(crate) enum Authorise {
     /// The hub, by the token that the device puts; the gateway routes the configured prefixes only.
     Token,
     /// The hub alone: every address is routed, also none (a sender to the anonymous terminus), a dynamic
@@ -23,7 +23,7 @@ pub enum Authorise {
 
 /// The rules for the links of one device connection.
 #[derive(Clone, Debug)]
-pub struct Policy {
+pub(crate) struct Policy {
     authorise: Authorise,
     prefixes: Arc<[String]>,
     hub: Arc<str>,
@@ -36,7 +36,7 @@ impl Policy {
     ///
     /// `dialled` is the host name of the device's `open`: a device that knows only the gateway puts that name
     /// into absolute addresses, and the hub would not know it.
-    pub fn new(authorise: Authorise, prefixes: Arc<[String]>, hub: Arc<str>, dialled: Option<&str>) -> Self {
+    pub(crate) fn new(authorise: Authorise, prefixes: Arc<[String]>, hub: Arc<str>, dialled: Option<&str>) -> Self {
         let gateway = dialled.filter(|host| !host.eq_ignore_ascii_case(&hub)).map(str::to_owned);
         Self { authorise, prefixes, hub, gateway }
     }

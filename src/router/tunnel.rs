@@ -30,7 +30,7 @@ const MAX_DELIVERIES: usize = 100_000;
 
 /// Which connection of the pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Side {
+pub(crate) enum Side {
     /// The device's.
     Downstream,
     /// The hub's.
@@ -77,7 +77,7 @@ struct Ends {
 
 /// The paired sessions and links of two connections.
 #[derive(Debug)]
-pub struct Tunnel {
+pub(crate) struct Tunnel {
     ends: [Ends; 2],
     policy: Policy,
     runs: Vec<Run>,
@@ -85,14 +85,14 @@ pub struct Tunnel {
 
 impl Tunnel {
     /// A tunnel without sessions; `policy` says which addresses the device's links may name.
-    pub fn new(policy: Policy) -> Self {
+    pub(crate) fn new(policy: Policy) -> Self {
         Self { ends: [Ends::default(), Ends::default()], policy, runs: Vec::new() }
     }
 
     /// Passes on what happened on `this` (the connection of `side`) to `other`.
     ///
     /// `Opened`, `SaslInit` and `Closed` belong to whoever drives the connections and are not expected here.
-    pub fn pass(&mut self, side: Side, event: Event, this: &mut Connection, other: &mut Connection) {
+    pub(crate) fn pass(&mut self, side: Side, event: Event, this: &mut Connection, other: &mut Connection) {
         match event {
             Event::SessionBegun { session, by_peer: true, .. } => self.begun(side, session, this, other),
             Event::SessionBegun { by_peer: false, .. } => {}

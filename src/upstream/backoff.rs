@@ -5,26 +5,30 @@ use std::time::Duration;
 
 /// The shortest ceiling of a wait.
 const FIRST: Duration = Duration::from_millis(500);
-/// The longest ceiling of a wait.
-const LAST: Duration = Duration::from_secs(30);
 
-/// Grows with each failure, and starts anew after a success.
-#[derive(Debug, Default)]
-pub(crate) struct Backoff {
+/// Grows with each failure up to a ceiling, and starts anew after a success.
+#[derive(Debug)]
+pub(super) struct Backoff {
     failures: u32,
+    last: Duration,
 }
 
 impl Backoff {
+    /// Waits that grow up to `last`.
+    pub(super) fn new(last: Duration) -> Self {
+        Self { failures: 0, last }
+    }
+
     /// The hub answered: the next failure starts from the beginning.
-    pub(crate) fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.failures = 0;
     }
 
     /// The wait after one more failure; `random` is uniform over all of `u64`.
     ///
     /// Half of the ceiling is fixed, so that no wait is close to none at all.
-    pub(crate) fn next(&mut self, random: u64) -> Duration {
-        let ceiling = FIRST.saturating_mul(1 << self.failures.min(16)).min(LAST);
+    pub(super) fn next(&mut self, random: u64) -> Duration {
+        let ceiling = FIRST.saturating_mul(1 << self.failures.min(16)).min(self.last);
         self.failures = self.failures.saturating_add(1);
         let fixed = ceiling / 2;
         let spread = u64::try_from(fixed.as_millis()).unwrap_or(u64::MAX).max(1);
@@ -36,9 +40,11 @@ impl Backoff {
 mod tests {
     use super::*;
 
+    const LAST: Duration = Duration::from_secs(30);
+
     #[test]
     fn grows_to_a_ceiling_and_starts_anew() {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::new(LAST);
         let waits: Vec<_> = (0..12).map(|_| backoff.next(u64::MAX)).collect();
         assert!(waits[0] >= FIRST / 2 && waits[0] < FIRST);
         assert!(waits.windows(2).all(|pair| pair[0] <= pair[1] + LAST / 2));

@@ -99,12 +99,16 @@ pub(crate) struct OwnToken {
 /// Where the embedded hub of this process is reached.
 #[derive(Clone, Debug)]
 pub struct Embedded {
-    /// Its port on loopback.
-    pub port: u16,
     /// The certificate to check it with.
     pub ca_file: PathBuf,
     /// The service connection string with the policy key.
     pub connection_string: Secret,
+}
+
+impl fmt::Debug for OwnToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnToken").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 impl Hub {
@@ -115,12 +119,15 @@ impl Hub {
     pub fn new(config: &Config, embedded: Option<&Embedded>) -> Result<Self, HubError> {
         let upstream = &config.upstream;
         let (name, host, port, credential) = match (&upstream.target, embedded) {
-            (Target::Embedded, Some(embedded)) => Self::by_connection_string(&embedded.connection_string)?,
+            (Target::Embedded, Some(embedded)) => {
+                let text = embedded.connection_string.expose();
+                Self::by_connection_string(&ConnectionString::parse(text)?)
+            }
             (Target::Embedded, None) => {
                 let missing = ConnectionStringError::Missing("HostName");
                 return Err(missing.into());
             }
-            (Target::ConnectionString(text), _) => Self::by_connection_string(text)?,
+            (Target::ConnectionString(parsed), _) => Self::by_connection_string(parsed),
             (Target::Url(url), _) => {
                 let credential = match &url.credentials {
                     None => Credential::None,
@@ -149,13 +156,10 @@ impl Hub {
         })
     }
 
-    fn by_connection_string(text: &Secret) -> Result<(String, String, u16, Credential), ConnectionStringError> {
-        let parsed = ConnectionString::parse(text.expose())?;
-        let resource = parsed.resource();
-        let host = parsed.gateway_host.clone().unwrap_or_else(|| parsed.host.clone());
-        let signer = Signer::new(parsed.key_name, parsed.key);
-        let credential = Credential::SharedKey { signer, resource };
-        Ok((parsed.host, host, parsed.port.unwrap_or(AMQPS_PORT), credential))
+    fn by_connection_string(parsed: &ConnectionString) -> (String, String, u16, Credential) {
+        let host = parsed.gateway_host.as_ref().unwrap_or(&parsed.host).clone();
+        let credential = Credential::SharedKey { signer: parsed.signer(), resource: parsed.resource() };
+        (parsed.host.clone(), host, parsed.port.unwrap_or(AMQPS_PORT), credential)
     }
 
     /// The hub's name: `hostname` of our `open`, and what tokens are signed for.

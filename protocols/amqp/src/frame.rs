@@ -285,3 +285,142 @@ impl fmt::Debug for FrameBuffer {
         write!(f, "FrameBuffer({} bytes)", self.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Random, damaged};
+
+    /// Frames of both kinds, of all lengths up to 200 bytes, some with an extended header; and as a stream.
+    fn stream(random: &mut Random) -> (Vec<Frame>, Bytes) {
+        let mut out = BytesMut::new();
+        let frames = (0..random.below(20)).map(|_| {
+            let kind = *random.pick(&[FrameKind::Amqp, FrameKind::Sasl]);
+            let (channel, body) = (random.next() as u16, random.bytes(200));
+            let extended = random.below(3);
+            let size = (8 + 4 * extended + body.len()) as u32;
+            put_frame_header(&mut out, size, kind, channel);
+            let doff = out.len() - 4;
+            out[doff] += extended as u8;
+            out.put_bytes(0xee, 4 * extended);
+            out.put_slice(&body);
+            Frame { kind, channel, body: body.into() }
+        });
+        (frames.collect(), out.freeze())
+    }
+
+    fn drain(buffer: &mut FrameBuffer, max: u32) -> Result<Vec<Frame>, Violation> {
+        let mut frames = Vec::new();
+        while let Some(frame) = buffer.next(max)? {
+            frames.push(frame);
+        }
+        Ok(frames)
+    }
+
+    #[test]
+    fn every_cut_of_the_stream_gives_the_same_frames() {
+        let mut random = Random::new(30);
+        for round in 0..2_000 {
+            let (frames, stream) = stream(&mut random);
+            let mut buffer = FrameBuffer::new();
+            let mut got = Vec::new();
+            let mut rest = stream;
+            while !rest.is_empty() {
+                buffer.push(rest.split_to((1 + random.below(90)).min(rest.len())));
+                // Some readers take frames late, some at once.
+                if round % 2 == 0 || random.chance(3) {
+                    got.extend(drain(&mut buffer, 512).unwrap());
+                }
+            }
+            got.extend(drain(&mut buffer, 512).unwrap());
+            assert_eq!(got, frames);
+            assert_eq!((buffer.len(), buffer.partial.capacity(), buffer.waiting.capacity()), (0, 0, 0));
+        }
+    }
+
+    #[test]
+    fn a_protocol_header_and_frames_come_in_any_pieces() {
+        let stream = [&ProtocolHeader::Amqp.bytes()[..], &HEARTBEAT, &ProtocolHeader::Sasl.bytes()].concat();
+        for cut in 0..=stream.len() {
+            let mut buffer = FrameBuffer::new();
+            buffer.push(Bytes::copy_from_slice(&stream[..cut]));
+            let early = buffer.take_protocol_header();
+            assert_eq!(early.is_some(), cut >= 8);
+            buffer.push(Bytes::copy_from_slice(&stream[cut..]));
+            let header = early.or_else(|| buffer.take_protocol_header()).unwrap();
+            assert_eq!(ProtocolHeader::parse(header), Ok(ProtocolHeader::Amqp));
+            assert_eq!(buffer.next(512).unwrap().unwrap().body.len(), 0);
+            let header = buffer.take_protocol_header().unwrap();
+            assert_eq!(ProtocolHeader::parse(header), Ok(ProtocolHeader::Sasl));
+            assert!(buffer.is_empty());
+        }
+        assert!(ProtocolHeader::parse(*b"AMQP\x00\x00\x09\x01").is_err());
+        assert!(ProtocolHeader::parse(*b"GET / HT").is_err());
+    }
+
+    #[test]
+    fn whole_frames_are_not_copied_and_pieces_are_let_go() {
+        let mut out = BytesMut::new();
+        put_frame(&mut out, FrameKind::Amqp, 3, |out| out.put_slice(b"body"));
+        out.put_slice(&HEARTBEAT[..5]);
+        let input = out.freeze();
+        let mut buffer = FrameBuffer::new();
+        buffer.push(input.clone());
+        let frame = buffer.next(512).unwrap().unwrap();
+        assert_eq!((frame.channel, frame.body.as_ptr()), (3, input[8..].as_ptr()));
+        assert!(!format!("{frame:?}").contains("body\""));
+        drop(frame);
+        assert_eq!(buffer.next(512), Ok(None));
+        // Five bytes of a heartbeat do not hold on to the piece they came in.
+        assert!(input.is_unique());
+        assert_eq!(buffer.len(), 5);
+        buffer.clear();
+        assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn a_claimed_size_reserves_nothing() {
+        let mut buffer = FrameBuffer::new();
+        buffer.push(Bytes::from_static(b"\x40\x00\x00\x00\x02\x00\x00\x00"));
+        assert_eq!(buffer.next(u32::MAX), Ok(None));
+        assert!(buffer.partial.capacity() < 1024);
+        assert_eq!(buffer.next(65536), Err(Violation::FrameTooLarge { size: 1 << 30, max: 65536 }));
+    }
+
+    #[test]
+    fn malformed_headers_are_refused() {
+        let parse = |bytes: &[u8; 8]| FrameHeader::parse(*bytes, 512);
+        // A frame of five bytes, and of none.
+        assert_eq!(parse(b"\x00\x00\x00\x05\x02\x00\x00\x00"), Err(Violation::FrameTooSmall(5)));
+        assert_eq!(parse(b"\x00\x00\x00\x00\x02\x00\x00\x00"), Err(Violation::FrameTooSmall(0)));
+        assert_eq!(
+            parse(b"\x00\x00\x02\x01\x02\x00\x00\x00"),
+            Err(Violation::FrameTooLarge { size: 513, max: 512 })
+        );
+        assert_eq!(parse(b"\x00\x00\x00\x08\x01\x00\x00\x00"), Err(Violation::DataOffset(1)));
+        assert_eq!(parse(b"\x00\x00\x00\x08\x03\x00\x00\x00"), Err(Violation::DataOffset(3)));
+        assert_eq!(parse(b"\x00\x00\x00\x08\xff\x00\x00\x00"), Err(Violation::DataOffset(255)));
+        assert_eq!(parse(b"\x00\x00\x00\x08\x02\x02\x00\x00"), Err(Violation::FrameType(2)));
+        assert_eq!(parse(b"\x00\x00\x02\x00\x80\x00\x00\x00").map(|header| header.doff), Ok(128));
+    }
+
+    #[test]
+    fn damage_never_panics() {
+        let mut random = Random::new(31);
+        for _ in 0..5_000 {
+            let (_, stream) = stream(&mut random);
+            let mut buffer = FrameBuffer::new();
+            let mut rest = damaged(&stream, &mut random);
+            let len = rest.len();
+            let mut taken = 0;
+            while !rest.is_empty() {
+                buffer.push(rest.split_to((1 + random.below(300)).min(rest.len())));
+                match drain(&mut buffer, 512) {
+                    Ok(frames) => taken += frames.iter().map(|frame| 8 + frame.body.len()).sum::<usize>(),
+                    Err(_) => break,
+                }
+            }
+            assert!(taken <= len);
+        }
+    }
+}

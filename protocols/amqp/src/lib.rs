@@ -24,3 +24,5 @@ pub mod performative;
 pub mod ring;
 pub mod sasl;
 mod session;
+#[cfg(test)]
+mod testing;

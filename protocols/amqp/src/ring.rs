@@ -192,3 +192,124 @@ impl<T> DeliveryRing<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::testing::Random;
+
+    fn ids<'a, T: 'a>(entries: impl Iterator<Item = (u32, T)>) -> Vec<u32> {
+        entries.map(|(id, _)| id).collect()
+    }
+
+    #[test]
+    fn agrees_with_a_map_across_the_wrap() {
+        for seed in 0..40 {
+            let mut random = Random::new(seed);
+            let mut ring = DeliveryRing::new();
+            // The model counts on beyond 2^32; the ring sees the lower half.
+            let mut model = BTreeMap::new();
+            let start = u64::from(u32::MAX) - 2_000;
+            let mut next = start;
+            for _ in 0..6_000 {
+                let low = next.saturating_sub(1 + random.below(400) as u64).max(start);
+                let high = low + random.below(60) as u64;
+                let (first, last) = (low as u32, high as u32);
+                match random.below(10) {
+                    0..=4 => {
+                        next += if random.chance(3) { 1 + random.below(20) as u64 } else { 1 };
+                        ring.push(next as u32, next).unwrap();
+                        model.insert(next, next);
+                    }
+                    5 | 6 => assert_eq!(ring.remove(first), model.remove(&low)),
+                    7 => {
+                        let mut taken = Vec::new();
+                        ring.remove_range(first, last, |id, value| taken.push((id, value)));
+                        let expected: Vec<_> = model.range(low..=high).map(|(id, _)| (*id as u32, *id)).collect();
+                        model.retain(|id, _| !(low..=high).contains(id));
+                        assert_eq!(taken, expected);
+                    }
+                    8 => {
+                        let mut taken = 0;
+                        ring.retain(|_, value| value % 7 != 3, |_, _| taken += 1);
+                        let before = model.len();
+                        model.retain(|_, value| *value % 7 != 3);
+                        assert_eq!(taken, before - model.len());
+                    }
+                    _ => {
+                        assert_eq!(ring.get(first), model.get(&low));
+                        assert_eq!(ring.get_mut(first).copied(), model.get(&low).copied());
+                        let expected = ids(model.range(low..=high).map(|(id, value)| (*id as u32, value)));
+                        assert_eq!(ids(ring.range(first, last)), expected);
+                        assert_eq!(ids(ring.range_mut(first, last)), expected);
+                    }
+                }
+                assert_eq!((ring.len(), ring.is_empty()), (model.len(), model.is_empty()));
+                assert_eq!(ring.first().map(|(_, value)| value), model.values().next());
+                assert!(ring.entries.len() <= 2 * ring.len() + KEPT);
+            }
+            assert_eq!(ids(ring.iter()), ids(model.iter().map(|(id, value)| (*id as u32, value))));
+            assert_eq!(ring.drain().count(), model.len());
+            assert!(ring.is_empty() && ring.entries.capacity() == 0);
+        }
+    }
+
+    #[test]
+    fn ids_only_rise() {
+        let mut ring = DeliveryRing::new();
+        assert_eq!(ring.push(5, 'a'), Ok(()));
+        assert_eq!(ring.push(5, 'b'), Err('b'));
+        assert_eq!(ring.push(4, 'b'), Err('b'));
+        assert_eq!(ring.push(5 + (1 << 31), 'b'), Err('b'));
+        assert_eq!(ring.push(4 + (1 << 31), 'b'), Ok(()));
+        assert_eq!(ring.push(6, 'c'), Err('c'));
+        assert_eq!(ids(ring.iter()), [5, 4 + (1 << 31)]);
+        // An empty ring starts anew.
+        ring.remove_range(5, 4 + (1 << 31), |_, _| ());
+        assert_eq!(ring.push(1, 'd'), Ok(()));
+    }
+
+    #[test]
+    fn an_old_delivery_does_not_make_the_ring_grow() {
+        let mut ring = DeliveryRing::new();
+        ring.push(0, 0).unwrap();
+        for id in 1..1_000_000 {
+            ring.push(id, id).unwrap();
+            assert_eq!(ring.remove(id), Some(id));
+        }
+        assert!(ring.entries.capacity() <= 64);
+        assert_eq!(ids(ring.iter()), [0]);
+    }
+
+    #[test]
+    fn a_giant_range_costs_what_lives_in_it() {
+        let mut ring = DeliveryRing::new();
+        for id in 10..20 {
+            ring.push(id, id).unwrap();
+        }
+        // 100 million ids a million times: it would not end if each id were looked at.
+        for _ in 0..1_000_000 {
+            assert_eq!(ring.range(15, 100_000_000).count(), 5);
+        }
+        assert_eq!(ring.range(0, (1 << 31) - 1).count(), 10);
+        // Where the last is before the first, in serial arithmetic, there is nothing.
+        assert_eq!(ring.range(0, u32::MAX).count(), 0);
+        assert_eq!(ring.range(19, 10).count(), 0);
+        assert_eq!(ring.range(u32::MAX - 5, 12).count(), 3);
+        let mut taken = 0;
+        ring.remove_range(12, 1 << 31, |_, _| taken += 1);
+        assert_eq!((taken, ring.len()), (8, 2));
+    }
+
+    #[test]
+    fn an_idle_ring_holds_little() {
+        let mut ring = DeliveryRing::new();
+        for id in 0..1000 {
+            ring.push(id, [0; 32]).unwrap();
+        }
+        ring.remove_range(0, 999, |_, _| ());
+        assert!(ring.entries.capacity() <= KEPT);
+    }
+}

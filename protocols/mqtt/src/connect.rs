@@ -11,7 +11,7 @@ use crate::{
     packet::{Connect, PublishProperties, QoS, Version, Will},
     properties::{Properties, Property, Scope},
     reason::Violation,
-    text::{Text, is_topic_name},
+    text::{Text, has_control, is_topic_name},
     wire::Reader,
 };
 
@@ -78,7 +78,11 @@ impl<'f> Fields<'f> {
         if self.version == Version::V5 {
             self.properties(&mut reader, &mut connect)?;
         }
-        connect.client_id = self.text(reader.text()?);
+        let client_id = reader.text()?;
+        if has_control(client_id) {
+            return Err(Violation::ClientIdentifierNotValid); // MQTT 5 3.1.3.1: the server may refuse it
+        }
+        connect.client_id = self.text(client_id);
         if flags & WILL != 0 {
             connect.will = Some(Box::new(self.will(flags, &mut reader)?));
         }
@@ -289,6 +293,10 @@ mod tests {
             Violation::ClientIdentifierNotValid
         );
         assert!(parse_body(b"\x00\x04MQTT\x05\x00\x00\x00\x00\x00\x00").is_ok(), "5 assigns one");
+        assert_eq!(
+            parse_body(&body(0x02, b"\x00\x03a\nb")).expect_err("a line break").1,
+            Violation::ClientIdentifierNotValid
+        );
     }
 
     #[test]

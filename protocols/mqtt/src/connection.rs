@@ -276,7 +276,8 @@ impl Connection {
         }
     }
 
-    /// Accepts the client: CONNACK.
+    /// Accepts the client: CONNACK. A client whose Maximum Packet Size is below that of its CONNACK cannot be
+    /// told anything (MQTT 5 3.1.2-24); its connection is closed.
     ///
     /// # Errors
     /// [`Misuse::NotConnecting`] if no CONNECT waits, for example because it was answered already.
@@ -292,6 +293,11 @@ impl Connection {
             retain_available: self.config.retain_available,
         };
         codec::put_connack(peer.version, fields, &mut self.out);
+        if self.out.len() > peer.max_packet_bytes {
+            self.out.clear();
+            self.close();
+            return Ok(());
+        }
         self.state = State::Open(peer);
         self.deadline = peer.silence.map(|silence| now + silence);
         self.stalled = false;
@@ -326,7 +332,9 @@ impl Connection {
     /// [`Misuse`] if no such SUBSCRIBE waits, or the number of answers is not that of its filters.
     pub fn suback(&mut self, packet_id: PacketId, replies: &[SubscribeReply]) -> Result<(), Misuse> {
         let peer = self.take_request(packet_id, replies.len())?;
+        let before = self.out.len();
         codec::put_suback(peer.version, packet_id, replies, &mut self.out);
+        self.judge_answer(peer, before);
         Ok(())
     }
 
@@ -336,7 +344,9 @@ impl Connection {
     /// [`Misuse`] if no such UNSUBSCRIBE waits, or the number of answers is not that of its filters.
     pub fn unsuback(&mut self, packet_id: PacketId, replies: &[UnsubscribeReply]) -> Result<(), Misuse> {
         let peer = self.take_request(packet_id, replies.len())?;
+        let before = self.out.len();
         codec::put_unsuback(peer.version, packet_id, replies, &mut self.out);
+        self.judge_answer(peer, before);
         Ok(())
     }
 
@@ -519,6 +529,14 @@ impl Connection {
         }
         self.requests.swap_remove(index);
         Ok(peer)
+    }
+
+    /// An answer that grows with its request may be larger than the client takes; then it is not sent.
+    fn judge_answer(&mut self, peer: Peer, before: usize) {
+        if self.out.len() - before > peer.max_packet_bytes {
+            self.out.truncate(before);
+            self.disconnect(DisconnectReason::PacketTooLarge);
+        }
     }
 
     fn window(&self, peer: Peer) -> u16 {

@@ -147,11 +147,14 @@ impl Guard<'_> {
                 }
             }
         }
-        self.filters(reader, |reader| {
+        self.filters(reader, |filter, reader| {
             let options = reader.u8()?;
             let reserved = if self.version == Version::V5 { 0xC0 } else { 0xFC };
             if options & reserved != 0 || options & 0x03 == 3 || options & 0x30 == 0x30 {
                 return Err(Violation::Malformed("subscription options"));
+            }
+            if options & 0x04 != 0 && filter.starts_with("$share/") {
+                return Err(Violation::Protocol("no local on a shared subscription")); // MQTT 5 3.8.3-4
             }
             Ok(())
         })?;
@@ -163,14 +166,14 @@ impl Guard<'_> {
         if self.version == Version::V5 {
             Properties::skip(reader, Scope::Unsubscribe, self.config.max_properties)?;
         }
-        self.filters(reader, |_| Ok(()))?;
+        self.filters(reader, |_, _| Ok(()))?;
         Ok(Shape::Unsubscribe)
     }
 
     fn filters<'r>(
         &self,
         reader: &mut Reader<'r>,
-        options: impl Fn(&mut Reader<'r>) -> Result<(), Violation>,
+        options: impl Fn(&str, &mut Reader<'r>) -> Result<(), Violation>,
     ) -> Result<(), Violation> {
         if reader.is_empty() {
             return Err(Violation::Protocol("a request without a topic filter")); // MQTT 5 3.8.3-2, 3.10.3-2
@@ -178,10 +181,11 @@ impl Guard<'_> {
         let mut left = self.config.max_filters;
         while !reader.is_empty() {
             left = left.checked_sub(1).ok_or(Violation::Quota("topic filters"))?;
-            if !is_topic_filter(reader.text()?) {
+            let filter = reader.text()?;
+            if !is_topic_filter(filter) {
                 return Err(Violation::TopicFilterInvalid);
             }
-            options(reader)?;
+            options(filter, reader)?;
         }
         Ok(())
     }

@@ -17,8 +17,8 @@ pub enum Violation {
     /// CONNECT of a protocol version that is not served; holds the protocol level (0x84).
     #[error("protocol level {0} is not served")]
     UnsupportedVersion(u8),
-    /// An empty client identifier without clean session in MQTT 3.1.1 (3.1.3-8).
-    #[error("an empty client identifier needs a clean session")]
+    /// An empty client identifier without clean session in MQTT 3.1.1 (3.1.3-8), or a control character in it.
+    #[error("client identifier not valid")]
     ClientIdentifierNotValid,
     /// Extended authentication is not offered (0x8C).
     #[error("authentication method not offered")]
@@ -26,10 +26,10 @@ pub enum Violation {
     /// The packet exceeds the size that was announced (0x95).
     #[error("packet of {0} bytes is too large")]
     PacketTooLarge(usize),
-    /// A topic name with a wildcard, a NUL or nothing in it (0x90).
+    /// A topic name with a wildcard, a control character or nothing in it (0x90).
     #[error("topic name not valid")]
     TopicNameInvalid,
-    /// A topic filter whose wildcards stand where they may not (0x8F).
+    /// A topic filter that is empty, or has a wildcard where none may stand or a control character (0x8F).
     #[error("topic filter not valid")]
     TopicFilterInvalid,
     /// More unacknowledged PUBLISH packets than the Receive Maximum (0x93).
@@ -282,7 +282,7 @@ pub enum Misuse {
         /// Answers that were given.
         given: usize,
     },
-    /// The topic name is empty, has a wildcard or a NUL, or is longer than 65,535 bytes.
+    /// The topic name is empty, has a wildcard or a control character, or is longer than 65,535 bytes.
     #[error("the topic name is not valid")]
     TopicNameInvalid,
     /// A string or a list of properties is longer than the wire can say.

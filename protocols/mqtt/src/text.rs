@@ -82,16 +82,24 @@ impl fmt::Display for Text {
 }
 
 /// Whether a message may be published to `topic`: not empty, no wildcard, no NUL, at most 65,535 bytes
-/// (MQTT 5 4.7.1-1, 4.7.3-1 to 4.7.3-3).
+/// (MQTT 5 4.7.1-1, 4.7.3-1 to 4.7.3-3), and no control character, which a server may refuse (1.5.4) and which has
+/// no good use in an address or in a line of a log.
 pub fn is_topic_name(topic: &str) -> bool {
-    // One pass without an early exit, so that it is done many bytes at a time.
-    let forbidden = topic.bytes().fold(false, |found, byte| found | matches!(byte, b'+' | b'#' | 0));
-    !topic.is_empty() && topic.len() <= usize::from(u16::MAX) && !forbidden
+    let wildcard = topic.bytes().fold(false, |found, byte| found | matches!(byte, b'+' | b'#'));
+    !topic.is_empty() && topic.len() <= usize::from(u16::MAX) && !wildcard && !has_control(topic)
 }
 
-/// Whether a client may subscribe to `filter`: `+` fills a whole level, `#` the last one (MQTT 5 4.7.1).
+/// Whether there is a control character of ASCII or of U+0080 to U+009F.
+pub(crate) fn has_control(text: &str) -> bool {
+    // One pass without an early exit, so that it is done many bytes at a time; hardly any text needs the second.
+    let ascii_control = text.bytes().fold(false, |found, byte| found | (byte < 0x20) | (byte == 0x7F));
+    ascii_control || (!text.is_ascii() && text.chars().any(char::is_control))
+}
+
+/// Whether a client may subscribe to `filter`: `+` fills a whole level, `#` the last one (MQTT 5 4.7.1), and no
+/// control character.
 pub fn is_topic_filter(filter: &str) -> bool {
-    if filter.is_empty() || filter.len() > usize::from(u16::MAX) || filter.contains('\0') {
+    if filter.is_empty() || filter.len() > usize::from(u16::MAX) || has_control(filter) {
         return false;
     }
     let mut levels = filter.split('/').peekable();
@@ -118,7 +126,7 @@ mod tests {
         {
             assert!(is_topic_name(good), "{good}");
         }
-        for bad in ["", "+", "a/#", "a+b", "a\0b", &"x".repeat(65_536)] {
+        for bad in ["", "+", "a/#", "a+b", "a\0b", "a\nb", "a\x7F", "\u{9f}", &"x".repeat(65_536)] {
             assert!(!is_topic_name(bad), "{bad}");
         }
     }
@@ -128,7 +136,7 @@ mod tests {
         for good in ["#", "+", "/", "a/+/b", "+/+", "/+", "a/#", "a/b", "$share/g/a/#", "é"] {
             assert!(is_topic_filter(good), "{good}");
         }
-        for bad in ["", "a#", "a/#/b", "#/", "a+", "+a/b", "a/b+/c", "a/\0", "##", "++"] {
+        for bad in ["", "a#", "a/#/b", "#/", "a+", "+a/b", "a/b+/c", "a/\0", "a/\u{85}", "##", "++"] {
             assert!(!is_topic_filter(bad), "{bad}");
         }
     }

@@ -5,6 +5,8 @@
 //! Rust structures; that is `performative` and `message`.
 
 mod reader;
+#[cfg(test)]
+mod tests;
 mod validate;
 mod value;
 mod write;

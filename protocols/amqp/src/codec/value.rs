@@ -259,6 +259,11 @@ impl<'a> Map<'a> {
         MapIter { items: self.items.iter() }
     }
 
+    /// Keys and values in turn.
+    pub(crate) fn items(&self) -> ListIter<'a> {
+        self.items.iter()
+    }
+
     /// The value of the first pair whose key is `key` as a string or a symbol.
     pub fn value(&self, key: &str) -> Option<Value<'a>> {
         self.iter().find(|(candidate, _)| candidate.as_str() == Some(key)).map(|(_, value)| value)
@@ -305,6 +310,15 @@ impl<'a> Array<'a> {
     /// Whether it holds none.
     pub fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    /// Whether it holds elements of a primitive type that holds nothing else, or has no constructor at all.
+    pub(crate) fn is_flat(&self) -> bool {
+        match *self.constructor {
+            [] => true,
+            [code] => self.count > 0 && (0x50..0xc0).contains(&code),
+            _ => false,
+        }
     }
 
     /// The elements, in their order.

@@ -1,5 +1,7 @@
 //! Writers of encoded values, each in the shortest encoding of its type.
 
+use std::borrow::Cow;
+
 use bytes::{BufMut, BytesMut};
 
 use super::code;
@@ -99,26 +101,32 @@ pub fn put_str(out: &mut BytesMut, text: &str) {
 
 /// Writes a symbol. What is not ASCII cannot stand in one, and is written as `?`.
 pub fn put_symbol(out: &mut BytesMut, symbol: &str) {
+    put_variable(out, code::SYM8, code::SYM32, ascii(symbol).as_bytes());
+}
+
+fn ascii(symbol: &str) -> Cow<'_, str> {
     if symbol.is_ascii() {
-        return put_variable(out, code::SYM8, code::SYM32, symbol.as_bytes());
+        return Cow::Borrowed(symbol);
     }
-    let ascii: String = symbol.chars().map(|char| if char.is_ascii() { char } else { '?' }).collect();
-    put_variable(out, code::SYM8, code::SYM32, ascii.as_bytes());
+    symbol.chars().map(|char| if char.is_ascii() { char } else { '?' }).collect()
 }
 
 /// Writes an array of symbols, the form of a field that holds several (AMQP 1.0 1.4).
 pub fn put_symbols(out: &mut BytesMut, symbols: &[&str]) {
+    // The elements of an array have one constructor, so all are as wide as the longest.
+    let wide = symbols.iter().any(|symbol| symbol.len() > 255);
     let mut items = BytesMut::new();
     for symbol in symbols {
-        let start = items.len();
-        put_symbol(&mut items, symbol);
-        // In an array all elements have one constructor, so the short form gives way to the long one.
-        let content = items.split_off(start);
-        let content = &content[if content[0] == code::SYM8 { 2 } else { 5 }..];
-        items.put_u32(len32(content.len()));
-        items.extend_from_slice(content);
+        let symbol = ascii(symbol);
+        if wide {
+            items.put_u32(len32(symbol.len()));
+        } else {
+            // Not more than 255, as just seen; what is not ASCII has only become shorter.
+            items.put_slice(&symbol.len().to_be_bytes()[size_of::<usize>() - 1..]);
+        }
+        items.extend_from_slice(symbol.as_bytes());
     }
-    put_array(out, &[code::SYM32], symbols.len(), &items);
+    put_array(out, &[if wide { code::SYM32 } else { code::SYM8 }], symbols.len(), &items);
 }
 
 /// Writes a list whose items `items` writes; it gives their number.

@@ -57,6 +57,7 @@ impl Connection {
     /// error the end goes behind transfers that wait for the peer's window; with one they are dropped.
     pub fn end(&mut self, session: SessionId, error: Option<AmqpError>) {
         let Ok(place) = self.session_place(session) else { return };
+        let error = write::fit_error(error, self.peer_max_frame_bytes);
         if error.is_some() || !self.sessions[place].has_backlog() {
             return self.end_now(place, error.as_ref());
         }
@@ -136,6 +137,7 @@ impl Connection {
                 return self.end_now(at, Some(&error));
             }
         }
+        let error = write::fit_error(error, self.peer_max_frame_bytes);
         self.detach_now(place, closed, error.as_ref());
     }
 
@@ -262,9 +264,14 @@ impl Connection {
     }
 
     /// Sends a disposition over the delivery-ids `first` to `last`. A sender's goes behind transfers that wait for
-    /// the peer's window, since it may speak of them.
+    /// the peer's window, since it may speak of them. A state that does not fit into a frame of the peer is cut to
+    /// its outcome. Flow properties, errors and descriptions are cut in the same way.
     pub fn disposition(&mut self, session: SessionId, disposition: DispositionOut<'_>) {
         let Ok(place) = self.session_place(session) else { return };
+        if !write::state_fits(disposition.state, self.peer_max_frame_bytes) {
+            let state = disposition.state.and_then(|it| write::fit_state(it, self.peer_max_frame_bytes));
+            return self.disposition(session, DispositionOut { state: state.as_deref(), ..disposition });
+        }
         let session = &mut self.sessions[place];
         if session.local != Half::Open {
             return;
@@ -294,6 +301,7 @@ impl Connection {
             session: self.session_id(link.session as usize),
             local: link.local,
             remote: link.remote,
+            initial_delivery_count: link.initial_delivery_count,
             delivery_count: link.delivery_count,
             credit: link.credit,
             drain: link.drain,

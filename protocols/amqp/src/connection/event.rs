@@ -1,5 +1,7 @@
 //! What a connection tells the application, and the ids in it.
 
+use std::fmt;
+
 use crate::error::{AmqpError, Violation};
 use crate::performative::{Attach, Begin, Detach, Disposition, Flow, Open, Role, Transfer};
 use crate::sasl::{Mechanism, PlainCredentials, SaslCode};
@@ -142,6 +144,24 @@ pub enum CloseReason {
     Header([u8; 8]),
 }
 
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Remote(None) => f.write_str("the peer closed"),
+            Self::Remote(Some(error)) => {
+                write!(f, "the peer closed with {}", error.condition())?;
+                error.description().map_or(Ok(()), |description| write!(f, ": {description}"))
+            }
+            Self::Local => f.write_str("closed from here"),
+            Self::Violation(violation) => write!(f, "the peer broke a rule: {violation}"),
+            Self::TimedOut => f.write_str("the peer was silent for too long"),
+            Self::SaslFailed(None) => f.write_str("SASL failed: no common mechanism"),
+            Self::SaslFailed(Some(code)) => write!(f, "SASL failed: {code:?}"),
+            Self::Header(header) => write!(f, "the peer speaks another protocol: {}", header.escape_ascii()),
+        }
+    }
+}
+
 /// A link as the engine sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinkInfo<'a> {
@@ -155,6 +175,8 @@ pub struct LinkInfo<'a> {
     pub local: Half,
     /// What the peer has said about it.
     pub remote: Half,
+    /// Where the sender's delivery-count started; 0 as long as its attach has not come.
+    pub initial_delivery_count: u32,
     /// Deliveries begun, from the initial-delivery-count on (serial).
     pub delivery_count: u32,
     /// Deliveries that may still begin; for a receiver the most that any of our flows leaves.

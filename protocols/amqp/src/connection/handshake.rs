@@ -1,7 +1,7 @@
 //! From the first byte to both opens, and the close (2.2, 2.4, 5.3).
 
 use super::event::{CloseReason, Event};
-use super::{Connection, Phase, Step, encode};
+use super::{Connection, Phase, Step, encode, write};
 use crate::connection::ClientSecurity;
 use crate::error::{AmqpError, Violation};
 use crate::frame::{Frame, FrameKind, MIN_MAX_FRAME_BYTES, ProtocolHeader, put_frame};
@@ -228,6 +228,7 @@ impl Connection {
             Phase::Open | Phase::Answering | Phase::Running => {
                 self.write_own_open();
                 self.output.discard_waiting();
+                let error = write::fit_error(error, self.peer_max_frame_bytes);
                 encode::put_close(self.output.now(), error.as_ref());
                 self.phase = Phase::Closing;
                 self.clock.new_deadline();

@@ -1,14 +1,16 @@
 //! Writing the frames of sessions and links, and the tables that they stand in: what commands and incoming frames
 //! have in common.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use super::encode;
 use super::{Connection, Phase};
-use crate::error::{AmqpError, Misuse};
+use crate::error::{AmqpError, Condition, Misuse};
 use crate::frame::{FrameKind, put_frame};
 use crate::link::{Half, Link};
-use crate::performative::{Attach, AttachOut, FlowOut, Patch, RcvSettleMode, Role, SndSettleMode};
+use crate::performative::{
+    Attach, AttachOut, DeliveryState, FlowOut, Patch, RcvSettleMode, Role, SndSettleMode, modified, rejected,
+};
 use crate::session::{Held, HeldFlow, HeldKind, Session};
 
 impl Connection {
@@ -119,6 +121,8 @@ impl Connection {
 
     pub(crate) fn write_link_flow(&mut self, place: usize, flow: HeldFlow, properties: Option<&[u8]>) {
         let (at, handle) = (self.links[place].session as usize, self.links[place].handle);
+        // All the numbers of a flow take less than 80 bytes.
+        let properties = properties.filter(|map| map.len() + 80 <= self.peer_max_frame_bytes as usize);
         let numbers = FlowOut {
             handle: Some(handle),
             delivery_count: flow.delivery_count,
@@ -210,6 +214,46 @@ impl Connection {
             self.sessions = slab::Slab::new();
         }
     }
+}
+
+/// What the fields of a detach, end, close or disposition take at most, beside an error or a state.
+const HEAD_BYTES: usize = 40;
+
+/// An error as it fits into a frame of the peer: where it is too large, without its info and with less of its
+/// description.
+pub(crate) fn fit_error(error: Option<AmqpError>, max_frame_bytes: u32) -> Option<AmqpError> {
+    let room = max_frame_bytes as usize - HEAD_BYTES;
+    let error = error?;
+    if error.encoded().len() <= room {
+        return Some(error);
+    }
+    // A symbol of the specification takes 40 bytes at most; one that fills a frame says nothing.
+    let condition = match error.condition() {
+        condition if condition.len() <= room / 2 => Condition::from(condition),
+        _ => Condition::InternalError,
+    };
+    // Head, lengths and the absent info of the error itself take less than 32 bytes.
+    let left = room - condition.as_str().len() - 32;
+    let description = error.description().map(|text| &text[..text.floor_char_boundary(left)]);
+    Some(AmqpError::new(&condition, description))
+}
+
+/// A delivery state as it fits into a frame of the peer; `None` where there is no shorter way to say it.
+#[cold]
+pub(crate) fn fit_state(state: &[u8], max_frame_bytes: u32) -> Option<Bytes> {
+    match DeliveryState::decode(state).ok()? {
+        // The state around the error takes less than 16 bytes.
+        DeliveryState::Rejected(error) => Some(rejected(fit_error(error, max_frame_bytes - 16).as_ref())),
+        DeliveryState::Modified { delivery_failed, undeliverable_here, .. } => {
+            Some(modified(delivery_failed, undeliverable_here, None))
+        }
+        _ => None,
+    }
+}
+
+/// Whether a state may stand in a disposition as it is.
+pub(crate) fn state_fits(state: Option<&[u8]>, max_frame_bytes: u32) -> bool {
+    state.is_none_or(|state| state.len() + HEAD_BYTES <= max_frame_bytes as usize)
 }
 
 /// The attach that answers one without giving it a terminus.

@@ -2,10 +2,10 @@
 
 use bytes::{Bytes, BytesMut};
 
-use crate::connection::{Connection, LinkFlow, LinkId, SessionId};
+use crate::connection::{Connection, Half, LinkFlow, LinkId, SessionId};
 use crate::error::{AmqpError, Violation};
 use crate::performative::{
-    ACCEPTED, DispositionOut, RELEASED, RcvSettleMode, Role, Transfer, modified, rejected,
+    ACCEPTED, DispositionOut, Flow, RELEASED, RcvSettleMode, Role, Transfer, modified, rejected,
 };
 
 /// When a receiver gives credit.
@@ -64,6 +64,10 @@ pub struct Receiver {
     config: ReceiverConfig,
     /// Delivered, not settled by the sender, and not settled by us.
     unsettled: u32,
+    /// Deliveries that have begun here. The engine's count may be ahead by events that were not handed on yet.
+    seen: u32,
+    /// Deliveries that may still begin, counted from `seen`.
+    credit: u32,
     /// The delivery that has not come whole.
     partial: Option<Box<Partial>>,
 }
@@ -79,7 +83,7 @@ struct Partial {
 impl Receiver {
     /// The receiving end of `link`, which is attached or will be.
     pub fn new(link: LinkId, config: ReceiverConfig) -> Self {
-        Self { link, config, unsettled: 0, partial: None }
+        Self { link, config, unsettled: 0, seen: 0, credit: 0, partial: None }
     }
 
     /// The link.
@@ -100,7 +104,31 @@ impl Receiver {
     /// Gives this much credit, instead of what was given before. With `drain` the sender gives back what it cannot
     /// use at once.
     pub fn give_credit(&mut self, connection: &mut Connection, link_credit: u32, drain: bool) {
-        connection.flow(self.link, LinkFlow { link_credit, drain, ..LinkFlow::default() });
+        let Some(link) = connection.link(self.link) else { return };
+        let attached = link.remote != Half::Idle;
+        let delivery_count = attached.then_some(link.initial_delivery_count.wrapping_add(self.seen));
+        self.credit = self.credit.max(link_credit);
+        connection.flow(self.link, LinkFlow { delivery_count, link_credit, drain, ..LinkFlow::default() });
+    }
+
+    /// Takes a flow of this link: a drained sender counts on without sending. Answers an echo. True if the sender
+    /// has no credit left.
+    pub fn on_flow(&mut self, connection: &mut Connection, flow: &Flow) -> bool {
+        if let (Some(link), Some(count)) = (connection.link(self.link), flow.delivery_count) {
+            let seen = count.wrapping_sub(link.initial_delivery_count);
+            let ahead = seen.wrapping_sub(self.seen);
+            // Some senders count a delivery at its last frame, we at its first; that is no step back.
+            if ahead < 1 << 31 {
+                self.seen = seen;
+                self.credit = self.credit.saturating_sub(ahead);
+            }
+        }
+        if flow.echo {
+            self.give_credit(connection, self.credit, false);
+        }
+        let drained = self.credit == 0;
+        self.top_up(connection);
+        drained
     }
 
     /// Changes the credit policy; a larger prefetch is given at once, a smaller one as deliveries come in.
@@ -120,6 +148,10 @@ impl Receiver {
         transfer: &Transfer,
         delivery_id: u32,
     ) -> Result<Option<Delivery>, Violation> {
+        if self.partial.is_none() {
+            self.seen = self.seen.wrapping_add(1);
+            self.credit = self.credit.saturating_sub(1);
+        }
         if transfer.aborted {
             self.partial = None;
             self.top_up(connection);
@@ -234,10 +266,9 @@ impl Receiver {
     /// Gives credit again once half of the prefetch is free.
     fn top_up(&mut self, connection: &mut Connection) {
         let CreditPolicy::Prefetch(prefetch) = self.config.credit else { return };
-        let Some(link) = connection.link(self.link) else { return };
         let wanted = prefetch.saturating_sub(self.unsettled);
-        if wanted.saturating_sub(link.credit) >= prefetch.div_ceil(2).max(1) {
-            connection.flow(self.link, LinkFlow { link_credit: wanted, ..LinkFlow::default() });
+        if wanted.saturating_sub(self.credit) >= prefetch.div_ceil(2).max(1) {
+            self.give_credit(connection, wanted, false);
         }
     }
 }

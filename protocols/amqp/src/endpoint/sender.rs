@@ -174,6 +174,11 @@ impl<T> Unsettled<T> {
         self.ring.is_empty()
     }
 
+    /// What was kept with the delivery that has waited for its outcome for longest.
+    pub fn first(&self) -> Option<&T> {
+        self.ring.first().map(|(_, (_, value))| value)
+    }
+
     /// Takes a disposition of the session and hands on every delivery that has its outcome now. Where the peer has
     /// not settled (rcv-settle-mode second), we do (2.6.12).
     pub fn on_disposition(

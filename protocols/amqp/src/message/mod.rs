@@ -4,6 +4,8 @@
 
 mod properties;
 mod sections;
+#[cfg(test)]
+mod tests;
 mod write;
 
 pub use properties::{Properties, PropertiesOut};

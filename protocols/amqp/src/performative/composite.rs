@@ -8,7 +8,7 @@ use std::ops::Range;
 use bytes::{Bytes, BytesMut};
 use serde::de::DeserializeOwned;
 
-use super::descriptor;
+use super::{descriptor, typed};
 use crate::codec::{self, Limits, Map, Reader, Value, put_list, validate, value_len};
 use crate::error::{DecodeError, DecodeFault};
 
@@ -75,6 +75,11 @@ impl Composite {
     pub(crate) fn build(code: u64, fields: impl FnOnce(&mut BytesMut) -> usize) -> Self {
         let mut out = BytesMut::new();
         codec::put_composite(&mut out, code, fields);
+        Self::written(out)
+    }
+
+    /// The composite that we have just written.
+    pub(crate) fn written(out: BytesMut) -> Self {
         let bytes = out.freeze();
         // Only a raw field of the caller's that is no value can fail here. It is the peer who will refuse it.
         Self::validated(bytes.clone()).unwrap_or_else(|_| Self::opaque(bytes))
@@ -188,8 +193,12 @@ impl Composite {
     /// where the structure has a closed set do not pass: a value that is only routed is not read this way.
     ///
     /// # Errors
-    /// [`DecodeFault::Typed`] where the structure has no place for the value.
+    /// [`DecodeFault::Typed`] where the structure has no place for the value, or that decoder cannot be trusted
+    /// with it.
     pub fn typed<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
+        if !typed::is_safe(&self.bytes) {
+            return Err(DecodeFault::Typed.at(0));
+        }
         serde_amqp::from_slice(&self.bytes).map_err(|_| DecodeFault::Typed.at(0))
     }
 

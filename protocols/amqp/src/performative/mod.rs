@@ -16,7 +16,10 @@ mod flow;
 mod schema;
 mod state;
 mod terminus;
+#[cfg(test)]
+mod tests;
 mod transfer;
+mod typed;
 
 use bytes::Bytes;
 

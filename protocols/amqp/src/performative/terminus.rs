@@ -110,7 +110,9 @@ impl Terminus {
         if !self.has_node_fields() {
             return self.clone();
         }
-        self.0.patched(&[(Self::ADDRESS, Patch::Str(address))]).map_or_else(|_| self.clone(), Self)
+        let mut out = BytesMut::new();
+        self.write_patched(&mut out, &[(Self::ADDRESS, Patch::Str(address))]);
+        Self(Composite::written(out))
     }
 
     /// Whether the first fields are those that sources and targets share.

@@ -67,6 +67,21 @@ fn a_client_of_5_hears_the_limits() {
 }
 
 #[test]
+fn a_client_that_takes_no_connack_is_closed() {
+    for (max_packet_bytes, open) in [(18, false), (19, true)] {
+        let mut server = Server::new(Config::default());
+        let options = ConnectOptions {
+            max_packet_bytes: Some(max_packet_bytes),
+            ..ConnectOptions::new(Version::V5, "d")
+        };
+        server.events(&connect(&options));
+        server.machine.accept(server.now, Accept::default()).expect("waits");
+        assert_eq!(server.machine.is_closed(), !open);
+        assert_eq!(server.written().is_empty(), !open);
+    }
+}
+
+#[test]
 fn everything_that_connect_can_say_arrives() {
     let will = Will {
         topic: "w/t".into(),

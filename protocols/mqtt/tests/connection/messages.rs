@@ -293,11 +293,11 @@ fn what_may_not_be_sent_to_the_client() {
         unopened.machine.publish(&message("t", b"", QoS::AtMostOnce)),
         Err(PublishError::Misuse(Misuse::NotOpen))
     );
-    let small = ConnectOptions { max_packet_bytes: Some(10), ..ConnectOptions::new(Version::V5, "d") };
+    let small = ConnectOptions { max_packet_bytes: Some(20), ..ConnectOptions::new(Version::V5, "d") };
     let mut server = Server::open(&small, Config::default());
-    assert_eq!(server.machine.publish(&message("t", b"1234", QoS::AtMostOnce)), Ok(None));
+    assert_eq!(server.machine.publish(&message("t", b"12345678901234", QoS::AtMostOnce)), Ok(None));
     assert_eq!(
-        server.machine.publish(&message("t", b"12345", QoS::AtMostOnce)),
-        Err(PublishError::TooLarge(11))
+        server.machine.publish(&message("t", b"123456789012345", QoS::AtMostOnce)),
+        Err(PublishError::TooLarge(21))
     );
 }

@@ -91,6 +91,7 @@ fn what_a_request_may_not_say() {
         (b"\x82\x08\x00\x01\x00\x00\x02a#\x00", 0x8F),
         (b"\x82\x06\x00\x01\x00\x00\x00\x00", 0x8F), // an empty filter
         (b"\xA2\x07\x00\x01\x00\x00\x02+a", 0x8F),
+        (b"\x82\x0F\x00\x01\x00\x00\x09$share/g/\x04", 0x82), // no local on a shared subscription
         (b"\x82\x09\x00\x01\x02\x0B\x01\x00\x01a\x00", 0xA1), // a subscription identifier
         (b"\xA2\x08\x00\x01\x02\x01\x00\x00\x01a", 0x81),     // a property of PUBLISH
     ] {
@@ -115,6 +116,18 @@ fn filters_in_one_packet_are_bounded() {
             }
             events => panic!("{count} filters: {events:?}"),
         }
+    }
+}
+
+#[test]
+fn an_answer_that_the_client_does_not_take_ends_the_connection() {
+    for (count, taken) in [(15, true), (16, false)] {
+        let small = ConnectOptions { max_packet_bytes: Some(20), ..ConnectOptions::new(Version::V5, "d") };
+        let mut server = Server::open(&small, Config::default());
+        server.events(&subscribe(Version::V5, 1, &vec![("a", QoS::AtMostOnce); count]));
+        server.machine.suback(id(1), &vec![Ok(QoS::AtMostOnce); count]).expect("waits");
+        assert_eq!(server.machine.is_closed(), !taken);
+        assert_eq!(server.written().len(), if taken { 20 } else { b"\xE0\x01\x95".len() });
     }
 }
 

@@ -110,3 +110,22 @@ fn what_the_client_does_not_read_is_bounded() {
     assert!(server.machine.wants_input());
     assert_eq!(server.machine.publish(&message("t", b"", QoS::AtMostOnce)), Ok(None));
 }
+
+#[test]
+fn an_idle_connection_keeps_nothing_of_the_read_buffer() {
+    for version in BOTH {
+        let mut server = Server::open_default(version);
+        let mut scratch = BytesMut::with_capacity(4096);
+        let start = scratch.as_ptr();
+        let [first, second] = [publish(version, 1), publish(version, 2)];
+        scratch.extend_from_slice(&first);
+        scratch.extend_from_slice(&second[..5]);
+        server.machine.handle_input(server.now, scratch.split());
+        let messages = published(server.drain());
+        assert!(!scratch.try_reclaim(4096), "the message is a slice of it");
+        drop(messages);
+        assert!(scratch.try_reclaim(4096), "the part of a packet is not");
+        assert_eq!(scratch.as_ptr(), start);
+        assert_eq!(published(server.events(&second[5..])).len(), 1);
+    }
+}

@@ -10,5 +10,5 @@ mod policy;
 mod telemetry;
 mod tunnel;
 
-pub use policy::{Authorise, Policy};
-pub use tunnel::{Side, Tunnel};
+pub(crate) use policy::{Authorise, Policy};
+pub(crate) use tunnel::{Side, Tunnel};

@@ -120,6 +120,12 @@ impl StateDir {
         &self.path
     }
 
+    /// The names that the embedded hub answers to: loopback's, this host's and the configured one.
+    #[must_use]
+    pub fn hub_names(hub_name: &str) -> Vec<String> {
+        certificates::names(hub_name, host_name().as_deref())
+    }
+
     /// The certificate of the own CA, which clients of the embedded hub trust.
     #[must_use]
     pub fn ca_file(&self) -> PathBuf {
@@ -204,7 +210,7 @@ impl LockedState {
     /// # Errors
     /// When a file cannot be read, written, or understood.
     pub fn hub_identity(&self, hub_name: &str) -> Result<Identity, StateError> {
-        let names = certificates::names(hub_name, host_name().as_deref());
+        let names = StateDir::hub_names(hub_name);
         let now = SystemTime::now();
         if !self.holds(CA)? || !self.holds(CA_KEY)? {
             let ca = certificates::new_ca(now)?;

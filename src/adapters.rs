@@ -2,7 +2,10 @@
 //! socket, its protocol machine, its mapping and the hub.
 
 pub(crate) mod amqp;
+pub(crate) mod coap;
 mod directory;
+pub(crate) mod http;
+pub(crate) mod mqtt;
 mod telemetry;
 
 pub(crate) use directory::Directory;

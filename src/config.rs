@@ -4,11 +4,12 @@
 //! What the file leaves out has a default that is safe: listeners on loopback, the embedded hub as the hub.
 
 mod address;
+mod check;
 mod error;
+mod mappings;
 mod sections;
 mod units;
 
-use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,12 +19,15 @@ use serde::Deserialize;
 pub use address::{HubUrl, parse_listen};
 pub use error::{ConfigError, Place};
 use error::{Source, beside, name_of};
+pub use mappings::MappingsError;
 use sections::UpstreamSection;
 pub use sections::{
     AdminConfig, AmqpConfig, Authorise, CoapConfig, HttpConfig, HubConfig, LogConfig, MappingsConfig,
     MqttConfig, RuntimeConfig, StateConfig,
 };
 pub use units::{Level, Secret, parse_duration, parse_size};
+
+use crate::sas::ConnectionString;
 
 /// Everything that a process is told; built by [`Config::load`] or [`Config::default`], then only read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,8 +83,8 @@ pub struct Upstream {
 pub enum Target {
     /// The one in this process.
     Embedded,
-    /// An IoT Hub (or an embedded hub elsewhere), by its service or device connection string.
-    ConnectionString(Secret),
+    /// An IoT Hub (or an embedded hub elsewhere), by a policy's connection string.
+    ConnectionString(ConnectionString),
     /// Any AMQP 1.0 hub or router.
     Url(HubUrl),
 }
@@ -110,7 +114,7 @@ impl Default for Config {
 /// A full configuration with every key, its default and what it means.
 #[must_use]
 pub fn sample() -> &'static str {
-    include_str!("sample.toml")
+    include_str!("config/sample.toml")
 }
 
 impl Config {
@@ -121,29 +125,31 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let name = name_of(path);
         let text = std::fs::read_to_string(path).map_err(|error| unreadable_file(&name, &error))?;
-        let config = Self::parse(&name, &text, path.parent())?;
-        if matches!(&config.upstream.target, Target::ConnectionString(secret) if text.contains(secret.expose()))
-        {
+        let source = Source { name: &name, text: &text };
+        let document = check::read(&source)?;
+        if document.upstream.holds_secret() {
             refuse_if_world_readable(path)?;
         }
-        Ok(config)
+        Self::finish(&source, document, path.parent())
     }
 
-    /// Reads and checks a configuration from a text.
+    /// Reads and checks a configuration from a text; paths in it are seen from `base`.
     ///
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(name: &str, text: &str, base: Option<&Path>) -> Result<Self, ConfigError> {
         let source = Source { name, text };
-        let mut document: Document = toml::from_str(text).map_err(|error| source.unreadable(&error))?;
-        check(&source, &document)?;
+        Self::finish(&source, check::read(&source)?, base)
+    }
+
+    fn finish(source: &Source<'_>, mut document: Document, base: Option<&Path>) -> Result<Self, ConfigError> {
         for file in &mut document.mappings.files {
             *file = beside(base, file);
         }
         for path in [&mut document.upstream.ca_file, &mut document.state.directory].into_iter().flatten() {
             *path = beside(base, path);
         }
-        let target = read_target(&source, &document.upstream, base)?;
+        let target = read_target(source, &document.upstream, base)?;
         Ok(Self::from_document(document, target))
     }
 
@@ -169,16 +175,48 @@ impl Config {
         self.hub.enabled.unwrap_or(self.upstream.target == Target::Embedded)
     }
 
+    /// Whether the gateway has a hub at all. Asked for last, because the command line may name one.
+    ///
+    /// # Errors
+    /// What is missing, and the settings that would give it.
+    pub fn require_hub(&self) -> Result<(), ConfigError> {
+        if self.upstream.target != Target::Embedded {
+            return Ok(());
+        }
+        if !self.runs_hub() {
+            return Err(ConfigError::new("configuration", "there is no hub to connect to")
+                .with_help("name one under [upstream] or with --hub, or leave `[hub] enabled = false` out"));
+        }
+        if self.hub.listen.is_empty() {
+            return Err(ConfigError::new(
+                "configuration",
+                "the embedded hub listens nowhere, so the gateway cannot reach it",
+            )
+            .with_help("`[hub] listen = [\"127.0.0.1:5671\"]`, or name another hub under [upstream]"));
+        }
+        Ok(())
+    }
+
     /// Takes the hub from the command line or the environment: a connection string or an `amqps://` URL.
     ///
     /// # Errors
     /// What would be right; `origin` names where the text came from.
     pub fn set_hub(&mut self, origin: &str, text: &str) -> Result<(), ConfigError> {
-        self.upstream.target = if text.contains("://") && !text.starts_with("Endpoint=") {
-            Target::Url(HubUrl::parse(text).map_err(|what| ConfigError::new(origin, what))?)
+        let text = text.trim();
+        let is_url = text
+            .split_once("://")
+            .is_some_and(|(scheme, _)| scheme.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+        let target = if is_url {
+            HubUrl::parse(text).map(Target::Url)
+        } else if text.contains('=') {
+            connection_string(text)
         } else {
-            connection_string(text).map_err(|what| ConfigError::new(origin, what))?
+            Err("this is neither a connection string nor a URL".into())
         };
+        self.upstream.target = target.map_err(|what| {
+            ConfigError::new(origin, what)
+                .with_help(format!("{POLICY_FORM}, or amqps://host for another AMQP 1.0 hub"))
+        })?;
         Ok(())
     }
 }
@@ -193,81 +231,25 @@ fn unreadable_file(name: &str, error: &std::io::Error) -> ConfigError {
     }
 }
 
-/// What no single value shows.
-fn check(source: &Source<'_>, document: &Document) -> Result<(), ConfigError> {
-    let Document { amqp, mqtt, coap, http, admin, hub, .. } = document;
-    if amqp.allow_anonymous == Some(false) && amqp.authorise() == Authorise::Any {
-        return Err(source
-            .wrong(&["amqp", "authorise"], "`authorise = \"any\"` lets everybody in, and `allow_anonymous = false` nobody without a token")
-            .with_help("keep one of the two"));
-    }
-    if amqp.authorise() == Authorise::Any {
-        refuse_anonymous_network(source, "amqp", "AMQP", &amqp.listen, amqp.allow_anonymous)?;
-    }
-    refuse_anonymous_network(source, "mqtt", "MQTT", &mqtt.listen, mqtt.allow_anonymous)?;
-    refuse_anonymous_network(source, "coap", "CoAP", &coap.listen, coap.allow_anonymous)?;
-    refuse_anonymous_network(source, "http", "HTTP", &http.listen, http.allow_anonymous)?;
-    if let Some((at, address)) = off_loopback(&admin.listen) {
-        return Err(source
-            .wrong(&["admin", "listen", &at.to_string()], format!("[admin] listens on {address}, and it asks nobody who they are"))
-            .with_help("listen on 127.0.0.1 or [::1] only, and put a proxy with a login before it if others must see it"));
-    }
-    if hub.register_unknown_devices == Some(true)
-        && let Some((_, address)) = off_loopback(&hub.listen)
-    {
-        return Err(source
-            .wrong(
-                &["hub", "register_unknown_devices"],
-                format!("[hub] listens on {address}, and would register whatever device speaks up there"),
-            )
-            .with_help("listen on 127.0.0.1 or [::1] only, or leave `register_unknown_devices` out"));
-    }
-    Ok(())
-}
-
-fn off_loopback(addresses: &[SocketAddr]) -> Option<(usize, &SocketAddr)> {
-    addresses.iter().enumerate().find(|(_, address)| !address.ip().is_loopback())
-}
-
-fn refuse_anonymous_network(
-    source: &Source<'_>,
-    section: &str,
-    protocol: &str,
-    listen: &[SocketAddr],
-    allowed: Option<bool>,
-) -> Result<(), ConfigError> {
-    match off_loopback(listen) {
-        Some((at, address)) if allowed != Some(true) => Err(source
-            .wrong(
-                &[section, "listen", &at.to_string()],
-                format!(
-                    "[{section}] listens on {address}, which other machines can reach, and {protocol} devices there would be who they say they are"
-                ),
-            )
-            .with_help(format!(
-                "if that is what you want (a closed network), write `allow_anonymous = true` under [{section}]; otherwise listen on 127.0.0.1 or [::1]"
-            ))),
-        _ => Ok(()),
-    }
-}
-
 fn read_target(
     source: &Source<'_>,
     section: &UpstreamSection,
     base: Option<&Path>,
 ) -> Result<Target, ConfigError> {
+    let policy = |error: ConfigError| error.with_help(POLICY_FORM);
     let UpstreamSection { connection_string: text, connection_string_file: file, url, .. } = section;
     match (text, file, url) {
         (None, None, None) => Ok(Target::Embedded),
         (Some(text), None, None) => connection_string(text.expose())
-            .map_err(|what| source.wrong(&["upstream", "connection_string"], what)),
+            .map_err(|what| policy(source.wrong(&["upstream", "connection_string"], what))),
         (None, Some(file), None) => {
             let path = beside(base, file);
             let wrong = |what: String| source.wrong(&["upstream", "connection_string_file"], what);
             let text = std::fs::read_to_string(&path)
                 .map_err(|error| wrong(format!("{} cannot be read: {error}", path.display())))?;
             refuse_if_world_readable(&path)?;
-            connection_string(text.trim()).map_err(|what| wrong(format!("in {}: {what}", path.display())))
+            connection_string(text.trim())
+                .map_err(|what| policy(wrong(format!("in {}: {what}", path.display()))))
         }
         (None, None, Some(url)) => HubUrl::parse(url.expose())
             .map(Target::Url)
@@ -278,18 +260,22 @@ fn read_target(
     }
 }
 
-/// The parts that must be there; the signing code reads the rest.
+const POLICY_FORM: &str = "HostName=…;SharedAccessKeyName=…;SharedAccessKey=… for an IoT Hub";
+
 fn connection_string(text: &str) -> Result<Target, String> {
-    const FORM: &str = "HostName=…;SharedAccessKeyName=…;SharedAccessKey=…";
-    for part in ["HostName=", "SharedAccessKey="] {
-        if !text.split(';').any(|field| field.strip_prefix(part).is_some_and(|value| !value.is_empty())) {
-            return Err(format!(
-                "this connection string has no `{}`: it has the form {FORM}",
-                part.trim_end_matches('=')
-            ));
-        }
+    let parsed = ConnectionString::parse(text).map_err(|error| error.to_string())?;
+    if let Some(device) = parsed.device {
+        return Err(format!(
+            "this connection string is for the one device `{device}`; a gateway needs a policy's"
+        ));
     }
-    Ok(Target::ConnectionString(Secret::new(text)))
+    if parsed.key_name.is_none() {
+        return Err("this connection string names no policy (SharedAccessKeyName)".into());
+    }
+    if parsed.entity_path.is_some() {
+        return Err("this connection string is for an Event Hub; a gateway needs the IoT Hub's own".into());
+    }
+    Ok(Target::ConnectionString(parsed))
 }
 
 /// A secret that every user of the machine can read is none.
@@ -305,3 +291,6 @@ fn refuse_if_world_readable(path: &Path) -> Result<(), ConfigError> {
     Err(ConfigError::new(name_of(path), "holds a key, and every user of this machine may read it")
         .with_help(format!("`chmod 600 {}`", path.display())))
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! Starting a role, and turning signals into its stop.
+
+use std::ffi::OsString;
+use std::process;
+use std::thread;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{CliError, Role, Run};
+use crate::config::{Config, ConfigError, Target};
+use crate::shutdown::{self, Trigger};
+use crate::telemetry;
+
+const VARIABLE: &str = "FIELDGATE_HUB";
+
+/// `fieldgate run`
+pub(super) fn gateway(run: &Run, environment: Option<OsString>, role: Role) -> Result<(), CliError> {
+    let mut config = run.place.config()?;
+    match (&run.hub, environment) {
+        (Some(hub), _) => config.set_hub("--hub", hub)?,
+        (None, Some(hub)) => {
+            let hub = hub.into_string().map_err(|_| ConfigError::new(VARIABLE, "is not text (UTF-8)"))?;
+            config.set_hub(VARIABLE, &hub)?;
+        }
+        (None, None) => {}
+    }
+    config.require_hub()?;
+    let secret = match &config.upstream.target {
+        Target::ConnectionString(_) => true,
+        Target::Url(url) => url.credentials.is_some(),
+        Target::Embedded => false,
+    };
+    let warning = (run.hub.is_some() && secret).then_some(
+        "--hub holds a key, and every user of this machine can read the arguments of a process; \
+         FIELDGATE_HUB, or a file that [upstream] connection_string_file names, keeps it",
+    );
+    start(config, role, warning)
+}
+
+/// `fieldgate hub`
+pub(super) fn hub(config: Config, role: Role) -> Result<(), CliError> {
+    if config.hub.listen.is_empty() {
+        return Err(ConfigError::new("configuration", "the hub listens nowhere")
+            .with_help("`[hub] listen = [\"127.0.0.1:5671\"]`")
+            .into());
+    }
+    start(config, role, None)
+}
+
+/// `fieldgate demo`
+pub(super) fn demo(config: Config, role: Role) -> Result<(), CliError> {
+    config.require_hub()?;
+    start(config, role, None)
+}
+
+/// Runs a role until it ends by itself or by a signal.
+fn start(config: Config, role: Role, warning: Option<&str>) -> Result<(), CliError> {
+    telemetry::init(&config.log);
+    if let Some(warning) = warning {
+        tracing::warn!("{warning}");
+    }
+    let (trigger, shutdown) = shutdown::channel();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    // Registered before anything starts: a signal in between must not kill what is half there.
+    let signals = {
+        let _inside = runtime.enter();
+        [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?]
+    };
+    thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(obey(signals, &trigger)))?;
+    role(config, shutdown).map_err(CliError::Role)
+}
+
+/// The first signal drains, the second aborts, the third ends the process there and then.
+async fn obey([mut terminate, mut interrupt]: [Signal; 2], trigger: &Trigger) {
+    let mut next = async || {
+        tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        }
+    };
+    let signal = next().await;
+    tracing::info!(signal, "stopping: finishing what is in flight; once more stops at once");
+    trigger.drain();
+    let signal = next().await;
+    tracing::warn!(signal, "stopping at once");
+    trigger.abort();
+    next().await;
+    process::exit(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use super::*;
+    use crate::cli::Place;
+    use crate::shutdown::Shutdown;
+
+    /// A gateway that only tells which hub it was given.
+    fn tell(config: Config, shutdown: Shutdown) -> Result<(), Box<dyn Error>> {
+        assert!(!shutdown.is_draining());
+        Err(format!("{:?}", config.upstream.target).into())
+    }
+
+    fn told(hub: Option<&str>, environment: Option<&str>) -> String {
+        let place = Place { config: None, state_dir: None };
+        let run = Run { hub: hub.map(str::to_owned), place };
+        gateway(&run, environment.map(OsString::from), tell).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_hub_comes_from_the_argument_then_the_environment_then_the_file() {
+        assert_eq!(told(None, None), "Embedded");
+        assert!(told(None, Some("amqps://environment")).contains("host: \"environment\""));
+        assert!(told(Some("amqps://argument"), Some("amqps://environment")).contains("host: \"argument\""));
+        let wrong = told(None, Some("http://environment"));
+        assert!(wrong.starts_with("FIELDGATE_HUB: the hub is reached over TLS only"), "{wrong}");
+    }
+
+    #[test]
+    fn a_hub_that_listens_nowhere_is_refused() {
+        let config = Config::parse("f", "[hub]\nlisten = []", None).unwrap();
+        assert!(hub(config.clone(), tell).unwrap_err().to_string().contains("the hub listens nowhere"));
+        assert!(demo(config, tell).unwrap_err().to_string().contains("listens nowhere"));
+    }
+}

@@ -1,0 +1,52 @@
+//! A device's commands: the subscription of one connection, and the link that serves it.
+
+use std::fmt;
+use std::rc::Rc;
+
+use fieldgate_amqp::endpoint::{CreditPolicy, Receiver, ReceiverConfig};
+use fieldgate_mappings::address::Address;
+
+use super::CommandSink;
+
+/// The largest command that is put together, in bytes: four times what IoT Hub allows.
+const MAX_COMMAND_BYTES: usize = 256 * 1024;
+
+/// A command that waits for what the device says. Good for the connection to the hub that it came over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CommandId {
+    /// Which connection.
+    pub(super) epoch: u32,
+    pub(super) delivery_id: u32,
+}
+
+/// A subscription.
+pub(super) struct Commands {
+    /// Tells subscriptions for the same device apart.
+    pub(super) serial: u64,
+    pub(super) address: Address,
+    pub(super) credit: u32,
+    pub(super) sink: Rc<dyn CommandSink>,
+    /// The link, while there is one.
+    pub(super) receiver: Option<Receiver>,
+}
+
+impl Commands {
+    /// How the link is to be run.
+    pub(super) fn receiver_config(&self) -> ReceiverConfig {
+        ReceiverConfig {
+            credit: CreditPolicy::Prefetch(self.credit),
+            max_message_bytes: MAX_COMMAND_BYTES,
+            ..ReceiverConfig::default()
+        }
+    }
+}
+
+impl fmt::Debug for Commands {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Commands")
+            .field("serial", &self.serial)
+            .field("address", &self.address)
+            .field("receiver", &self.receiver)
+            .finish_non_exhaustive()
+    }
+}

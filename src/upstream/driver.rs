@@ -1,0 +1,231 @@
+//! The task of a shared hub connection: connects, moves bytes and time, and connects again.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use fieldgate_amqp::connection::{Connection, ConnectionConfig};
+use fieldgate_amqp::performative::OpenOut;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+use tokio_rustls::client::TlsStream;
+
+use crate::config::Config;
+use crate::console::{Component, Health, Status};
+use crate::shutdown::Shutdown;
+use crate::telemetry::emit;
+use crate::wire::{Turn, Wire};
+
+use super::backoff::Backoff;
+use super::target::Hub;
+use super::telemetry::{ConnectFailed, ConnectionLost, ConnectionReady, TokenAccepted};
+use super::uplink::Notice;
+use super::Upstream;
+
+/// Most sessions of the connection; the hub's own channel-max may allow fewer.
+const CHANNEL_MAX: u16 = 8191;
+/// Most links: a device has one for its messages and one for its commands, mostly.
+const MAX_LINKS: usize = 4 * (CHANNEL_MAX as usize + 1);
+
+/// What the task works with.
+pub(super) struct Driver {
+    index: usize,
+    upstream: Upstream,
+    hub: Arc<Hub>,
+    config: Arc<ConnectionConfig>,
+    backoff: Backoff,
+    health: Arc<Health>,
+    shutdown: Shutdown,
+    random: SystemRandom,
+}
+
+impl Driver {
+    pub(super) fn new(
+        index: usize,
+        upstream: Upstream,
+        config: &Config,
+        hub: &Arc<Hub>,
+        health: Arc<Health>,
+        shutdown: Shutdown,
+    ) -> Self {
+        let random = SystemRandom::new();
+        let upstream_config = &config.upstream;
+        let config = ConnectionConfig {
+            container_id: format!("fieldgate-{:016x}-{index}", number(&random)),
+            hostname: Some(hub.name().to_string()),
+            channel_max: CHANNEL_MAX,
+            max_links: MAX_LINKS,
+            idle_time_out: Some(upstream_config.idle_time_out),
+            open_time_out: upstream_config.connect_time_out,
+            ..ConnectionConfig::default()
+        };
+        let backoff = Backoff::new(upstream_config.retry_max);
+        Self { index, upstream, hub: Arc::clone(hub), config: Arc::new(config), backoff, health, shutdown, random }
+    }
+
+    /// Keeps the connection until the worker closes it.
+    pub(super) async fn run(mut self) {
+        self.health.set(Component::Upstream, Status::Starting);
+        loop {
+            let why = match self.hub.connect().await {
+                Ok(stream) => self.serve(stream).await,
+                Err(error) => error.to_string(),
+            };
+            self.upstream.shared.uplink.borrow_mut().lost();
+            if self.is_closing() {
+                return;
+            }
+            self.health.set(Component::Upstream, Status::Down);
+            let again_in = self.backoff.next(number(&self.random));
+            emit(ConnectFailed { worker: self.index, error: &why, again_in });
+            self.pause(again_in).await;
+            if self.is_closing() {
+                return;
+            }
+        }
+    }
+
+    fn is_closing(&self) -> bool {
+        self.upstream.shared.uplink.borrow().is_closing()
+    }
+
+    /// Waits before the next attempt. Messages that wait go on expiring meanwhile.
+    async fn pause(&self, how_long: Duration) {
+        let mut timer = Timer::default();
+        let mut pause = pin!(tokio::time::sleep(how_long));
+        let mut stop = pin!(self.shutdown.aborting());
+        poll_fn(|cx| {
+            self.upstream.shared.listen(cx);
+            let mut uplink = self.upstream.shared.uplink.borrow_mut();
+            while timer.poll(cx, uplink.poll_timeout()).is_ready() {
+                uplink.handle_timeout(Instant::now());
+            }
+            if uplink.is_closing() || stop.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            pause.as_mut().poll(cx)
+        })
+        .await;
+    }
+
+    /// Runs one connection until it is gone; says why it went.
+    async fn serve(&mut self, stream: TlsStream<TcpStream>) -> String {
+        let open = OpenOut {
+            container_id: &self.config.container_id,
+            hostname: self.config.hostname.as_deref(),
+            ..OpenOut::default()
+        };
+        let machine =
+            Connection::client(Arc::clone(&self.config), self.hub.security(), open.build(), Instant::now());
+        self.upstream.shared.uplink.borrow_mut().connected(machine);
+        let mut wire = Wire::new(stream);
+        let mut timer = Timer::default();
+        let mut ready = false;
+        let shutdown = self.shutdown.clone();
+        let mut stop = pin!(shutdown.aborting());
+        let why = poll_fn(|cx| {
+            if stop.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(String::from("the gateway is stopping"));
+            }
+            self.upstream.shared.listen(cx);
+            loop {
+                let (turn, notices) = self.turn(cx, &mut wire, &mut timer);
+                for notice in notices {
+                    match notice {
+                        Notice::Lost(why) => return Poll::Ready(why),
+                        notice => ready |= self.notice(notice, ready),
+                    }
+                }
+                match turn {
+                    Poll::Ready(Ok(Turn::Progress)) => {}
+                    Poll::Ready(Ok(Turn::Ended)) => {
+                        return Poll::Ready(String::from("the hub closed the stream"));
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(error.to_string()),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await;
+        if ready {
+            emit(ConnectionLost { worker: self.index, why: &why });
+        }
+        // What the machine said last, a close mostly, goes out if the stream takes it at once.
+        let shared = &self.upstream.shared;
+        poll_fn(|cx| {
+            if let Some(machine) = &mut shared.uplink.borrow_mut().connection {
+                let _ = wire.poll_write(cx, machine);
+            }
+            Poll::Ready(())
+        })
+        .await;
+        why
+    }
+
+    fn turn(
+        &self,
+        cx: &mut Context<'_>,
+        wire: &mut Wire<TlsStream<TcpStream>>,
+        timer: &mut Timer,
+    ) -> (Poll<std::io::Result<Turn>>, Vec<Notice>) {
+        let mut uplink = self.upstream.shared.uplink.borrow_mut();
+        let now = Instant::now();
+        while timer.poll(cx, uplink.poll_timeout()).is_ready() {
+            uplink.handle_timeout(now);
+        }
+        uplink.handle_events(now);
+        let turn = match &mut uplink.connection {
+            Some(machine) => wire.poll_turn(cx, machine, true),
+            None => Poll::Pending,
+        };
+        (turn, uplink.take_notices())
+    }
+
+    /// Does what the machine asks for. True when the connection does its work from now on.
+    fn notice(&mut self, notice: Notice, was_ready: bool) -> bool {
+        let mut uplink = self.upstream.shared.uplink.borrow_mut();
+        if notice == Notice::Authorised {
+            emit(TokenAccepted { worker: self.index });
+        }
+        if let (Notice::Opened | Notice::TokenDue, Some(token)) = (&notice, self.hub.token()) {
+            uplink.authorise(token, Instant::now());
+            return false;
+        }
+        if was_ready {
+            return false;
+        }
+        uplink.ready();
+        self.backoff.reset();
+        self.health.set(Component::Upstream, Status::Up);
+        emit(ConnectionReady { worker: self.index, hub: self.hub.name() });
+        true
+    }
+}
+
+/// A uniform random number. Without the system's randomness jitter is fixed and ids are alike: no harm.
+fn number(random: &SystemRandom) -> u64 {
+    let mut bytes = [0; 8];
+    let _ = random.fill(&mut bytes);
+    u64::from_be_bytes(bytes)
+}
+
+/// A timer that is set when it is asked.
+#[derive(Default)]
+struct Timer {
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Timer {
+    /// Ready when the deadline has passed; never without one.
+    fn poll(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>) -> Poll<()> {
+        let Some(deadline) = deadline.map(tokio::time::Instant::from_std) else { return Poll::Pending };
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if sleep.deadline() != deadline {
+            sleep.as_mut().reset(deadline);
+        }
+        sleep.as_mut().poll(cx)
+    }
+}

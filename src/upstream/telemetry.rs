@@ -1,0 +1,180 @@
+//! What happens on the way to the hub.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use fieldgate_amqp::error::AmqpError;
+use fieldgate_mappings::address::DeviceId;
+use fieldgate_mappings::outcome::{Outcome, Rejection};
+
+use crate::telemetry::{Counter, Gauge, Happening, counter, gauge};
+
+struct Metrics {
+    up: Gauge,
+    lost: Counter,
+    attempts_failed: Counter,
+    tokens_accepted: Counter,
+    sessions_lost: Counter,
+    links_lost: Counter,
+    waiting_exceeded: Counter,
+    commands: Counter,
+    commands_settled: Counter,
+    commands_late: Counter,
+    commands_unreadable: Counter,
+}
+
+static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
+    up: gauge("upstream_connections_up", "Shared hub connections that do their work now"),
+    lost: counter("upstream_connections_lost", "Shared hub connections lost or given up"),
+    attempts_failed: counter("upstream_connect_errors", "Attempts to connect to the hub that failed"),
+    tokens_accepted: counter("upstream_tokens_accepted", "Tokens of the gateway that the hub accepted"),
+    sessions_lost: counter("upstream_device_sessions_lost", "Devices' sessions ended by the hub or for its silence"),
+    links_lost: counter("upstream_device_links_lost", "Devices' links refused or detached by the hub"),
+    waiting_exceeded: counter("upstream_waiting_exceeded", "Messages released because too much waited for the hub"),
+    commands: counter("upstream_commands", "Commands that came from the hub for mapped devices"),
+    commands_settled: counter("upstream_commands_settled", "Commands whose outcome was told to the hub"),
+    commands_late: counter("upstream_commands_late", "Outcomes of commands that came too late to be told"),
+    commands_unreadable: counter("upstream_commands_rejected", "Commands that could not be read, and were rejected"),
+});
+
+/// The hub cannot be reached.
+pub(super) struct ConnectFailed<'a> {
+    pub(super) worker: usize,
+    pub(super) error: &'a dyn std::fmt::Display,
+    pub(super) again_in: Duration,
+}
+
+impl Happening for ConnectFailed<'_> {
+    fn emit(self) {
+        let Self { worker, error, again_in } = self;
+        METRICS.attempts_failed.inc();
+        tracing::warn!(worker, %error, again_in_ms = again_in.as_millis(), "the hub cannot be reached");
+    }
+}
+
+/// A shared connection does its work.
+pub(super) struct ConnectionReady<'a> {
+    pub(super) worker: usize,
+    pub(super) hub: &'a str,
+}
+
+impl Happening for ConnectionReady<'_> {
+    fn emit(self) {
+        METRICS.up.inc();
+        tracing::info!(worker = self.worker, hub = self.hub, "connected to the hub");
+    }
+}
+
+/// A shared connection that did its work is gone.
+pub(super) struct ConnectionLost<'a> {
+    pub(super) worker: usize,
+    pub(super) why: &'a str,
+}
+
+impl Happening for ConnectionLost<'_> {
+    fn emit(self) {
+        METRICS.up.dec();
+        METRICS.lost.inc();
+        tracing::warn!(worker = self.worker, why = self.why, "the connection to the hub is gone");
+    }
+}
+
+/// The hub took the gateway's token.
+pub(super) struct TokenAccepted {
+    pub(super) worker: usize,
+}
+
+impl Happening for TokenAccepted {
+    fn emit(self) {
+        METRICS.tokens_accepted.inc();
+        tracing::debug!(worker = self.worker, "the hub accepted the gateway's token");
+    }
+}
+
+/// A device's session is over.
+pub(super) struct DeviceSessionLost<'a> {
+    pub(super) device: &'a DeviceId,
+    /// The hub's error; nothing where the hub did not answer for a message.
+    pub(super) error: Option<&'a AmqpError>,
+}
+
+impl Happening for DeviceSessionLost<'_> {
+    fn emit(self) {
+        METRICS.sessions_lost.inc();
+        let condition = self.error.map_or("no answer for a message", |error| error.condition());
+        tracing::warn!(device = %self.device, condition, "a device's session with the hub is over");
+    }
+}
+
+/// A device's link was refused or detached.
+pub(super) struct DeviceLinkLost<'a> {
+    pub(super) device: &'a DeviceId,
+    pub(super) error: Option<&'a AmqpError>,
+}
+
+impl Happening for DeviceLinkLost<'_> {
+    fn emit(self) {
+        METRICS.links_lost.inc();
+        let condition = self.error.map_or("none", |error| error.condition());
+        let description = self.error.and_then(|error| error.description()).unwrap_or_default();
+        tracing::warn!(device = %self.device, condition, description, "the hub detached a device's link");
+    }
+}
+
+/// Too much waits for the hub: a message was released.
+pub(super) struct WaitingExceeded {
+    pub(super) bytes: usize,
+}
+
+impl Happening for WaitingExceeded {
+    fn emit(self) {
+        METRICS.waiting_exceeded.inc();
+        tracing::debug!(waiting_bytes = self.bytes, "a message was released: too much waits for the hub");
+    }
+}
+
+/// A command came.
+pub(super) struct CommandReceived<'a> {
+    pub(super) device: &'a DeviceId,
+}
+
+impl Happening for CommandReceived<'_> {
+    fn emit(self) {
+        METRICS.commands.inc();
+        tracing::debug!(device = %self.device, "command received from the hub");
+    }
+}
+
+/// A command's outcome was told, or came too late for that.
+pub(super) struct CommandSettled<'a> {
+    pub(super) device: &'a DeviceId,
+    pub(super) outcome: Option<&'a Outcome>,
+}
+
+impl Happening for CommandSettled<'_> {
+    fn emit(self) {
+        match self.outcome {
+            Some(outcome) => {
+                METRICS.commands_settled.inc();
+                tracing::debug!(device = %self.device, ?outcome, "command settled");
+            }
+            None => {
+                METRICS.commands_late.inc();
+                tracing::info!(device = %self.device, "a command's outcome came too late: the hub delivers it again");
+            }
+        }
+    }
+}
+
+/// A command could not be read.
+pub(super) struct CommandMapError<'a> {
+    pub(super) device: &'a DeviceId,
+    pub(super) rejection: &'a Rejection,
+}
+
+impl Happening for CommandMapError<'_> {
+    fn emit(self) {
+        METRICS.commands_unreadable.inc();
+        tracing::warn!(device = %self.device, rejection = %self.rejection, "a command was rejected: it cannot be read");
+    }
+}
