@@ -91,7 +91,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     ///
     /// # Errors
     /// What the stream says.
-    pub(crate) fn poll_write(&mut self, cx: &mut Context<'_>, machine: &mut Connection) -> Poll<io::Result<()>> {
+    pub(crate) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        machine: &mut Connection,
+    ) -> Poll<io::Result<()>> {
         loop {
             if self.output.is_empty() {
                 match machine.poll_transmit() {

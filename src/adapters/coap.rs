@@ -1,2 +1,3 @@
-use std::rc::Rc; use crate::worker::Worker;
+use crate::worker::Worker;
+use std::rc::Rc;
 pub(crate) async fn serve(_s: tokio::net::UdpSocket, _w: Rc<Worker>) {}

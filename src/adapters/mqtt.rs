@@ -1,2 +1,5 @@
-use std::net::SocketAddr; use std::rc::Rc; use tokio::net::TcpStream; use crate::worker::Worker;
+use crate::worker::Worker;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use tokio::net::TcpStream;
 pub(crate) async fn serve(_s: TcpStream, _p: SocketAddr, _w: Rc<Worker>) {}
