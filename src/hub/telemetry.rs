@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::LazyLock;
 
 use fieldgate_amqp::connection::CloseReason;
+use fieldgate_amqp::error::AmqpError;
 use fieldgate_mappings::DeviceId;
 
 use super::auth::Grant;
@@ -21,6 +22,7 @@ struct Metrics {
     refused: Counter,
     failed: Counter,
     tokens: Family<TokenLabels, Counter>,
+    sessions_failed: Counter,
     links_refused: Family<ReasonLabels, Counter>,
     links_detached: Family<ReasonLabels, Counter>,
     devices: Gauge,
@@ -43,6 +45,7 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
         "Connections that could not be accepted, or never got through TLS",
     ),
     tokens: counters("hub_tokens", "Tokens put to the embedded hub"),
+    sessions_failed: counter("hub_sessions_failed", "Sessions at the embedded hub that ended with an error"),
     links_refused: counters("hub_links_refused", "Links that the embedded hub refused"),
     links_detached: counters("hub_links_detached", "Links that the embedded hub ended"),
     devices: gauge("hub_devices", "Devices in the embedded hub's registry"),
@@ -285,6 +288,20 @@ impl Happening for LinkDetached<'_> {
         METRICS.links_detached.get_or_create(&ReasonLabels { reason }).inc();
         let (condition, description) = (refusal.condition.as_str(), &refusal.description);
         tracing::info!(%connection, condition, description, "link detached");
+    }
+}
+
+/// A session ended with an error: the peer's, or ours because it broke a rule.
+pub(super) struct SessionFailed<'a> {
+    pub(super) connection: ConnectionNumber,
+    pub(super) error: &'a AmqpError,
+}
+
+impl Happening for SessionFailed<'_> {
+    fn emit(self) {
+        let Self { connection, error } = self;
+        METRICS.sessions_failed.inc();
+        tracing::info!(%connection, %error, "session ended with an error");
     }
 }
 

@@ -8,29 +8,48 @@ use tokio::net::TcpStream;
 use super::peer::{TestHub, data, now, within};
 
 const EVENTS: &str = "devices/pump-1/messages/events";
+const LOG: &str = "messages/events/ConsumerGroups/$Default/Partitions/0";
 
 #[tokio::test]
-async fn nothing_goes_without_a_good_token() {
+async fn bad_tokens_are_refused_and_a_good_one_mends_it() {
     within(async {
         let hub = TestHub::start("");
         let mut client = hub.connect(SaslProfile::Anonymous).await;
-        let refused = Sender::attach(&mut client.session, "a", EVENTS).await.unwrap_err();
-        assert!(format!("{refused:?}").contains("UnauthorizedAccess"), "{refused:?}");
-        // This client may answer a refused sender with two detaches, and is not to be trusted with the session.
-        let mut client = hub.connect(SaslProfile::Anonymous).await;
+        let name = "localhost/devices/pump-1";
         let forged = hub.device_token("pump-1").replace("sig=", "sig=A");
-        assert_eq!(client.put_token(&forged, "localhost/devices/pump-1").await, 400);
+        assert_eq!(client.put_token(&forged, name).await, 400);
         let expired = hub.device_token_until("pump-1", now() - 1);
-        assert_eq!(client.put_token(&expired, "localhost/devices/pump-1").await, 401);
+        assert_eq!(client.put_token(&expired, name).await, 401);
         let other = hub.device_token("pump-2").replace("pump-2", "pump-1");
-        assert_eq!(client.put_token(&other, "localhost/devices/pump-1").await, 401);
-        let log = "messages/events/ConsumerGroups/$Default/Partitions/0";
-        let refused = Receiver::attach(&mut client.session, "b", log).await.unwrap_err();
+        assert_eq!(client.put_token(&other, name).await, 401);
+        assert_eq!(client.put_token(&hub.device_token("pump-1"), name).await, 200);
+        let mut sender = client.sender(EVENTS).await;
+        assert!(sender.send(data(*b"x")).await.unwrap().is_accepted());
+    })
+    .await;
+}
+
+/// Each on a connection of its own: this client cannot attach again right after it was refused.
+#[tokio::test]
+async fn nothing_is_attached_without_a_token_that_covers_it() {
+    within(async {
+        let hub = TestHub::start("");
+        let mut nobody = hub.connect(SaslProfile::Anonymous).await;
+        let refused = Sender::attach(&mut nobody.session, "a", EVENTS).await.unwrap_err();
         assert!(format!("{refused:?}").contains("UnauthorizedAccess"), "{refused:?}");
-        assert_eq!(client.put_token(&hub.device_token("pump-1"), "localhost").await, 200);
-        let refused = Receiver::attach(&mut client.session, "c", log).await.unwrap_err();
+        let mut nobody = hub.connect(SaslProfile::Anonymous).await;
+        let refused = Receiver::attach(&mut nobody.session, "b", LOG).await.unwrap_err();
         assert!(format!("{refused:?}").contains("UnauthorizedAccess"), "{refused:?}");
-        assert!(Sender::attach(&mut client.session, "d", EVENTS).await.is_ok());
+        let mut device = hub.device("pump-1").await;
+        let refused = Receiver::attach(&mut device.session, "c", LOG).await.unwrap_err();
+        assert!(format!("{refused:?}").contains("UnauthorizedAccess"), "{refused:?}");
+        let mut device = hub.device("pump-1").await;
+        let other = "devices/pump-10/messages/events";
+        let refused = Sender::attach(&mut device.session, "d", other).await.unwrap_err();
+        assert!(format!("{refused:?}").contains("UnauthorizedAccess"), "{refused:?}");
+        let mut service = hub.service().await;
+        let refused = Receiver::attach(&mut service.session, "e", "nowhere").await.unwrap_err();
+        assert!(format!("{refused:?}").contains("NotFound"), "{refused:?}");
     })
     .await;
 }

@@ -23,7 +23,7 @@ use super::super::cbs;
 use super::super::state::Refusal;
 use super::super::telemetry::{
     CommandQueued, ConnectionNumber, DeviceRegistered, EventsAppended, LinkDetached, LinkReason, LinkRefused,
-    MessageKind, MessageRefused, TokenAccepted, TokenRefused,
+    MessageKind, MessageRefused, SessionFailed, TokenAccepted, TokenRefused,
 };
 use super::super::time::Now;
 use super::attach;
@@ -179,7 +179,10 @@ impl Peer {
                 self.machine.open(open);
             }
             Event::SessionBegun { session, .. } => self.machine.accept_begin(session),
-            Event::SessionEnded { session, .. } => {
+            Event::SessionEnded { session, error } => {
+                if let Some(error) = &error {
+                    emit(SessionFailed { connection: self.number, error });
+                }
                 self.held.remove(&session);
                 self.stalled.append(&mut self.shut_out);
                 self.forget_links(|link| link.session == session);
