@@ -15,7 +15,7 @@ mod feedback;
 mod log;
 mod message;
 mod queue;
-mod registry;
+pub(crate) mod registry;
 mod selector;
 mod serve;
 mod state;
@@ -24,5 +24,5 @@ mod time;
 
 pub use auth::policy_key;
 pub use registry::device_key;
-pub(crate) use time::Iso;
 pub use serve::{HubError, HubHandle, HubSetup, start};
+pub(crate) use time::Iso;

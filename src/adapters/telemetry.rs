@@ -16,7 +16,10 @@ struct Metrics {
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     routes_opened: counter("routes_opened", "Native AMQP devices joined to a hub connection of their own"),
-    routes_failed: counter("routes_failed", "Native AMQP devices turned away because the hub could not be reached"),
+    routes_failed: counter(
+        "routes_failed",
+        "Native AMQP devices turned away because the hub could not be reached",
+    ),
     violations: counter("amqp_violations", "Native AMQP devices that broke the protocol's rules"),
 });
 

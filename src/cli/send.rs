@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use fe2o3_amqp::link::delivery::DeliveryInfo;
-use fe2o3_amqp::types::messaging::{ApplicationProperties, Body, Data, Message, Properties};
+use fe2o3_amqp::types::definitions::{AmqpError as Condition, ErrorCondition};
+use fe2o3_amqp::types::messaging::{ApplicationProperties, Body, Data, Message, Outcome, Properties};
 use fe2o3_amqp::types::primitives::{Binary, Timestamp, Value};
 use fe2o3_amqp::{Receiver, Sender};
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -84,13 +85,22 @@ pub(super) async fn ask(service: &mut Service, send: &Send) -> Result<Record, Se
         .await
         .map_err(|error| ServiceError::refused(what.as_str(), describe_send(&error)))?;
     if let Some(why) = describe_outcome(&outcome) {
-        return Err(ServiceError::refused(what, why));
+        let help = match is_not_found(&outcome) {
+            true => "\n  help: a hub on this machine registers a device when it first connects",
+            false => "",
+        };
+        return Err(ServiceError::refused(what, why + help));
     }
     complain(&format!(
         "the hub has it; waiting for {} (Ctrl-C ends the waiting, not the command)",
         send.device
     ));
     answer(feedback, &id).await
+}
+
+fn is_not_found(outcome: &Outcome) -> bool {
+    let not_found = ErrorCondition::AmqpError(Condition::NotFound);
+    matches!(outcome, Outcome::Rejected(rejected) if rejected.error.as_ref().is_some_and(|error| error.condition == not_found))
 }
 
 fn message_id() -> Result<String, ServiceError> {

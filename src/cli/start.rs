@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::process;
 use std::thread;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -60,18 +61,22 @@ fn start(config: Config, role: Role, warning: Option<&str>) -> Result<(), CliErr
         tracing::warn!("{warning}");
     }
     let (trigger, shutdown) = shutdown::channel();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // Registered before anything starts: a signal in between must not kill what is half there.
     let signals = {
         let _inside = runtime.enter();
         [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?]
     };
-    thread::Builder::new().name("signals".into()).spawn(move || runtime.block_on(obey(signals, &trigger)))?;
+    let drain = config.runtime.drain;
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || runtime.block_on(obey(signals, &trigger, drain)))?;
     role(config, shutdown).map_err(CliError::Role)
 }
 
-/// The first signal drains, the second aborts, the third ends the process there and then.
-async fn obey([mut terminate, mut interrupt]: [Signal; 2], trigger: &Trigger) {
+/// The first signal drains, for as long as the configuration allows; the second aborts the drain; the third ends the
+/// process there and then.
+async fn obey([mut terminate, mut interrupt]: [Signal; 2], trigger: &Trigger, drain: Duration) {
     let mut next = async || {
         tokio::select! {
             _ = terminate.recv() => "SIGTERM",
@@ -81,8 +86,10 @@ async fn obey([mut terminate, mut interrupt]: [Signal; 2], trigger: &Trigger) {
     let signal = next().await;
     tracing::info!(signal, "stopping: finishing what is in flight; once more stops at once");
     trigger.drain();
-    let signal = next().await;
-    tracing::warn!(signal, "stopping at once");
+    match tokio::time::timeout(drain, next()).await {
+        Ok(signal) => tracing::warn!(signal, "stopping at once"),
+        Err(_) => tracing::warn!(?drain, "the time for what is in flight is over (runtime.drain)"),
+    }
     trigger.abort();
     next().await;
     process::exit(1);

@@ -131,12 +131,13 @@ async fn read(number: u16, mut receiver: Receiver, events: mpsc::Sender<Result<E
                 let settled = receiver.accept(&delivery).await;
                 let event = Event::new(number, delivery.into_message());
                 settled.map(|()| event).map_err(|error| {
-                    ServiceError::refused(format!("partition {number} ended"), error.to_string())
+                    ServiceError::refused(format!("no more from partition {number}"), error.to_string())
                 })
             }
-            Err(error) => {
-                Err(ServiceError::refused(format!("partition {number} ended"), describe_receive(&error)))
-            }
+            Err(error) => Err(ServiceError::refused(
+                format!("no more from partition {number}"),
+                describe_receive(&error),
+            )),
         };
         let ended = event.is_err();
         if events.send(event).await.is_err() || ended {

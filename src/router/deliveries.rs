@@ -53,7 +53,8 @@ impl<L: Copy + PartialEq> Deliveries<L> {
     /// Ids that do not rise are not noted: the peer broke the numbering (AMQP 1.0 2.6.12),
     /// and its dispositions for them find nothing.
     pub(crate) fn passed(&mut self, id_in: u32, id_out: u32, out: L) {
-        if self.by_in.push(id_in, id_out).is_ok() && self.by_out.push(id_out, Passed { id_in, out }).is_err() {
+        if self.by_in.push(id_in, id_out).is_ok() && self.by_out.push(id_out, Passed { id_in, out }).is_err()
+        {
             self.by_in.remove(id_in);
         }
     }

@@ -36,7 +36,12 @@ impl Policy {
     ///
     /// `dialled` is the host name of the device's `open`: a device that knows only the gateway puts that name
     /// into absolute addresses, and the hub would not know it.
-    pub(crate) fn new(authorise: Authorise, prefixes: Arc<[String]>, hub: Arc<str>, dialled: Option<&str>) -> Self {
+    pub(crate) fn new(
+        authorise: Authorise,
+        prefixes: Arc<[String]>,
+        hub: Arc<str>,
+        dialled: Option<&str>,
+    ) -> Self {
         let gateway = dialled.filter(|host| !host.eq_ignore_ascii_case(&hub)).map(str::to_owned);
         Self { authorise, prefixes, hub, gateway }
     }
@@ -68,7 +73,9 @@ impl Policy {
         };
         let refuse = |reason| Err(AmqpError::new(&Condition::NotAllowed, Some(reason)));
         let Some(node) = node else {
-            return refuse("this gateway routes no anonymous terminus: name an address such as devices/<id>/messages/events");
+            return refuse(
+                "this gateway routes no anonymous terminus: name an address such as devices/<id>/messages/events",
+            );
         };
         if node.is_coordinator() {
             return refuse("this gateway routes no transaction coordinator");
@@ -120,9 +127,9 @@ impl Policy {
 
 /// The authority and the path of an absolute address (`amqp://` or `amqps://`).
 fn split_absolute(address: &str) -> Option<(&str, &str)> {
-    let scheme = address.split_once("://").filter(|(scheme, _)| {
-        scheme.eq_ignore_ascii_case("amqps") || scheme.eq_ignore_ascii_case("amqp")
-    })?;
+    let scheme = address
+        .split_once("://")
+        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("amqps") || scheme.eq_ignore_ascii_case("amqp"))?;
     Some(scheme.1.split_at(scheme.1.find('/').unwrap_or(scheme.1.len())))
 }
 
@@ -168,10 +175,14 @@ mod tests {
 
     #[test]
     fn routes_whole_segments_only() {
-        for address in ["$cbs", "devices/d1/messages/events", "/devices/d1", "amqps://any.host:5671/devices/d1"] {
+        for address in
+            ["$cbs", "devices/d1/messages/events", "/devices/d1", "amqps://any.host:5671/devices/d1"]
+        {
             assert!(policy().admit(Side::Downstream, &sender(address)).is_ok(), "{address}");
         }
-        for address in ["", "$cbs2", "device", "devicesx/d1", "$management", "devices/../$management", "%64evices/d1"] {
+        for address in
+            ["", "$cbs2", "device", "devicesx/d1", "$management", "devices/../$management", "%64evices/d1"]
+        {
             let error = policy().admit(Side::Downstream, &sender(address)).expect_err(address);
             assert_eq!(error.condition(), "amqp:not-found", "{address}");
         }
@@ -188,7 +199,8 @@ mod tests {
     #[test]
     fn changes_the_gateways_own_name_and_nothing_else() {
         let policy = policy();
-        let up = policy.admit(Side::Downstream, &sender("amqps://gate.local:5671/devices/d1")).expect("routed");
+        let up =
+            policy.admit(Side::Downstream, &sender("amqps://gate.local:5671/devices/d1")).expect("routed");
         assert_eq!(up.target().expect("target").address(), Some("amqps://hub.example.net:5671/devices/d1"));
         let down = policy.answer(Side::Upstream, &up);
         assert_eq!(down.target().expect("target").address(), Some("amqps://gate.local:5671/devices/d1"));

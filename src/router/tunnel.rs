@@ -101,13 +101,17 @@ impl Tunnel {
                 self.attached(side, link, session, &attach, this, other);
             }
             Event::Attached { link, attach, by_peer: false, .. } => self.answered(side, link, &attach, other),
-            Event::Detached { link, detach, answered, .. } => self.detached(side, link, &detach, answered, other),
+            Event::Detached { link, detach, answered, .. } => {
+                self.detached(side, link, &detach, answered, other)
+            }
             Event::Flow { link: Some(link), flow, .. } => self.flow(side, link, &flow, other),
             Event::Flow { link: None, .. } => {}
             Event::Transfer { link, session, delivery_id, first, transfer } => {
                 self.transfer(side, link, session, &transfer, delivery_id, first, this, other);
             }
-            Event::Disposition { session, disposition } => self.disposition(side, session, &disposition, other),
+            Event::Disposition { session, disposition } => {
+                self.disposition(side, session, &disposition, other)
+            }
             Event::SaslInit { .. } | Event::Opened(_) | Event::Closed(_) => {}
         }
     }
@@ -126,7 +130,10 @@ impl Tunnel {
             }
             Err(_) => {
                 this.accept_begin(session);
-                let error = AmqpError::new(&Condition::ResourceLimitExceeded, Some("the other side has no free channel"));
+                let error = AmqpError::new(
+                    &Condition::ResourceLimitExceeded,
+                    Some("the other side has no free channel"),
+                );
                 this.end(session, Some(error));
             }
         }
@@ -160,11 +167,15 @@ impl Tunnel {
                     Ok(peer) => {
                         let peer_session = end.peer;
                         self.ends(side).links.insert(link, LinkEnd { peer, session });
-                        self.ends(side.other()).links.insert(peer, LinkEnd { peer: link, session: peer_session });
+                        self.ends(side.other())
+                            .links
+                            .insert(peer, LinkEnd { peer: link, session: peer_session });
                         emit(LinkRouted { side, role: attach.role() });
                         return;
                     }
-                    Err(misuse) => AmqpError::new(&Condition::ResourceLimitExceeded, Some(&misuse.to_string())),
+                    Err(misuse) => {
+                        AmqpError::new(&Condition::ResourceLimitExceeded, Some(&misuse.to_string()))
+                    }
                 },
             },
         };
@@ -179,7 +190,14 @@ impl Tunnel {
         }
     }
 
-    fn detached(&mut self, side: Side, link: LinkId, detach: &Detach, answered: bool, other: &mut Connection) {
+    fn detached(
+        &mut self,
+        side: Side,
+        link: LinkId,
+        detach: &Detach,
+        answered: bool,
+        other: &mut Connection,
+    ) {
         let Some(end) = self.ends[side.index()].links.get(link) else { return };
         let (peer, session) = (end.peer, end.session);
         other.detach(peer, detach.closed(), detach.error());
@@ -192,7 +210,8 @@ impl Tunnel {
         if let Some(end) = self.ends(side).sessions.get_mut(session) {
             end.passed.forget_link(peer);
         }
-        if let Some(end) = peer_session.and_then(|session| self.ends(side.other()).sessions.get_mut(session)) {
+        if let Some(end) = peer_session.and_then(|session| self.ends(side.other()).sessions.get_mut(session))
+        {
             end.passed.forget_link(link);
         }
     }
@@ -212,7 +231,10 @@ impl Tunnel {
         other.flow(end.peer, numbers);
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one event and the two connections it lies between")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one event and the two connections it lies between"
+    )]
     fn transfer(
         &mut self,
         side: Side,
@@ -268,7 +290,13 @@ impl Tunnel {
         self.ended(side, session, Some(error), other);
     }
 
-    fn disposition(&mut self, side: Side, session: SessionId, disposition: &Disposition, other: &mut Connection) {
+    fn disposition(
+        &mut self,
+        side: Side,
+        session: SessionId,
+        disposition: &Disposition,
+        other: &mut Connection,
+    ) {
         let Some(end) = self.ends[side.index()].sessions.get_mut(session) else { return };
         let peer = end.peer;
         let out = disposition.fields();

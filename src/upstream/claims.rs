@@ -64,8 +64,10 @@ impl Claims {
         let node = Some(CBS_NODE);
         let source = SourceOut { address: node, ..SourceOut::default() }.build();
         let target = TargetOut { address: node, ..TargetOut::default() }.build();
-        let receiver = connection.attach(session, &AttachOut::receiver("$cbs-receiver", &source, &target).build())?;
-        let sender = connection.attach(session, &AttachOut::sender("$cbs-sender", &source, &target).build())?;
+        let receiver =
+            connection.attach(session, &AttachOut::receiver("$cbs-receiver", &source, &target).build())?;
+        let sender =
+            connection.attach(session, &AttachOut::sender("$cbs-sender", &source, &target).build())?;
         Ok(Self {
             session,
             sender: Sender::new(sender),
@@ -93,9 +95,16 @@ impl Claims {
     }
 
     /// Takes an event of the session or its links.
-    pub(super) fn handle_event(&mut self, connection: &mut Connection, event: Event, now: Instant) -> Verdict {
+    pub(super) fn handle_event(
+        &mut self,
+        connection: &mut Connection,
+        event: Event,
+        now: Instant,
+    ) -> Verdict {
         match event {
-            Event::Attached { link, .. } if link == self.receiver.link() => self.receiver.on_attached(connection),
+            Event::Attached { link, .. } if link == self.receiver.link() => {
+                self.receiver.on_attached(connection)
+            }
             Event::Flow { link: Some(link), flow, .. } if link == self.sender.link() => {
                 self.sender.on_flow(connection, &flow);
                 self.put(connection, now);

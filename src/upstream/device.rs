@@ -300,7 +300,11 @@ impl Outlet {
     }
 }
 
-fn attach_sender(connection: &mut Connection, session: SessionId, address: &Address) -> Result<LinkId, Misuse> {
+fn attach_sender(
+    connection: &mut Connection,
+    session: SessionId,
+    address: &Address,
+) -> Result<LinkId, Misuse> {
     let source = SourceOut::default().build();
     let target = TargetOut { address: Some(address.as_str()), ..TargetOut::default() }.build();
     let attach = AttachOut {

@@ -19,11 +19,11 @@ use crate::shutdown::Shutdown;
 use crate::telemetry::emit;
 use crate::wire::{Turn, Wire};
 
+use super::Upstream;
 use super::backoff::Backoff;
 use super::target::Hub;
 use super::telemetry::{ConnectFailed, ConnectionLost, ConnectionReady, TokenAccepted};
 use super::uplink::Notice;
-use super::Upstream;
 
 /// Most sessions of the connection; the hub's own channel-max may allow fewer.
 const CHANNEL_MAX: u16 = 8191;
@@ -63,7 +63,16 @@ impl Driver {
             ..ConnectionConfig::default()
         };
         let backoff = Backoff::new(upstream_config.retry_max);
-        Self { index, upstream, hub: Arc::clone(hub), config: Arc::new(config), backoff, health, shutdown, random }
+        Self {
+            index,
+            upstream,
+            hub: Arc::clone(hub),
+            config: Arc::new(config),
+            backoff,
+            health,
+            shutdown,
+            random,
+        }
     }
 
     /// Keeps the connection until the worker closes it.
@@ -132,13 +141,21 @@ impl Driver {
             }
             self.upstream.shared.listen(cx);
             loop {
-                let (turn, notices) = self.turn(cx, &mut wire, &mut timer);
-                for notice in notices {
-                    match notice {
-                        Notice::Lost(why) => return Poll::Ready(why),
-                        notice => ready |= self.notice(notice, ready),
+                let notices = self.handle(cx, &mut timer);
+                if !notices.is_empty() {
+                    // What they ask for is said in this turn, and may bring more of them.
+                    for notice in notices {
+                        match notice {
+                            Notice::Lost(why) => return Poll::Ready(why),
+                            notice => ready |= self.notice(notice, ready),
+                        }
                     }
+                    continue;
                 }
+                let turn = match &mut self.upstream.shared.uplink.borrow_mut().connection {
+                    Some(machine) => wire.poll_turn(cx, machine, true),
+                    None => Poll::Pending,
+                };
                 match turn {
                     Poll::Ready(Ok(Turn::Progress)) => {}
                     Poll::Ready(Ok(Turn::Ended)) => {
@@ -165,23 +182,15 @@ impl Driver {
         why
     }
 
-    fn turn(
-        &self,
-        cx: &mut Context<'_>,
-        wire: &mut Wire<TlsStream<TcpStream>>,
-        timer: &mut Timer,
-    ) -> (Poll<std::io::Result<Turn>>, Vec<Notice>) {
+    /// Handles the time that has passed and the bytes that have come.
+    fn handle(&self, cx: &mut Context<'_>, timer: &mut Timer) -> Vec<Notice> {
         let mut uplink = self.upstream.shared.uplink.borrow_mut();
         let now = Instant::now();
         while timer.poll(cx, uplink.poll_timeout()).is_ready() {
             uplink.handle_timeout(now);
         }
         uplink.handle_events(now);
-        let turn = match &mut uplink.connection {
-            Some(machine) => wire.poll_turn(cx, machine, true),
-            None => Poll::Pending,
-        };
-        (turn, uplink.take_notices())
+        uplink.take_notices()
     }
 
     /// Does what the machine asks for. True when the connection does its work from now on.

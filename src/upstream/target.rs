@@ -140,7 +140,9 @@ impl Hub {
         };
         let roots = match (&upstream.ca_file, embedded) {
             (Some(path), _) => Roots::File(path.clone()),
-            (None, Some(embedded)) if upstream.target == Target::Embedded => Roots::File(embedded.ca_file.clone()),
+            (None, Some(embedded)) if upstream.target == Target::Embedded => {
+                Roots::File(embedded.ca_file.clone())
+            }
             (None, _) => Roots::Platform,
         };
         let server_name = ServerName::try_from(host.clone()).map_err(|_| HubError::Host(host.clone()))?;
@@ -219,6 +221,9 @@ impl Hub {
 
 impl fmt::Debug for Hub {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Hub").field("name", &self.name).field("address", &self.address()).finish_non_exhaustive()
+        f.debug_struct("Hub")
+            .field("name", &self.name)
+            .field("address", &self.address())
+            .finish_non_exhaustive()
     }
 }

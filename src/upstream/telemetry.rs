@@ -28,13 +28,22 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     lost: counter("upstream_connections_lost", "Shared hub connections lost or given up"),
     attempts_failed: counter("upstream_connect_errors", "Attempts to connect to the hub that failed"),
     tokens_accepted: counter("upstream_tokens_accepted", "Tokens of the gateway that the hub accepted"),
-    sessions_lost: counter("upstream_device_sessions_lost", "Devices' sessions ended by the hub or for its silence"),
+    sessions_lost: counter(
+        "upstream_device_sessions_lost",
+        "Devices' sessions ended by the hub or for its silence",
+    ),
     links_lost: counter("upstream_device_links_lost", "Devices' links refused or detached by the hub"),
-    waiting_exceeded: counter("upstream_waiting_exceeded", "Messages released because too much waited for the hub"),
+    waiting_exceeded: counter(
+        "upstream_waiting_exceeded",
+        "Messages released because too much waited for the hub",
+    ),
     commands: counter("upstream_commands", "Commands that came from the hub for mapped devices"),
     commands_settled: counter("upstream_commands_settled", "Commands whose outcome was told to the hub"),
     commands_late: counter("upstream_commands_late", "Outcomes of commands that came too late to be told"),
-    commands_unreadable: counter("upstream_commands_rejected", "Commands that could not be read, and were rejected"),
+    commands_unreadable: counter(
+        "upstream_commands_rejected",
+        "Commands that could not be read, and were rejected",
+    ),
 });
 
 /// The hub cannot be reached.

@@ -286,7 +286,9 @@ impl Uplink {
     fn handle_event(&mut self, event: Event, now: Instant) {
         let Some(connection) = &mut self.connection else { return };
         let for_claims = self.claims.as_ref().is_some_and(|claims| match &event {
-            Event::SessionEnded { session, .. } | Event::Disposition { session, .. } => claims.owns_session(*session),
+            Event::SessionEnded { session, .. } | Event::Disposition { session, .. } => {
+                claims.owns_session(*session)
+            }
             Event::Attached { link, .. }
             | Event::Detached { link, .. }
             | Event::Transfer { link, .. }
@@ -301,12 +303,16 @@ impl Uplink {
             Event::Opened(_) => self.notices.push(Notice::Opened),
             Event::Closed(reason) => self.notices.push(Notice::Lost(reason.to_string())),
             // A hub has nothing to begin or attach here.
-            Event::SessionBegun { session, by_peer: true, .. } => connection.end(session, Some(not_asked_for())),
+            Event::SessionBegun { session, by_peer: true, .. } => {
+                connection.end(session, Some(not_asked_for()))
+            }
             Event::Attached { link, by_peer: true, .. } => connection.refuse_attach(link, not_asked_for()),
             Event::Attached { link, .. } => self.attached(link),
             Event::Flow { link: Some(link), flow, .. } => self.flow(link, &flow, now),
             Event::Disposition { session, disposition } => self.disposition(session, &disposition, now),
-            Event::Transfer { link, transfer, delivery_id, .. } => self.transfer(link, &transfer, delivery_id),
+            Event::Transfer { link, transfer, delivery_id, .. } => {
+                self.transfer(link, &transfer, delivery_id)
+            }
             Event::Detached { link, detach, answered, .. } => self.detached(link, &detach, answered),
             Event::SessionEnded { session, error } => self.session_ended(session, error.as_ref()),
             Event::SessionBegun { .. } | Event::Flow { link: None, .. } | Event::SaslInit { .. } => {}
@@ -368,11 +374,16 @@ impl Uplink {
         if self.phase != Phase::Ready || self.closing {
             return;
         }
-        if self.connection.as_ref().is_some_and(|connection| self.sessions.len() > usize::from(connection.channel_max()))
+        if self
+            .connection
+            .as_ref()
+            .is_some_and(|connection| self.sessions.len() > usize::from(connection.channel_max()))
         {
             self.end_longest_idle();
         }
-        let (Some(connection), Some(device)) = (&mut self.connection, self.devices.get_mut(id)) else { return };
+        let (Some(connection), Some(device)) = (&mut self.connection, self.devices.get_mut(id)) else {
+            return;
+        };
         let links = &mut self.links;
         let attached = device.attach(connection, |link| links.insert(link, id.clone()));
         if let Some(session) = device.session {
@@ -387,7 +398,9 @@ impl Uplink {
     /// Makes room for another session.
     fn end_longest_idle(&mut self) {
         let idle = self.devices.iter().filter(|(_, device)| device.is_idle() && device.session.is_some());
-        let Some(id) = idle.min_by_key(|(_, device)| device.used_at).map(|(id, _)| id.clone()) else { return };
+        let Some(id) = idle.min_by_key(|(_, device)| device.used_at).map(|(id, _)| id.clone()) else {
+            return;
+        };
         if let (Some(mut device), Some(connection)) = (self.devices.remove(&id), &mut self.connection)
             && let Some(session) = device.session
         {
@@ -503,6 +516,3 @@ fn device<'a>(devices: &'a mut HashMap<DeviceId, Device>, id: &DeviceId, now: In
 fn not_asked_for() -> AmqpError {
     AmqpError::new(&Condition::NotAllowed, Some("a gateway offers no nodes"))
 }
-
-#[cfg(test)]
-mod tests;

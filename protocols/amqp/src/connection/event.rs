@@ -147,17 +147,23 @@ pub enum CloseReason {
 impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Remote(None) => f.write_str("the peer closed"),
+            Self::Remote(None) => f.write_str("the peer closed the connection"),
             Self::Remote(Some(error)) => {
-                write!(f, "the peer closed with {}", error.condition())?;
-                error.description().map_or(Ok(()), |description| write!(f, ": {description}"))
+                write!(f, "the peer closed the connection: {}", error.condition())?;
+                match error.description() {
+                    Some(description) => write!(f, " ({description})"),
+                    None => Ok(()),
+                }
             }
-            Self::Local => f.write_str("closed from here"),
+            Self::Local => f.write_str("we closed the connection"),
             Self::Violation(violation) => write!(f, "the peer broke a rule: {violation}"),
             Self::TimedOut => f.write_str("the peer was silent for too long"),
-            Self::SaslFailed(None) => f.write_str("SASL failed: no common mechanism"),
-            Self::SaslFailed(Some(code)) => write!(f, "SASL failed: {code:?}"),
-            Self::Header(header) => write!(f, "the peer speaks another protocol: {}", header.escape_ascii()),
+            Self::SaslFailed(None) => f.write_str("no agreement on how to authenticate"),
+            Self::SaslFailed(Some(SaslCode::Auth)) => f.write_str("the credentials were refused"),
+            Self::SaslFailed(Some(code)) => write!(f, "authentication failed (code {})", *code as u8),
+            Self::Header(header) => {
+                write!(f, "the peer speaks another protocol: {}", header.escape_ascii())
+            }
         }
     }
 }

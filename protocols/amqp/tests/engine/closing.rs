@@ -141,3 +141,18 @@ fn commands_after_the_end_do_nothing() {
     assert_eq!(client.output_bytes(), 0);
     assert_eq!((client.sessions(), client.links()), (0, 0));
 }
+
+#[test]
+fn a_reason_is_a_sentence() {
+    let error = AmqpError::new(&Condition::ConnectionForced, Some("maintenance"));
+    let sentences = [
+        (
+            CloseReason::Remote(Some(error)),
+            "the peer closed the connection: amqp:connection:forced (maintenance)",
+        ),
+        (CloseReason::Header(*b"GET / \xff\n"), r"the peer speaks another protocol: GET / \xff\n"),
+    ];
+    for (reason, sentence) in sentences {
+        assert_eq!(reason.to_string(), sentence);
+    }
+}

@@ -138,10 +138,9 @@ fn a_channel_without_a_session_or_with_two_closes() {
 
 #[test]
 fn an_unattached_handle_ends_only_the_session() {
-    let frames: [fn(&mut Raw) -> Vec<Event>; 3] = [
+    let frames: [fn(&mut Raw) -> Vec<Event>; 2] = [
         |raw| raw.flow(FlowOut { handle: Some(5), link_credit: Some(1), ..FlowOut::default() }),
         |raw| raw.transfer(TransferOut { handle: 5, ..delivery(0, b"t") }, b"x"),
-        |raw| raw.bytes(b"\0\0\0\x11\x02\0\0\0\0\x53\x16\xc0\x04\x02\x52\x05\x41"),
     ];
     for send in frames {
         let mut raw = Raw::with_session();
@@ -159,6 +158,17 @@ fn an_unattached_handle_ends_only_the_session() {
         raw.begin(0);
         assert_eq!(raw.output().len(), 1);
     }
+}
+
+#[test]
+fn a_second_detach_is_let_pass() {
+    let mut raw = Raw::with_session();
+    let detach = b"\0\0\0\x11\x02\0\0\0\0\x53\x16\xc0\x04\x02\x52\x05\x41";
+    assert!(raw.bytes(detach).is_empty());
+    raw.attach("l", Role::Sender, 5);
+    assert_eq!(raw.bytes(detach).len(), 1);
+    assert!(raw.bytes(detach).is_empty());
+    assert_eq!(raw.connection.sessions(), 1);
 }
 
 #[test]
