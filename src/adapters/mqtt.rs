@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! MQTT devices: one task for each connection, which moves bytes and time between the stream, the machine and the
 //! session, and hears what the hub answers.
 
@@ -133,10 +132,3 @@ where
     })
     .await;
 }
-=======
-use crate::worker::Worker;
-use std::net::SocketAddr;
-use std::rc::Rc;
-use tokio::net::TcpStream;
-pub(crate) async fn serve(_s: TcpStream, _p: SocketAddr, _w: Rc<Worker>) {}
->>>>>>> main
