@@ -1,18 +1,20 @@
 //! What happens at the embedded hub.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::LazyLock;
 
 use fieldgate_amqp::connection::CloseReason;
+use fieldgate_amqp::error::AmqpError;
 use fieldgate_mappings::DeviceId;
 
 use super::auth::Grant;
 use super::queue::Departure;
 use super::state::{Appended, Refusal};
 use crate::telemetry::{
-    Counter, EncodeLabelSet, EncodeLabelValue, Family, Gauge, Happening, counter, counters, gauge,
+    Counter, EncodeLabelSet, EncodeLabelValue, Family, Gauge, Happening, LabelValueEncoder, counter,
+    counters, gauge,
 };
 
 struct Metrics {
@@ -21,14 +23,18 @@ struct Metrics {
     refused: Counter,
     failed: Counter,
     tokens: Family<TokenLabels, Counter>,
+    sessions_failed: Counter,
     links_refused: Family<ReasonLabels, Counter>,
     links_detached: Family<ReasonLabels, Counter>,
     devices: Gauge,
     events: Counter,
     event_bytes: Counter,
+    log_bytes: Gauge,
+    events_dropped: Counter,
     refused_messages: Family<MessageLabels, Counter>,
     commands: Counter,
     departures: Family<DepartureLabels, Counter>,
+    feedback_lost: Counter,
 }
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
@@ -40,14 +46,50 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
         "Connections that could not be accepted, or never got through TLS",
     ),
     tokens: counters("hub_tokens", "Tokens put to the embedded hub"),
+    sessions_failed: counter("hub_sessions_failed", "Sessions at the embedded hub that ended with an error"),
     links_refused: counters("hub_links_refused", "Links that the embedded hub refused"),
     links_detached: counters("hub_links_detached", "Links that the embedded hub ended"),
     devices: gauge("hub_devices", "Devices in the embedded hub's registry"),
     events: counter("hub_events", "Messages of devices that are in the embedded hub's log or were"),
     event_bytes: counter("hub_event_bytes", "Their bytes, as they came"),
+    log_bytes: gauge("hub_log_bytes", "What the embedded hub's log holds, with what it takes to hold it"),
+    events_dropped: counter(
+        "hub_events_dropped",
+        "The oldest messages of the log, dropped because it was full",
+    ),
     refused_messages: counters("hub_messages_refused", "Messages that the embedded hub rejected"),
     commands: counter("hub_commands", "Commands that the embedded hub queued"),
     departures: counters("hub_commands_ended", "What became of commands"),
+    feedback_lost: counter("hub_feedback_lost", "Feedback messages that nobody fetched in time"),
+});
+
+/// How the variants of an enum read in labels.
+macro_rules! labels {
+    ($name:ident { $($variant:ident => $text:literal),+ $(,)? }) => {
+        impl EncodeLabelValue for $name {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+                encoder.write_str(match self {
+                    $(Self::$variant => $text),+
+                })
+            }
+        }
+    };
+}
+
+labels!(TokenOutcome { Accepted => "accepted", Refused => "refused" });
+labels!(LinkReason {
+    Unauthorized => "unauthorized",
+    NotFound => "not_found",
+    Limit => "limit",
+    Conflict => "conflict",
+    Invalid => "invalid",
+});
+labels!(MessageKind { Event => "event", Command => "command" });
+labels!(DepartureLabel {
+    Completed => "completed",
+    Rejected => "rejected",
+    DeliveryCountExceeded => "delivery_count_exceeded",
+    Expired => "expired",
 });
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -56,7 +98,7 @@ struct TokenLabels {
 }
 
 /// What became of a token, as label `outcome="refused"`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum TokenOutcome {
     Accepted,
     Refused,
@@ -68,7 +110,7 @@ struct ReasonLabels {
 }
 
 /// Why a link is no more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum LinkReason {
     /// Nobody with a good token asked for it.
     Unauthorized,
@@ -88,7 +130,7 @@ struct MessageLabels {
 }
 
 /// What kind of message was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum MessageKind {
     /// A device's telemetry.
     Event,
@@ -101,7 +143,7 @@ struct DepartureLabels {
     outcome: DepartureLabel,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum DepartureLabel {
     Completed,
     Rejected,
@@ -279,6 +321,20 @@ impl Happening for LinkDetached<'_> {
     }
 }
 
+/// A session ended with an error: the peer's, or ours because it broke a rule.
+pub(super) struct SessionFailed<'a> {
+    pub(super) connection: ConnectionNumber,
+    pub(super) error: &'a AmqpError,
+}
+
+impl Happening for SessionFailed<'_> {
+    fn emit(self) {
+        let Self { connection, error } = self;
+        METRICS.sessions_failed.inc();
+        tracing::info!(%connection, %error, "session ended with an error");
+    }
+}
+
 /// A device that nobody knew is known now.
 pub(super) struct DeviceRegistered<'a> {
     pub(super) device: &'a DeviceId,
@@ -299,10 +355,14 @@ pub(super) struct EventsAppended<'a> {
 
 impl Happening for EventsAppended<'_> {
     fn emit(self) {
-        let Self { device, appended: Appended { partition, messages, bytes } } = self;
+        let Self { device, appended: Appended { partition, messages, bytes, dropped, log_bytes } } = self;
         METRICS.events.inc_by(messages as u64);
         METRICS.event_bytes.inc_by(bytes as u64);
-        tracing::trace!(%device, partition, messages, bytes, "events appended");
+        METRICS.log_bytes.set(i64::try_from(log_bytes).unwrap_or(i64::MAX));
+        if dropped > 0 {
+            METRICS.events_dropped.inc_by(dropped);
+        }
+        tracing::trace!(%device, partition, messages, bytes, dropped, "events appended");
     }
 }
 
@@ -347,5 +407,17 @@ impl Happening for CommandEnded<'_> {
         let Self { device, departure } = self;
         METRICS.departures.get_or_create(&DepartureLabels { outcome: departure.into() }).inc();
         tracing::debug!(%device, ?departure, "command ended");
+    }
+}
+
+/// Feedback messages were dropped: nobody came for them.
+pub(super) struct FeedbackLost {
+    pub(super) messages: u64,
+}
+
+impl Happening for FeedbackLost {
+    fn emit(self) {
+        METRICS.feedback_lost.inc_by(self.messages);
+        tracing::debug!(messages = self.messages, "feedback that nobody fetched was dropped");
     }
 }
