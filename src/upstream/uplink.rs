@@ -429,7 +429,8 @@ impl Uplink {
             return;
         };
         if let Some(receiver) = device.receiver(link) {
-            return receiver.on_flow(connection, flow);
+            receiver.on_flow(connection, flow);
+            return;
         }
         let room = self.max_in_flight.saturating_sub(self.in_flight);
         self.in_flight += device.flow(connection, link, flow, room, now);
