@@ -125,15 +125,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         if let Poll::Ready(Err(error)) = self.poll_write(cx, machine) {
             return Poll::Ready(Err(error));
         }
-        if read && !self.ended {
-            if let Poll::Ready(bytes) = self.poll_read(cx)? {
-                if bytes.is_empty() {
-                    self.ended = true;
-                    return Poll::Ready(Ok(Turn::Ended));
-                }
-                machine.handle_input(Instant::now(), bytes);
-                return Poll::Ready(Ok(Turn::Progress));
+        if read
+            && !self.ended
+            && let Poll::Ready(bytes) = self.poll_read(cx)?
+        {
+            if bytes.is_empty() {
+                self.ended = true;
+                return Poll::Ready(Ok(Turn::Ended));
             }
+            machine.handle_input(Instant::now(), bytes);
+            return Poll::Ready(Ok(Turn::Progress));
         }
         ready!(self.poll_timer(cx, machine));
         machine.handle_timeout(Instant::now());

@@ -20,7 +20,10 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
         "routes_failed",
         "Native AMQP devices turned away because the hub could not be reached",
     ),
-    violations: counter("amqp_violations", "Connections of native AMQP devices closed because they broke the protocol's rules"),
+    violations: counter(
+        "amqp_violations",
+        "Connections of native AMQP devices closed because they broke the protocol's rules",
+    ),
 });
 
 /// A native AMQP device got its hub connection.
