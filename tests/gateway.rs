@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
+#[path = "hub/client.rs"]
+mod client;
 #[path = "gateway/hub.rs"]
 mod hub;
 #[path = "gateway/mqtt.rs"]
@@ -14,3 +16,11 @@ mod world;
 
 #[path = "gateway/outcomes.rs"]
 mod outcomes;
+#[path = "gateway/order.rs"]
+mod order;
+#[path = "gateway/commands.rs"]
+mod commands;
+#[path = "gateway/takeover.rs"]
+mod takeover;
+#[path = "gateway/routes.rs"]
+mod routes;

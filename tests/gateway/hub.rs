@@ -2,7 +2,6 @@
 //! own, on a thread of its own.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -90,6 +89,7 @@ enum Order {
 pub(crate) enum Answer {
     Accept,
     Reject(&'static str),
+    RejectWith(AmqpError),
     Release,
     Modify,
 }
@@ -99,6 +99,7 @@ impl Answer {
         match self {
             Self::Accept => Bytes::from_static(ACCEPTED),
             Self::Reject(condition) => rejected(Some(&error(condition))),
+            Self::RejectWith(error) => rejected(Some(error)),
             Self::Release => Bytes::from_static(RELEASED),
             Self::Modify => modified(true, false, None),
         }
@@ -189,6 +190,15 @@ impl Hub {
                 None => self.kept.push_back(seen),
             }
         }
+    }
+
+    /// The next connection that was opened.
+    pub(crate) async fn opened(&mut self) -> u64 {
+        self.wait(|seen| match seen {
+            Seen::Opened(connection) => Some(*connection),
+            _ => None,
+        })
+        .await
     }
 
     /// The next message.
@@ -542,12 +552,5 @@ fn word(state: &fieldgate_amqp::performative::DeliveryState<'_>) -> String {
         DeliveryState::Rejected(None) => "rejected".into(),
         DeliveryState::Released => "released".into(),
         other => format!("{other:?}"),
-    }
-}
-
-/// Where a hub is reached, for a test that speaks to it directly.
-impl Hub {
-    pub(crate) fn address(&self) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], self.port))
     }
 }

@@ -123,6 +123,21 @@ impl Mqtt {
         }
     }
 
+    /// Takes a subscription back; gives the code of UNSUBACK, of which there is one in MQTT 5.
+    pub(crate) async fn unsubscribe(&mut self, filter: &str) -> u8 {
+        let packet_id = self.next_id();
+        let mut out = BytesMut::new();
+        client::put_unsubscribe(self.version, packet_id, &[filter], &mut out).unwrap();
+        self.stream.write_all(&out).await.unwrap();
+        match self.packet().await {
+            Some(ServerPacket::UnsubAck { packet_id: of, codes }) => {
+                assert_eq!((of, codes.len()), (packet_id, 1));
+                codes[0]
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// The next packet, which is a message.
     pub(crate) async fn command(&mut self) -> (PacketId, String, Bytes) {
         match self.packet().await {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use fieldgate::app;
 use fieldgate::config::Config;
@@ -25,6 +25,11 @@ const STOP_PATIENCE: Duration = Duration::from_secs(8);
 /// The whole of a test, within reason.
 pub(crate) async fn within<T>(test: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, test).await.expect("everything is answered in time")
+}
+
+/// When a token is to expire.
+pub(crate) fn in_an_hour() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs() + 3600
 }
 
 /// A number for everything in this process that must not meet another.
