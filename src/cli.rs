@@ -1,11 +1,8 @@
 //! The command line: what can be asked of the program, and in which words it answers.
 
 mod check;
-mod event;
 mod key;
-mod output;
 mod send;
-mod service;
 mod start;
 mod watch;
 
@@ -21,10 +18,10 @@ use fieldgate_mappings::DeviceId;
 use thiserror::Error;
 
 use crate::config::{self, Config, ConfigError, parse_duration};
+use crate::output::{self, say};
+use crate::service::ServiceError;
 use crate::shutdown::Shutdown;
 use crate::state::{StateDir, StateError};
-
-use output::say;
 
 /// Something that the program can be until it is stopped.
 pub type Role = fn(Config, Shutdown) -> Result<(), Box<dyn Error>>;
@@ -48,7 +45,7 @@ enum CliError {
     #[error(transparent)]
     State(#[from] StateError),
     #[error(transparent)]
-    Service(#[from] service::ServiceError),
+    Service(#[from] ServiceError),
     #[error(transparent)]
     Check(#[from] check::Wrong),
     #[error("the hub's notes are damaged: {0}; starting the hub writes them anew")]

@@ -8,12 +8,12 @@ use fe2o3_amqp::types::primitives::{SimpleValue, Value};
 use fieldgate_mappings::Timestamp;
 use serde_json::{Map, Value as Json, json};
 
-use super::output::harmless;
 use crate::hub::Iso;
+use crate::output::harmless;
 
 /// What arrived, and where it stands in the log.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Event {
+pub(crate) struct Event {
     device: Option<String>,
     partition: u16,
     sequence: Option<i64>,
@@ -25,7 +25,7 @@ pub(super) struct Event {
 }
 
 impl Event {
-    pub(super) fn new(partition: u16, message: Message<Body<Value>>) -> Self {
+    pub(crate) fn new(partition: u16, message: Message<Body<Value>>) -> Self {
         let mut event = Self {
             device: None,
             partition,
@@ -55,7 +55,7 @@ impl Event {
     }
 
     /// One JSON object on one line.
-    pub(super) fn to_json(&self) -> String {
+    pub(crate) fn to_json(&self) -> String {
         json!({
             "device": self.device,
             "partition": self.partition,
@@ -70,7 +70,7 @@ impl Event {
     }
 
     /// One line: when, who, what, and what came with it. The rest is in the JSON form.
-    pub(super) fn to_line(&self) -> String {
+    pub(crate) fn to_line(&self) -> String {
         let time = self.enqueued.map(iso).unwrap_or_default();
         // Of "2026-11-22T09:30:00.000Z" a person who watches needs the time of day.
         let time = time.get(11..23).unwrap_or(&time);
