@@ -6,6 +6,9 @@ pub(crate) mod coap;
 mod directory;
 pub(crate) mod http;
 pub(crate) mod mqtt;
+mod requests;
 mod telemetry;
+#[cfg(test)]
+mod testing;
 
 pub(crate) use directory::Directory;

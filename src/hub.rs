@@ -15,7 +15,7 @@ mod feedback;
 mod log;
 mod message;
 mod queue;
-mod registry;
+pub(crate) mod registry;
 mod selector;
 mod serve;
 mod state;

@@ -343,7 +343,7 @@ mod tests {
         put_amqp_value(&mut out, &Value::Str("text"));
         let message = stored(&parse(&out.freeze()), &origin(), STAMP);
         assert_eq!(parse(&message).body(), Body::Value(Value::Str("text")));
-        assert_eq!(parse(&message).properties(), Properties::default());
+        assert_eq!(parse(&message).properties(), &Properties::default());
         let empty = stored(&parse(&Bytes::new()), &origin(), STAMP);
         assert_eq!(parse(&empty).body(), Body::Data(Bytes::new()));
     }

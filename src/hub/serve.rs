@@ -10,6 +10,8 @@ mod links;
 mod peer;
 mod send;
 mod shared;
+#[cfg(test)]
+mod tests;
 
 use std::cell::Cell;
 use std::io;

@@ -131,10 +131,17 @@ impl HubState {
             return Err(too_large(size, MAX_EVENT_BYTES));
         }
         let partition = self.log.partition_of(&origin.device);
+        let dropped = self.log.dropped();
         for message in &messages {
             self.log.append(partition, wall, |stamp| message::stored(message, origin, stamp));
         }
-        Ok(Appended { partition, messages: messages.len(), bytes: payload.len() })
+        Ok(Appended {
+            partition,
+            messages: messages.len(),
+            bytes: payload.len(),
+            dropped: self.log.dropped() - dropped,
+            log_bytes: self.log.bytes(),
+        })
     }
 
     /// Queues a service's command; returns the device that it is for.
@@ -195,6 +202,10 @@ pub(crate) struct Appended {
     pub(crate) partition: u16,
     pub(crate) messages: usize,
     pub(crate) bytes: usize,
+    /// Older messages that had to go.
+    pub(crate) dropped: u64,
+    /// What the log holds now.
+    pub(crate) log_bytes: usize,
 }
 
 fn too_large(size: usize, max: usize) -> Refusal {

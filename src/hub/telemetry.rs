@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::LazyLock;
 
 use fieldgate_amqp::connection::CloseReason;
+use fieldgate_amqp::error::AmqpError;
 use fieldgate_mappings::DeviceId;
 
 use super::auth::Grant;
@@ -21,14 +22,18 @@ struct Metrics {
     refused: Counter,
     failed: Counter,
     tokens: Family<TokenLabels, Counter>,
+    sessions_failed: Counter,
     links_refused: Family<ReasonLabels, Counter>,
     links_detached: Family<ReasonLabels, Counter>,
     devices: Gauge,
     events: Counter,
     event_bytes: Counter,
+    log_bytes: Gauge,
+    events_dropped: Counter,
     refused_messages: Family<MessageLabels, Counter>,
     commands: Counter,
     departures: Family<DepartureLabels, Counter>,
+    feedback_lost: Counter,
 }
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
@@ -40,14 +45,21 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
         "Connections that could not be accepted, or never got through TLS",
     ),
     tokens: counters("hub_tokens", "Tokens put to the embedded hub"),
+    sessions_failed: counter("hub_sessions_failed", "Sessions at the embedded hub that ended with an error"),
     links_refused: counters("hub_links_refused", "Links that the embedded hub refused"),
     links_detached: counters("hub_links_detached", "Links that the embedded hub ended"),
     devices: gauge("hub_devices", "Devices in the embedded hub's registry"),
     events: counter("hub_events", "Messages of devices that are in the embedded hub's log or were"),
     event_bytes: counter("hub_event_bytes", "Their bytes, as they came"),
+    log_bytes: gauge("hub_log_bytes", "What the embedded hub's log holds, with what it takes to hold it"),
+    events_dropped: counter(
+        "hub_events_dropped",
+        "The oldest messages of the log, dropped because it was full",
+    ),
     refused_messages: counters("hub_messages_refused", "Messages that the embedded hub rejected"),
     commands: counter("hub_commands", "Commands that the embedded hub queued"),
     departures: counters("hub_commands_ended", "What became of commands"),
+    feedback_lost: counter("hub_feedback_lost", "Feedback messages that nobody fetched in time"),
 });
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -279,6 +291,20 @@ impl Happening for LinkDetached<'_> {
     }
 }
 
+/// A session ended with an error: the peer's, or ours because it broke a rule.
+pub(super) struct SessionFailed<'a> {
+    pub(super) connection: ConnectionNumber,
+    pub(super) error: &'a AmqpError,
+}
+
+impl Happening for SessionFailed<'_> {
+    fn emit(self) {
+        let Self { connection, error } = self;
+        METRICS.sessions_failed.inc();
+        tracing::info!(%connection, %error, "session ended with an error");
+    }
+}
+
 /// A device that nobody knew is known now.
 pub(super) struct DeviceRegistered<'a> {
     pub(super) device: &'a DeviceId,
@@ -299,10 +325,14 @@ pub(super) struct EventsAppended<'a> {
 
 impl Happening for EventsAppended<'_> {
     fn emit(self) {
-        let Self { device, appended: Appended { partition, messages, bytes } } = self;
+        let Self { device, appended: Appended { partition, messages, bytes, dropped, log_bytes } } = self;
         METRICS.events.inc_by(messages as u64);
         METRICS.event_bytes.inc_by(bytes as u64);
-        tracing::trace!(%device, partition, messages, bytes, "events appended");
+        METRICS.log_bytes.set(i64::try_from(log_bytes).unwrap_or(i64::MAX));
+        if dropped > 0 {
+            METRICS.events_dropped.inc_by(dropped);
+        }
+        tracing::trace!(%device, partition, messages, bytes, dropped, "events appended");
     }
 }
 
@@ -347,5 +377,17 @@ impl Happening for CommandEnded<'_> {
         let Self { device, departure } = self;
         METRICS.departures.get_or_create(&DepartureLabels { outcome: departure.into() }).inc();
         tracing::debug!(%device, ?departure, "command ended");
+    }
+}
+
+/// Feedback messages were dropped: nobody came for them.
+pub(super) struct FeedbackLost {
+    pub(super) messages: u64,
+}
+
+impl Happening for FeedbackLost {
+    fn emit(self) {
+        METRICS.feedback_lost.inc_by(self.messages);
+        tracing::debug!(messages = self.messages, "feedback that nobody fetched was dropped");
     }
 }

@@ -227,7 +227,8 @@ mod tests {
                     7 => {
                         let mut taken = Vec::new();
                         ring.remove_range(first, last, |id, value| taken.push((id, value)));
-                        let expected: Vec<_> = model.range(low..=high).map(|(id, _)| (*id as u32, *id)).collect();
+                        let expected: Vec<_> =
+                            model.range(low..=high).map(|(id, _)| (*id as u32, *id)).collect();
                         model.retain(|id, _| !(low..=high).contains(id));
                         assert_eq!(taken, expected);
                     }

@@ -196,8 +196,8 @@ impl Code {
         Self(class << 5 | detail)
     }
 
-    /// The code of a response as it came; `None` where the byte is not a response code.
-    pub(crate) fn from_byte(byte: u8) -> Option<Self> {
+    /// The code as it stands in the header of a response; `None` where the byte is not a response code.
+    pub fn from_byte(byte: u8) -> Option<Self> {
         (Class::of(byte) == Class::Response).then_some(Self(byte))
     }
 

@@ -23,7 +23,7 @@ use super::super::cbs;
 use super::super::state::Refusal;
 use super::super::telemetry::{
     CommandQueued, ConnectionNumber, DeviceRegistered, EventsAppended, LinkDetached, LinkReason, LinkRefused,
-    MessageKind, MessageRefused, TokenAccepted, TokenRefused,
+    MessageKind, MessageRefused, SessionFailed, TokenAccepted, TokenRefused,
 };
 use super::super::time::Now;
 use super::attach;
@@ -179,7 +179,10 @@ impl Peer {
                 self.machine.open(open);
             }
             Event::SessionBegun { session, .. } => self.machine.accept_begin(session),
-            Event::SessionEnded { session, .. } => {
+            Event::SessionEnded { session, error } => {
+                if let Some(error) = &error {
+                    emit(SessionFailed { connection: self.number, error });
+                }
                 self.held.remove(&session);
                 self.stalled.append(&mut self.shut_out);
                 self.forget_links(|link| link.session == session);
@@ -367,14 +370,12 @@ impl Peer {
         let Some(link) = self.links.get_mut(id) else { return };
         let Some(receiver) = link.kind.receiver() else { return };
         let taken = receiver.on_transfer(&mut self.machine, transfer, delivery_id);
-        self.partial_bytes -= std::mem::take(&mut link.partial_bytes);
         let delivery = match taken {
-            Ok(Some(delivery)) => delivery,
-            Ok(None) => {
-                if !transfer.aborted {
-                    self.hold_partial(id, transfer.payload_slice().len());
-                }
-                return;
+            Ok(None) if !transfer.aborted => return self.hold_partial(id, transfer.payload_slice().len()),
+            Ok(whole) => {
+                self.partial_bytes -= std::mem::take(&mut link.partial_bytes);
+                let Some(delivery) = whole else { return };
+                delivery
             }
             // The receiver has detached the link.
             Err(violation) => {

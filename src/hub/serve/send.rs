@@ -86,6 +86,12 @@ impl Peer {
         !self.held.contains(&session) && waiting < MAX_HELD_BYTES
     }
 
+    /// What waits for the windows of the peer's sessions.
+    #[cfg(test)]
+    pub(super) fn held_bytes(&self) -> usize {
+        self.held.iter().map(|session| self.machine.session_backlog_bytes(*session)).sum()
+    }
+
     /// Sends a link's next message.
     fn send_next(&mut self, now: Now, id: LinkId) -> Sent {
         let Some(link) = self.links.get_mut(id) else { return Sent::Nothing };

@@ -4,7 +4,7 @@
 //! service for feedback. It holds a [`Subscription`] for that as long as it lives. Whoever makes the thing appear
 //! notes the links that wait for it with their connections and wakes those; each connection then looks for itself.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use std::rc::Rc;
 use std::task::{Context, Waker};
@@ -19,7 +19,7 @@ use super::super::commands::Elapsed;
 use super::super::feedback::Record;
 use super::super::queue::{Departure, LockToken};
 use super::super::state::HubState;
-use super::super::telemetry::CommandEnded;
+use super::super::telemetry::{CommandEnded, FeedbackLost};
 use super::super::time::Now;
 use crate::telemetry::emit;
 
@@ -63,7 +63,6 @@ pub(super) struct Signal {
     /// Links that somebody else has taken the place of.
     evicted: RefCell<Vec<LinkId>>,
     waker: RefCell<Option<Waker>>,
-    stopping: Cell<bool>,
 }
 
 impl Signal {
@@ -240,9 +239,15 @@ impl Shared {
             self.report(now, &device, Departure::Expired, record);
         }
         ready.iter().for_each(|device| self.wake_device(device));
-        let feedback = self.state.borrow_mut().feedback.elapse(now);
-        if feedback {
+        let (ready, messages) = {
+            let feedback = &mut self.state.borrow_mut().feedback;
+            (feedback.elapse(now), feedback.take_lost())
+        };
+        if ready {
             self.wake_feedback();
+        }
+        if messages > 0 {
+            emit(FeedbackLost { messages });
         }
     }
 }

@@ -106,7 +106,7 @@ fn random_value(depth: usize, strings: bool, random: &mut Random) -> Theirs {
             Theirs::Map(pairs.collect::<OrderedMap<_, _>>())
         }
         7 => {
-            // serde_amqp writes an array of wide strings in a described value wrongly: `encoded` writes those.
+            // serde_amqp wrongly writes an array of wide strings in a described value: `encoded` does it.
             let kind =
                 *random.pick(if strings { &[3, 7, 14, 15, 16][..] } else { &[0, 2, 3, 4, 7, 9, 11, 13] });
             Theirs::Array(TheirArray((0..random.below(6)).map(|_| random_scalar(kind, random)).collect()))
@@ -397,7 +397,7 @@ fn a_symbol_is_always_ascii() {
 
 #[test]
 fn nesting_is_bounded() {
-    // 2500 described values inside each other: 7.5 kB that overflow the stack of a decoder that recurses freely.
+    // 2500 described values inside each other: 7.5 kB that overflow the stack of a free recursion.
     let described = [&b"\x00\x53\x01".repeat(2500)[..], b"\x40"].concat();
     assert_eq!(fault(&described), DecodeFault::TooDeep);
     assert_eq!(value_len(&described), Some(described.len()));

@@ -12,11 +12,6 @@
 //! Headers and the answer to a wrong one, SASL framing, heartbeats, the peer's silence, the answers to `close` and
 //! `end`, its own incoming-window, splitting transfers to the peer's max-frame-size, holding them back while the
 //! peer's window is shut, and every check of 2.5 to 2.7 that needs no knowledge of the application.
-//!
-//! ```text
-//! server  Header -> [Init -> Judging -> AmqpHeader] -> Open -> Answering -> Running -> Closing -> Closed
-//! client  [SaslHeader -> Mechanisms -> Outcome] -> AmqpHeader -> Open -> Running -> Closing -> Closed
-//! ```
 
 mod clock;
 mod command;
@@ -53,7 +48,14 @@ use crate::performative::Open;
 use crate::sasl::Mechanism;
 use crate::session::Session;
 
-/// Where a connection is; the diagram stands in the module's documentation.
+/// Where a connection is.
+///
+/// ```text
+/// server  Header -> [Init -> Judging -> AmqpHeader] -> Open -> Answering -> Running -> Closing -> Closed
+/// client  [SaslHeader -> Mechanisms -> Outcome] -> AmqpHeader -> Open -> Running -> Closing -> Closed
+/// ```
+///
+/// What stands in brackets is skipped without SASL. `Closed` can follow on anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// Server: the first protocol header is awaited.

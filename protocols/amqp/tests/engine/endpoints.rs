@@ -1,11 +1,11 @@
 //! Links that end here: outcomes, reassembly, prefetch, drain.
 
-use fieldgate_amqp::connection::{ConnectionConfig, Event, LinkId, SessionId, TransferOut};
+use fieldgate_amqp::connection::{ConnectionConfig, Event, LinkFlow, LinkId, SessionId, TransferOut};
 use fieldgate_amqp::endpoint::{
     CreditPolicy, Delivery, OutgoingMessage, Receiver, ReceiverConfig, Sender, Settlements, Unsettled,
 };
 use fieldgate_amqp::error::{AmqpError, Condition, Misuse};
-use fieldgate_amqp::performative::{DeliveryState, RcvSettleMode, Role};
+use fieldgate_amqp::performative::{AttachOut, DeliveryState, RcvSettleMode, Role, SourceOut, TargetOut};
 
 use crate::pair::{Pair, attach_with, config};
 
@@ -332,4 +332,78 @@ fn a_giant_range_settles_only_what_is_there() {
     ends.receiver.accept(&mut ends.pair.server.connection, 0, i32::MAX as u32);
     ends.run();
     assert_eq!(ends.outcomes.len(), 3);
+}
+
+#[test]
+fn counts_pass_the_wrap() {
+    let mut pair = Pair::open();
+    let (session, _) = pair.session();
+    let source = SourceOut::default().build();
+    let target = TargetOut::default().build();
+    let near =
+        AttachOut { initial_delivery_count: Some(u32::MAX - 2), ..AttachOut::sender("l", &source, &target) };
+    let link = pair.client.connection.attach(session, &near.build()).unwrap();
+    pair.run();
+    let remote = *pair.server.attached().last().unwrap();
+    let receiver = ReceiverConfig { credit: CreditPolicy::Prefetch(4), ..ReceiverConfig::default() };
+    let mut ends = Ends {
+        pair,
+        session,
+        sender: Sender::new(link),
+        unsettled: Unsettled::new(),
+        receiver: Receiver::new(remote, receiver),
+        outcomes: Vec::new(),
+        deliveries: Vec::new(),
+    };
+    ends.receiver.on_attached(&mut ends.pair.server.connection);
+    ends.run();
+    for value in 0..20 {
+        ends.send(b"m", value).unwrap();
+        ends.run();
+        let id = ends.deliveries.last().unwrap().delivery_id;
+        ends.receiver.accept(&mut ends.pair.server.connection, id, id);
+        ends.run();
+    }
+    assert_eq!(ends.outcomes.len(), 20);
+    assert_eq!(ends.pair.server.connection.link(remote).unwrap().delivery_count, 17);
+}
+
+#[test]
+fn a_receiver_follows_a_drained_sender_and_answers_its_echo() {
+    let receiver = ReceiverConfig { credit: CreditPolicy::Manual, ..ReceiverConfig::default() };
+    let mut ends = Ends::new(receiver, config(), config());
+    ends.receiver.give_credit(&mut ends.pair.server.connection, 10, true);
+    ends.run();
+    ends.send(b"all", 1).unwrap();
+    ends.sender.drained(&mut ends.pair.client.connection);
+    ends.pair.run();
+    let mut drained = Vec::new();
+    for event in ends.pair.server.take() {
+        let connection = &mut ends.pair.server.connection;
+        match event {
+            Event::Transfer { transfer, delivery_id, .. } => {
+                ends.receiver.on_transfer(connection, &transfer, delivery_id).unwrap();
+            }
+            Event::Flow { link: Some(_), flow, .. } => {
+                drained.push(ends.receiver.on_flow(connection, &flow));
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(drained, [true]);
+    // New credit counts from where the sender stands now.
+    ends.receiver.give_credit(&mut ends.pair.server.connection, 3, false);
+    ends.run();
+    assert_eq!(ends.credit(), 3);
+    let link = ends.sender.link();
+    let echo = LinkFlow { link_credit: 3, echo: true, ..LinkFlow::default() };
+    ends.pair.client.connection.flow(link, echo);
+    ends.pair.run();
+    let events = ends.pair.server.take();
+    let [Event::Flow { flow, .. }] = &events[..] else { panic!("{events:?}") };
+    assert!(!ends.receiver.on_flow(&mut ends.pair.server.connection, flow));
+    ends.pair.run();
+    let answer = ends.pair.client.take();
+    let [Event::Flow { flow, .. }] = &answer[..] else { panic!("{answer:?}") };
+    assert_eq!((flow.delivery_count, flow.link_credit), (Some(10), Some(3)));
 }
