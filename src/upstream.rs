@@ -31,6 +31,7 @@ use crate::shutdown::Shutdown;
 
 use uplink::Uplink;
 
+pub(crate) use backoff::Backoff;
 pub(crate) use commands::CommandId;
 pub(crate) use target::ConnectError;
 pub use target::{Embedded, Hub, HubError};

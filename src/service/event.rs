@@ -75,10 +75,24 @@ impl Event {
         // Of "2026-11-22T09:30:00.000Z" a person who watches needs the time of day.
         let time = time.get(11..23).unwrap_or(&time);
         let device = self.device.as_deref().map_or_else(|| "(no device)".into(), harmless);
-        let mut line = format!("{time}  {device}  {}", shown(&self.body));
         let told = ["content-type", "content-encoding", "message-id", "correlation-id", "subject"];
         let told = told.iter().filter_map(|name| self.system.get_key_value(*name));
-        for (index, (name, value)) in self.properties.iter().chain(told).enumerate() {
+        format!("{time}  {device}  {}", self.with_body(self.properties.iter().chain(told)))
+    }
+
+    /// The device that the hub names as the sender.
+    pub(crate) fn device(&self) -> Option<&str> {
+        self.device.as_deref()
+    }
+
+    /// What the device itself put together: the body and the application properties.
+    pub(crate) fn content(&self) -> String {
+        self.with_body(self.properties.iter())
+    }
+
+    fn with_body<'a>(&self, properties: impl Iterator<Item = (&'a String, &'a Json)>) -> String {
+        let mut line = shown(&self.body);
+        for (index, (name, value)) in properties.enumerate() {
             line.push_str(if index == 0 { "   " } else { " " });
             line.push_str(&format!("{}={}", harmless(name), shown(value)));
         }
@@ -280,6 +294,7 @@ mod tests {
             Event::new(2, message(data(b"{\"t\":21}"))).to_line(),
             "09:30:00.123  pump-1  {\"t\":21}   hot=true line=7 site=berlin content-type=application/json message-id=m-1"
         );
+        assert_eq!(Event::new(2, message(data(b"{}"))).content(), "{}   hot=true line=7 site=berlin");
         let raw = Event::new(0, message(data(&[0xff, 0]))).to_line();
         assert!(raw.contains("  base64:/wA=   "), "{raw}");
         let hostile = Event::new(0, message(data(b"\x1b[2J\nx"))).to_line();
