@@ -20,6 +20,6 @@ pub mod state;
 mod table;
 pub mod telemetry;
 pub mod tls;
-mod upstream;
+pub mod upstream;
 mod wire;
 mod worker;

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use fieldgate_amqp::connection::{Connection, Event, LinkId, SessionId};
 use fieldgate_amqp::error::{AmqpError, Condition};
 use fieldgate_amqp::performative::{Detach, Disposition, Flow, Transfer};
@@ -428,6 +428,10 @@ impl Uplink {
         else {
             return;
         };
+        if let Some(receiver) = device.receiver(link) {
+            receiver.on_flow(connection, flow);
+            return;
+        }
         let room = self.max_in_flight.saturating_sub(self.in_flight);
         self.in_flight += device.flow(connection, link, flow, room, now);
     }
@@ -461,7 +465,9 @@ impl Uplink {
         let Some(receiver) = &mut commands.receiver else { return };
         // A command above the bound has detached the link: the answer to that ends the subscription.
         let Ok(Some(delivery)) = receiver.on_transfer(connection, transfer, delivery_id) else { return };
-        match amqp::decode(id.clone(), commands.address.clone(), &delivery.payload) {
+        // A copy, because it waits for the device: a slice would keep the worker's read buffer.
+        let encoded = Bytes::copy_from_slice(&delivery.payload);
+        match amqp::decode(id.clone(), commands.address.clone(), &encoded) {
             Ok(message) => {
                 emit(CommandReceived { device: id });
                 let id = CommandId { epoch: self.epoch, delivery_id };

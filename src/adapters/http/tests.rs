@@ -378,6 +378,24 @@ fn slow_devices_are_not_waited_for() {
 }
 
 #[test]
+fn a_device_that_does_not_read_is_not_waited_for() {
+    let mut config = Config::default();
+    let http = &mut config.http;
+    for time_out in [&mut http.header_time_out, &mut http.body_time_out, &mut http.answer_time_out] {
+        *time_out = Duration::from_millis(40);
+    }
+    run(async {
+        let mut bench = Bench::with(config);
+        let requests = "GET / HTTP/1.1\r\nHost: gate\r\n\r\n".repeat(10_000);
+        // More answers than fit on the way: writing ends when the connection does.
+        bench.device.write_all(requests.as_bytes()).await.unwrap_err();
+        bench.connection.await.unwrap();
+        let text = crate::telemetry::render();
+        assert!(text.contains("fieldgate_http_connections_stalled_total 1\n"), "{text}");
+    });
+}
+
+#[test]
 fn a_stop_waits_for_the_request_under_way() {
     run(async {
         let mut bench = Bench::new();
