@@ -6,8 +6,8 @@ use std::path::Path;
 use thiserror::Error;
 
 use super::CliError;
-use super::output::say;
 use crate::config::{Authorise, Config, MappingsError, Target};
+use crate::output::say;
 use crate::tls::{self, Roots, TlsError};
 
 /// What a start would stumble over.
