@@ -2,12 +2,14 @@
 //! each core, the console; and takes them apart again in order.
 
 use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread;
 
 use fieldgate_mappings::rules::RuleSet;
 use thiserror::Error;
+use tokio::sync::Notify;
 
 use crate::adapters::Directory;
 use crate::config::{Config, MappingsError, Target};
@@ -62,13 +64,47 @@ pub enum AppError {
     Worker,
 }
 
+/// A gateway that has just started, as others in the process see it.
+#[derive(Debug)]
+pub struct Started {
+    /// How its parts are; it is on its way up until [`Health::ready`].
+    pub health: Arc<Health>,
+    /// Where it listens.
+    pub listening: Listening,
+}
+
+/// The addresses that are listened on, with the ports that the system chose where the configuration says 0.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listening {
+    /// AMQP 1.0 devices.
+    pub amqp: Vec<SocketAddr>,
+    /// MQTT devices.
+    pub mqtt: Vec<SocketAddr>,
+    /// CoAP devices, over UDP.
+    pub coap: Vec<SocketAddr>,
+    /// HTTP devices.
+    pub http: Vec<SocketAddr>,
+    /// Metrics and health.
+    pub admin: Vec<SocketAddr>,
+}
+
 /// Runs the gateway, and the embedded hub where the configuration has it, until the stop.
 ///
 /// # Errors
 /// What kept it from starting, or made it stop.
 pub fn run(config: Config, shutdown: &Shutdown) -> Result<(), AppError> {
+    run_and_tell(config, shutdown, |_| {})
+}
+
+/// As [`run`]; `tell` hears of the start, once everything listens.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Started)) -> Result<(), AppError> {
     let config = Arc::new(config);
     let health = Arc::new(Health::default());
+    // Until a worker has reached the hub; without this a hub that is up would be all there is to see.
+    health.set(Component::Upstream, Status::Starting);
     // All that can be refused is looked at before anything starts.
     let rules = Arc::new(config.mappings.load()?);
     let hub = match config.runs_hub() {
@@ -82,18 +118,32 @@ pub fn run(config: Config, shutdown: &Shutdown) -> Result<(), AppError> {
     let target = Arc::new(Hub::new(&config, reached)?);
     let setups = setups(&config, &rules, &target, &health)?;
     let console = console::bind(&config.admin)?;
+    let listening = listening(&setups, &console)?;
     tracing::info!(hub = %target.address(), workers = setups.len(), "gateway started");
 
+    let ended = Arc::new(Notify::new());
     let workers: Vec<_> = setups
         .into_iter()
         .map(|setup| {
-            let shutdown = shutdown.clone();
-            thread::Builder::new()
-                .name(format!("worker-{}", setup.index))
-                .spawn(move || worker::run(setup, &shutdown))
+            let (shutdown, ended) = (shutdown.clone(), Tell(Arc::clone(&ended)));
+            thread::Builder::new().name(format!("worker-{}", setup.index)).spawn(move || {
+                let _ended = ended;
+                worker::run(setup, &shutdown)
+            })
         })
         .collect::<Result<_, _>>()?;
-    serve_console(console, &health, shutdown)?;
+    tell(Started { health: Arc::clone(&health), listening });
+    let until = async {
+        tokio::select! {
+            () = shutdown.draining() => {}
+            () = ended.notified() => {}
+        }
+    };
+    serve_console(console, &health, until)?;
+    if !shutdown.is_draining() {
+        // Half a gateway would look alive to whoever watches the process.
+        return Err(AppError::Worker);
+    }
 
     let mut outcome = Ok(());
     for worker in workers {
@@ -119,7 +169,7 @@ pub fn run_hub(config: &Config, shutdown: &Shutdown) -> Result<(), AppError> {
     let health = Arc::new(Health::default());
     let hub = EmbeddedHub::start(config, &health, shutdown)?;
     let console = console::bind(&config.admin)?;
-    serve_console(console, &health, shutdown)?;
+    serve_console(console, &health, shutdown.draining())?;
     hub.stop()?;
     tracing::info!("stopped");
     Ok(())
@@ -214,8 +264,33 @@ fn setups(
     Ok(setups)
 }
 
-/// Serves metrics and health on the calling thread until the stop.
-fn serve_console(bound: console::Bound, health: &Arc<Health>, shutdown: &Shutdown) -> io::Result<()> {
+/// Where the sockets that were dealt out listen; every worker has one for each address.
+fn listening(setups: &[Setup], console: &console::Bound) -> io::Result<Listening> {
+    let Some(any) = setups.first() else { return Ok(Listening::default()) };
+    Ok(Listening {
+        amqp: any.amqp.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?,
+        mqtt: any.mqtt.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?,
+        coap: any.coap.iter().map(UdpSocket::local_addr).collect::<Result<_, _>>()?,
+        http: any.http.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?,
+        admin: console.addresses(),
+    })
+}
+
+/// Serves metrics and health on the calling thread.
+fn serve_console(
+    bound: console::Bound,
+    health: &Arc<Health>,
+    until: impl Future<Output = ()>,
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(console::serve(bound, Arc::clone(health), shutdown.draining()))
+    runtime.block_on(console::serve(bound, Arc::clone(health), until))
+}
+
+/// Tells that a thread has ended, however it did.
+struct Tell(Arc<Notify>);
+
+impl Drop for Tell {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
 }

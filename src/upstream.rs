@@ -31,6 +31,7 @@ use crate::shutdown::Shutdown;
 
 use uplink::Uplink;
 
+pub(crate) use backoff::Backoff;
 pub(crate) use commands::CommandId;
 pub use target::HubError;
 pub(crate) use target::{ConnectError, Embedded, Hub};

@@ -19,6 +19,14 @@ pub(crate) struct CommandId {
     pub(super) delivery_id: u32,
 }
 
+#[cfg(test)]
+impl CommandId {
+    /// For the tests of those who take commands.
+    pub(crate) fn numbered(delivery_id: u32) -> Self {
+        Self { epoch: 0, delivery_id }
+    }
+}
+
 /// A subscription.
 pub(super) struct Commands {
     /// Tells subscriptions for the same device apart.
