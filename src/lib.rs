@@ -17,6 +17,8 @@ pub mod shutdown;
 pub mod state;
 mod table;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 mod upstream;
 mod wire;

@@ -3,20 +3,25 @@
 use std::fmt;
 use std::rc::Rc;
 
+use fieldgate_amqp::connection::LinkId;
 use fieldgate_amqp::endpoint::{CreditPolicy, Receiver, ReceiverConfig};
 use fieldgate_mappings::address::Address;
 
 use super::CommandSink;
 
 /// The largest command that is put together, in bytes: four times what IoT Hub allows.
-const MAX_COMMAND_BYTES: usize = 256 * 1024;
+pub(super) const MAX_COMMAND_BYTES: usize = 256 * 1024;
 
-/// A command that waits for what the device says. Good for the connection to the hub that it came over.
+/// A command that waits for what the device says. Good for the link that it came over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CommandId {
     /// Which connection.
     pub(super) epoch: u32,
+    /// Which link of it: delivery-ids start anew with each session.
+    pub(super) link: LinkId,
     pub(super) delivery_id: u32,
+    /// The hub has settled it, and wants to hear nothing.
+    pub(super) settled: bool,
 }
 
 /// A subscription.
