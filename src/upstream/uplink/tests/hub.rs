@@ -175,6 +175,10 @@ impl Hub {
                     sender.on_flow(machine, &flow);
                     sender.drained(machine);
                 }
+                let mut receivers = self.inlets.iter_mut().map(|inlet| &mut inlet.receiver);
+                if let Some(receiver) = receivers.find(|receiver| receiver.link() == link) {
+                    receiver.on_flow(machine, &flow);
+                }
             }
             Event::Disposition { session, disposition } => {
                 if let Some(unsettled) = self.unsettled.get_mut(&session) {
