@@ -2,11 +2,11 @@
 //! socket, its protocol machine, its mapping and the hub.
 
 pub(crate) mod amqp;
+mod answering;
 pub(crate) mod coap;
 mod directory;
 pub(crate) mod http;
 pub(crate) mod mqtt;
-mod requests;
 mod telemetry;
 #[cfg(test)]
 mod testing;

@@ -2,6 +2,7 @@
 //! each core, the console; and takes them apart again in order.
 
 use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread;
@@ -62,13 +63,47 @@ pub enum AppError {
     Worker,
 }
 
+/// A gateway that has just started, as others in the process see it.
+#[derive(Debug)]
+pub struct Started {
+    /// How its parts are; it is on its way up until [`Health::ready`].
+    pub health: Arc<Health>,
+    /// Where it listens.
+    pub listening: Listening,
+}
+
+/// The addresses that are listened on, with the ports that the system chose where the configuration says 0.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listening {
+    /// AMQP 1.0 devices.
+    pub amqp: Vec<SocketAddr>,
+    /// MQTT devices.
+    pub mqtt: Vec<SocketAddr>,
+    /// CoAP devices, over UDP.
+    pub coap: Vec<SocketAddr>,
+    /// HTTP devices.
+    pub http: Vec<SocketAddr>,
+    /// Metrics and health.
+    pub admin: Vec<SocketAddr>,
+}
+
 /// Runs the gateway, and the embedded hub where the configuration has it, until the stop.
 ///
 /// # Errors
 /// What kept it from starting, or made it stop.
 pub fn run(config: Config, shutdown: &Shutdown) -> Result<(), AppError> {
+    run_and_tell(config, shutdown, |_| {})
+}
+
+/// As [`run`]; `tell` hears of the start, once everything listens.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Started)) -> Result<(), AppError> {
     let config = Arc::new(config);
     let health = Arc::new(Health::default());
+    // Until a worker has reached the hub; without this a hub that is up would be all there is to see.
+    health.set(Component::Upstream, Status::Starting);
     // All that can be refused is looked at before anything starts.
     let rules = Arc::new(config.mappings.load()?);
     let hub = match config.runs_hub() {
@@ -82,6 +117,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> Result<(), AppError> {
     let target = Arc::new(Hub::new(&config, reached)?);
     let setups = setups(&config, &rules, &target, &health)?;
     let console = console::bind(&config.admin)?;
+    let listening = listening(&setups, &console)?;
     tracing::info!(hub = %target.address(), workers = setups.len(), "gateway started");
 
     let workers: Vec<_> = setups
@@ -93,6 +129,7 @@ pub fn run(config: Config, shutdown: &Shutdown) -> Result<(), AppError> {
                 .spawn(move || worker::run(setup, &shutdown))
         })
         .collect::<Result<_, _>>()?;
+    tell(Started { health: Arc::clone(&health), listening });
     serve_console(console, &health, shutdown)?;
 
     let mut outcome = Ok(());
@@ -212,6 +249,18 @@ fn setups(
         health.set(Component::Http, Status::Up);
     }
     Ok(setups)
+}
+
+/// Where the sockets that were dealt out listen; every worker has one for each address.
+fn listening(setups: &[Setup], console: &console::Bound) -> io::Result<Listening> {
+    let Some(any) = setups.first() else { return Ok(Listening::default()) };
+    Ok(Listening {
+        amqp: any.amqp.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?,
+        mqtt: any.mqtt.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?,
+        coap: any.coap.iter().map(UdpSocket::local_addr).collect::<Result<_, _>>()?,
+        http: any.http.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?,
+        admin: console.addresses(),
+    })
 }
 
 /// Serves metrics and health on the calling thread until the stop.

@@ -1,11 +1,8 @@
 //! The command line: what can be asked of the program, and in which words it answers.
 
 mod check;
-mod event;
 mod key;
-mod output;
 mod send;
-mod service;
 mod start;
 mod watch;
 
@@ -21,13 +18,17 @@ use fieldgate_mappings::DeviceId;
 use thiserror::Error;
 
 use crate::config::{self, Config, ConfigError, parse_duration};
+use crate::demo;
+use crate::output::{self, say};
+use crate::service::ServiceError;
 use crate::shutdown::Shutdown;
 use crate::state::{StateDir, StateError};
 
-use output::say;
-
 /// Something that the program can be until it is stopped.
 pub type Role = fn(Config, Shutdown) -> Result<(), Box<dyn Error>>;
+
+/// As [`Role`], with what only the demo is told.
+pub type DemoRole = fn(Config, demo::Options, Shutdown) -> Result<(), Box<dyn Error>>;
 
 /// What the program can be; each is told its configuration and hears when to stop.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +38,7 @@ pub struct Roles {
     /// `fieldgate hub`
     pub hub: Role,
     /// `fieldgate demo`
-    pub demo: Role,
+    pub demo: DemoRole,
 }
 
 /// Why a command failed; its text is for a person.
@@ -48,7 +49,7 @@ enum CliError {
     #[error(transparent)]
     State(#[from] StateError),
     #[error(transparent)]
-    Service(#[from] service::ServiceError),
+    Service(#[from] ServiceError),
     #[error(transparent)]
     Check(#[from] check::Wrong),
     #[error("the hub's notes are damaged: {0}; starting the hub writes them anew")]
@@ -82,7 +83,8 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Start a gateway, a hub and a few simulated devices, and watch them talk
-    Demo(Place),
+    #[command(after_help = DEMO_HELP)]
+    Demo(Demo),
     /// Run the gateway, with a local hub in the same process unless another is named
     #[command(after_help = RUN_HELP)]
     Run(Run),
@@ -108,6 +110,22 @@ struct Place {
     /// Where keys and certificates are kept [default: $XDG_STATE_HOME/fieldgate or ~/.local/state/fieldgate]
     #[arg(long, value_name = "DIR", global = true, display_order = 101)]
     state_dir: Option<PathBuf>,
+}
+
+const DEMO_HELP: &str = "\
+Ctrl-C ends it. With --for or --messages it ends by itself, and the exit status tells whether every
+protocol delivered (0) or something was missing (1).";
+
+#[derive(Debug, Args)]
+struct Demo {
+    /// End after so long, counted from when everything runs
+    #[arg(long = "for", value_name = "DURATION", value_parser = parse_duration)]
+    duration: Option<Duration>,
+    /// End when each protocol has delivered so many messages and a command was accepted over MQTT and AMQP
+    #[arg(long, value_name = "N")]
+    messages: Option<NonZeroU64>,
+    #[command(flatten)]
+    place: Place,
 }
 
 const RUN_HELP: &str = "\
@@ -269,7 +287,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, roles: Roles) -> ExitC
 
 fn dispatch(command: Command, roles: Roles) -> Result<(), CliError> {
     match command {
-        Command::Demo(place) => start::demo(place.config()?, roles.demo),
+        Command::Demo(Demo { duration, messages, place }) => {
+            start::demo(place.config()?, demo::Options { duration, messages }, roles.demo)
+        }
         Command::Run(run) => start::gateway(&run, std::env::var_os("FIELDGATE_HUB"), roles.gateway),
         Command::Hub(Hub { place, command: None }) => start::hub(place.config()?, roles.hub),
         Command::Hub(Hub { place, command: Some(command) }) => {

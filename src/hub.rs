@@ -1,11 +1,13 @@
 //! The embedded hub: an IoT Hub as it looks from outside, in memory.
 //!
-//! Devices send telemetry into a partitioned, replayable log ([`log`]) and take commands from a queue of their
-//! own ([`commands`]); what became of a command goes back to its sender ([`feedback`]). Who is who stands in
-//! [`registry`], who may do what in [`auth`], which address is which node in [`address`]. All of that is pure:
-//! no socket, no clock, time is passed in. [`serve`] runs it on the wire.
+//! Devices send telemetry into a partitioned, replayable log (`log`) and take commands from a queue of their own
+//! (`commands`); what became of a command goes back to its sender (`feedback`). Who is who stands in `registry`,
+//! who may do what in `auth`, which address is which node in `address`, what is stamped on a message in `message`.
+//! All of that, and `state` that holds it together, is pure: no socket, no clock, time is passed in. `serve` runs
+//! it on the wire, through the same AMQP engine that the gateway has.
 //!
-//! It is deliberately not durable, not a fully managed registry, and has neither twins nor direct methods.
+//! It is deliberately not durable and not a managed registry, and it has neither twins, direct methods, modules nor
+//! the `$management` node: links to those are refused with `amqp:not-implemented`.
 
 mod address;
 mod auth;

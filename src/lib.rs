@@ -11,8 +11,10 @@ pub mod console;
 pub mod demo;
 pub mod hub;
 pub mod listener;
+mod output;
 mod router;
 pub mod sas;
+mod service;
 pub mod shutdown;
 pub mod state;
 mod table;
@@ -20,6 +22,6 @@ pub mod telemetry;
 #[cfg(test)]
 mod testing;
 pub mod tls;
-mod upstream;
+pub mod upstream;
 mod wire;
 mod worker;

@@ -137,7 +137,7 @@ pub const METRICS_MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.
 
 /// Sends the log to standard error, by level and module. The first call wins; later ones change nothing.
 pub fn init(log: &LogConfig) {
-    let mut targets = Targets::new().with_default(log.level.filter());
+    let mut targets = Targets::new().with_default(log.level().filter());
     for (module, level) in &log.modules {
         targets = targets.with_target(module.as_str(), level.filter());
     }

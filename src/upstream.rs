@@ -32,9 +32,10 @@ use crate::shutdown::Shutdown;
 
 use uplink::Uplink;
 
+pub(crate) use backoff::Backoff;
 pub(crate) use commands::CommandId;
-pub(crate) use target::ConnectError;
-pub use target::{Embedded, Hub, HubError};
+pub use target::HubError;
+pub(crate) use target::{ConnectError, Embedded, Hub};
 
 /// How long a message may wait for the hub before it is released.
 #[derive(Clone, Copy, Debug)]

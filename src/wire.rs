@@ -1,5 +1,5 @@
-//! One AMQP connection on one stream: moves bytes and time between a tokio stream and the
-//! sans-IO machine, and nothing else.
+//! One connection on one stream: moves bytes and time between a tokio stream and the sans-IO
+//! machine of its protocol, and nothing else.
 //!
 //! A turn writes what the machine has to say, then reads what has come, at most
 //! [`READ_BYTES`]. Whoever owns the machine drains its events after each turn; what those
@@ -13,7 +13,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use fieldgate_amqp::connection::Connection;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 use tokio_util::io::poll_read_buf;
@@ -25,6 +24,55 @@ thread_local! {
     /// The read buffer of this worker, lent to one connection at a time: a connection with
     /// nothing to read holds no buffer.
     static SCRATCH: RefCell<BytesMut> = RefCell::new(BytesMut::new());
+}
+
+/// What a wire moves bytes and time for: the shape of every protocol's connection machine.
+pub(crate) trait Machine {
+    /// Takes what was read. It shares the memory of the read buffer of this worker: what is kept longer than the
+    /// next turn is to be a copy.
+    fn handle_input(&mut self, now: Instant, input: BytesMut);
+    /// Lets time pass.
+    fn handle_timeout(&mut self, now: Instant);
+    /// What is to be written, until there is nothing more.
+    fn poll_transmit(&mut self) -> Option<Bytes>;
+    /// When time is to pass.
+    fn poll_timeout(&self) -> Option<Instant>;
+}
+
+impl Machine for fieldgate_amqp::connection::Connection {
+    fn handle_input(&mut self, now: Instant, input: BytesMut) {
+        self.handle_input(now, input.freeze());
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        self.handle_timeout(now);
+    }
+
+    fn poll_transmit(&mut self) -> Option<Bytes> {
+        self.poll_transmit()
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        self.poll_timeout()
+    }
+}
+
+impl Machine for fieldgate_mqtt::Connection {
+    fn handle_input(&mut self, now: Instant, input: BytesMut) {
+        self.handle_input(now, input);
+    }
+
+    fn handle_timeout(&mut self, now: Instant) {
+        self.handle_timeout(now);
+    }
+
+    fn poll_transmit(&mut self) -> Option<Bytes> {
+        self.poll_transmit()
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        self.poll_timeout()
+    }
 }
 
 /// What a turn brought.
@@ -57,6 +105,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.output.len()
     }
 
+    /// Whether the peer has closed its side: nothing more is read.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     /// One turn; pending when the stream has nothing, takes nothing and no timer is due.
     ///
     /// With `read` false nothing is read: the way to hold a peer back.
@@ -66,21 +119,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     pub(crate) fn poll_turn(
         &mut self,
         cx: &mut Context<'_>,
-        machine: &mut Connection,
+        machine: &mut impl Machine,
         read: bool,
     ) -> Poll<io::Result<Turn>> {
         if let Poll::Ready(Err(error)) = self.poll_write(cx, machine) {
             return Poll::Ready(Err(error));
         }
-        if read && !self.ended {
-            if let Poll::Ready(bytes) = self.poll_read(cx)? {
-                if bytes.is_empty() {
-                    self.ended = true;
-                    return Poll::Ready(Ok(Turn::Ended));
-                }
-                machine.handle_input(Instant::now(), bytes);
-                return Poll::Ready(Ok(Turn::Progress));
+        if read
+            && !self.ended
+            && let Poll::Ready(bytes) = self.poll_read(cx)?
+        {
+            if bytes.is_empty() {
+                self.ended = true;
+                return Poll::Ready(Ok(Turn::Ended));
             }
+            machine.handle_input(Instant::now(), bytes);
+            return Poll::Ready(Ok(Turn::Progress));
         }
         ready!(self.poll_timer(cx, machine));
         machine.handle_timeout(Instant::now());
@@ -94,7 +148,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     pub(crate) fn poll_write(
         &mut self,
         cx: &mut Context<'_>,
-        machine: &mut Connection,
+        machine: &mut impl Machine,
     ) -> Poll<io::Result<()>> {
         loop {
             if self.output.is_empty() {
@@ -125,7 +179,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<BytesMut>> {
         SCRATCH.with_borrow_mut(|scratch| {
             scratch.reserve(READ_BYTES);
             // A TLS stream hands out a record at a time: gather what is there.
@@ -140,11 +194,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
                     Poll::Pending => return Poll::Pending,
                 }
             }
-            Poll::Ready(Ok(scratch.split().freeze()))
+            Poll::Ready(Ok(scratch.split()))
         })
     }
 
-    fn poll_timer(&mut self, cx: &mut Context<'_>, machine: &Connection) -> Poll<()> {
+    fn poll_timer(&mut self, cx: &mut Context<'_>, machine: &impl Machine) -> Poll<()> {
         let Some(deadline) = machine.poll_timeout() else {
             return Poll::Pending;
         };

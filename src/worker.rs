@@ -52,6 +52,8 @@ pub(crate) struct Worker {
     /// Which client id is connected where, over all workers.
     pub(crate) directory: Arc<Directory>,
     pub(crate) upstream: Upstream,
+    /// What all MQTT connections share.
+    pub(crate) mqtt: Arc<fieldgate_mqtt::Config>,
     pub(crate) shutdown: Shutdown,
     open: [Cell<usize>; 4],
     empty: Notify,
@@ -106,6 +108,7 @@ async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
     let Setup { index, config, rules, hub, directory, health, amqp, mqtt, coap, http } = setup;
     let (upstream, connection) = Upstream::start(index, &config, &hub, health, shutdown.clone());
     let worker = Rc::new(Worker {
+        mqtt: adapters::mqtt::machine_config(&config.mqtt),
         config,
         rules,
         hub,

@@ -1,5 +1,7 @@
 //! The embedded hub over real sockets and TLS, spoken to by an AMQP client that is not ours (`fe2o3-amqp`).
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+
 #[path = "hub/commands.rs"]
 mod commands;
 #[path = "hub/connections.rs"]

@@ -215,6 +215,11 @@ pub(crate) fn symbol(text: ByteString) -> Result<ByteString, Rejection> {
     }
 }
 
+/// Says that a message is a device's will, as the hub would on its own.
+pub(crate) fn mark_will(message: &mut Message, own: usize) -> Result<(), Rejection> {
+    push_property(message, own, ByteString::from_static("iothub-MessageType"), "Will".into())
+}
+
 /// Adds an application property that the device said.
 pub(crate) fn add_property(
     message: &mut Message,

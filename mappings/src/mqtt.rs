@@ -65,6 +65,19 @@ impl RuleSet {
     /// # Errors
     /// No rule for the topic, another device's topic, or properties that cannot be read.
     pub fn map_mqtt(&self, device: &DeviceId, publish: Publish<'_>) -> Result<Message, Rejection> {
+        self.map_publish(device, publish, false)
+    }
+
+    /// The message that the will of `device` is: what a PUBLISH of it would be, and where the convention has a word
+    /// for wills it is said.
+    ///
+    /// # Errors
+    /// As [`map_mqtt`](Self::map_mqtt).
+    pub fn map_mqtt_will(&self, device: &DeviceId, will: Publish<'_>) -> Result<Message, Rejection> {
+        self.map_publish(device, will, true)
+    }
+
+    fn map_publish(&self, device: &DeviceId, publish: Publish<'_>, will: bool) -> Result<Message, Rejection> {
         let hidden = publish.topic.starts_with('$');
         let found = self.uplink(SYNTAX.key, "", Joined(Some(publish.topic)), hidden)?;
         let rule = found.value;
@@ -81,6 +94,9 @@ impl RuleSet {
                         ByteString::from_static("mqtt-retain"),
                         "true".into(),
                     )?;
+                }
+                if will {
+                    azure::mark_will(&mut message, own)?;
                 }
             }
             None => {}
@@ -336,6 +352,18 @@ pub fn connack_5(outcome: &Outcome) -> u8 {
         Outcome::Released => 0x88,
         Outcome::Unknown => SERVER_BUSY,
     }
+}
+
+/// What a device's PUBACK says of a command, by its reason code (MQTT 5 3.4.2.1); MQTT 3.1.1 says success only.
+pub fn puback(reason: u8) -> Outcome {
+    let refused = match reason {
+        0x00..0x80 => return Outcome::Accepted,
+        0x87 => Reason::NotPermitted,
+        0x90 => Reason::NoSuchAddress,
+        0x97 => Reason::Quota { retry_after: None },
+        _ => Reason::Content,
+    };
+    Outcome::Rejected(Rejection::new(refused, format!("the device answered with reason code {reason:#04x}")))
 }
 
 /// SUBACK's reason code over MQTT 5 (3.9.3) for a refused filter. Over MQTT 3.1.1 there is only 0x80.

@@ -509,6 +509,16 @@ fn the_flags_of_the_wire_reach_the_model() {
 }
 
 #[test]
+fn a_will_says_that_it_is_one() {
+    let will = || publish("devices/dev1/messages/events/a=1");
+    let message = rules().map_mqtt_will(&id("dev1"), will()).unwrap();
+    assert_eq!(application(&message), [("a", Some("1")), ("iothub-MessageType", Some("Will"))]);
+    assert_eq!(message.body, will().payload);
+    let foreign = rules().map_mqtt_will(&id("dev2"), will());
+    assert_eq!(reason(foreign), Reason::NotPermitted);
+}
+
+#[test]
 fn mqtt_5_adds_what_the_topic_does_not_say() {
     let properties = PublishProperties {
         content_type: text("text/plain"),

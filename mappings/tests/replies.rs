@@ -127,3 +127,24 @@ fn the_device_reads_what_the_hub_said() {
     assert_eq!(coap::reply(&outcome, DEFAULT_WAIT).diagnostic, "a sentence");
     assert_eq!(http::reply(&outcome, DEFAULT_WAIT).problem, Some(("content", "a sentence".into())));
 }
+
+#[test]
+fn a_command_is_accepted_by_a_success_of_the_device_alone() {
+    for reason in [0x00, 0x10, 0x7f] {
+        assert_eq!(mqtt::puback(reason), Outcome::Accepted, "{reason:#x}");
+    }
+    for (code, expected) in [
+        (0x80, Reason::Content),
+        (0x87, Reason::NotPermitted),
+        (0x90, Reason::NoSuchAddress),
+        (0x97, Reason::Quota { retry_after: None }),
+        (0x99, Reason::Content),
+        (0xff, Reason::Content),
+    ] {
+        let Outcome::Rejected(Rejection { reason, description }) = mqtt::puback(code) else {
+            panic!("{code:#x} is a refusal");
+        };
+        assert_eq!(reason, expected, "{code:#x}");
+        assert!(description.contains(&format!("{code:#x}")), "{description}");
+    }
+}

@@ -44,7 +44,9 @@ pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, worker: Rc<Worker
     let config = Arc::new(device_config(&worker.config));
     let machine = Connection::server(Arc::clone(&config), &MECHANISMS, true, Instant::now());
     let mut device = End::new(stream, machine);
-    let Some(open) = opened(&mut device, &worker).await else { return };
+    let Some(open) = opened(&mut device, &worker).await else {
+        return emit(RouteClosed { peer, reason: device.reason });
+    };
     match connect(&worker, &open).await {
         Ok(hub) => {
             emit(RouteOpened { peer, container: open.container_id() });
@@ -114,7 +116,8 @@ async fn opened(device: &mut End<TcpStream>, worker: &Worker) -> Option<Open> {
                 match event {
                     Event::SaslInit { .. } => device.machine.sasl_outcome(SaslCode::Ok),
                     Event::Opened(open) => return Poll::Ready(Some(open)),
-                    // Nothing else comes before `open` is answered; Closed shows in `finished`.
+                    Event::Closed(reason) => device.reason = Some(reason),
+                    // Nothing else comes before `open` is answered.
                     _ => {}
                 }
             }

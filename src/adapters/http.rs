@@ -76,7 +76,6 @@ async fn converse<I, S>(
                 stopping = true;
                 connection.as_mut().graceful_shutdown();
             }
-            // Everything that a device may take its time for has a time-out, but for reading its answer.
             () = sleep_until(requests.stalled_at().into()) => {
                 if requests.is_stalled() {
                     return emit(ConnectionStalled { peer });

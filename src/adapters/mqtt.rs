@@ -1,5 +1,134 @@
-use crate::worker::Worker;
+//! MQTT devices: one task for each connection, which moves bytes and time between the stream, the machine and the
+//! session, and hears what the hub answers.
+
+mod commands;
+mod connect;
+mod host;
+mod inbox;
+mod session;
+mod telemetry;
+#[cfg(test)]
+mod tests;
+mod words;
+
+use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use fieldgate_mqtt::{Config, Connection};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-pub(crate) async fn serve(_s: TcpStream, _p: SocketAddr, _w: Rc<Worker>) {}
+
+use crate::config::MqttConfig;
+use crate::shutdown::Shutdown;
+use crate::wire::{Turn, Wire};
+use crate::worker::Worker;
+
+use host::Host;
+use session::Session;
+
+/// How long a client may take to hear the last words and close its side.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// What the machines of one worker share.
+pub(crate) fn machine_config(config: &MqttConfig) -> Arc<Config> {
+    Arc::new(Config {
+        max_packet_bytes: config.max_packet_bytes,
+        receive_maximum: config.publish_window.get(),
+        outgoing_window: config.command_window.get(),
+        max_keep_alive: config.keep_alive_max,
+        connect_time_out: config.connect_time_out,
+        ..Config::default()
+    })
+}
+
+/// Serves one connection until its end. Boxed here, where its size is known: whoever spawns it holds a pointer.
+pub(crate) fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    worker: Rc<Worker>,
+) -> Pin<Box<impl Future<Output = ()>>> {
+    let (config, shutdown) = (Arc::clone(&worker.mqtt), worker.shutdown.clone());
+    Box::pin(drive(stream, peer, worker, config, shutdown))
+}
+
+async fn drive<S, H>(stream: S, peer: SocketAddr, host: Rc<H>, config: Arc<Config>, shutdown: Shutdown)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    H: Host,
+{
+    let mut wire = Wire::new(stream);
+    let machine = {
+        let mut session = Session::new(host, peer, config, Instant::now());
+        run(&mut wire, &mut session, &shutdown).await;
+        session.finish(Instant::now())
+    };
+    linger(wire, machine, &shutdown).await;
+}
+
+/// Bytes to the machine, its events to the hub, the hub's answers to the machine, bytes to the client; until nothing
+/// is left but the last words.
+async fn run<S, H>(wire: &mut Wire<S>, session: &mut Session<H>, shutdown: &Shutdown)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    H: Host,
+{
+    let mut stop = pin!(shutdown.draining());
+    let mut abort: Option<Pin<Box<dyn Future<Output = ()> + '_>>> = None;
+    poll_fn(|cx| {
+        if abort.is_none() && stop.as_mut().poll(cx).is_ready() {
+            session.drain();
+            abort = Some(Box::pin(shutdown.aborting()));
+        }
+        if abort.as_mut().is_some_and(|abort| abort.as_mut().poll(cx).is_ready()) {
+            session.abort();
+        }
+        loop {
+            session.listen(cx);
+            session.handle(Instant::now());
+            if session.is_over() {
+                return Poll::Ready(());
+            }
+            let read = session.wants_input();
+            match wire.poll_turn(cx, session, read) {
+                Poll::Ready(Ok(Turn::Progress)) => {}
+                Poll::Ready(Ok(Turn::Ended)) => session.end_input(),
+                Poll::Ready(Err(_)) => return Poll::Ready(()),
+                Poll::Pending if wire.backlog() == 0 && session.written() => {}
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    })
+    .await;
+}
+
+/// Lets the last words arrive: a socket that is closed with unread input destroys what is still on its way.
+async fn linger<S>(mut wire: Wire<S>, mut machine: Connection, shutdown: &Shutdown)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut patience = pin!(tokio::time::sleep(LINGER));
+    let mut abort = pin!(shutdown.aborting());
+    let mut said = false;
+    poll_fn(|cx| {
+        loop {
+            match wire.poll_turn(cx, &mut machine, true) {
+                Poll::Ready(Ok(Turn::Progress)) => {}
+                Poll::Ready(Ok(Turn::Ended) | Err(_)) => return Poll::Ready(()),
+                Poll::Pending => break,
+            }
+        }
+        if wire.backlog() == 0 && !said {
+            said = wire.poll_shutdown(cx).is_ready();
+        }
+        if said && wire.has_ended() || patience.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        abort.as_mut().poll(cx)
+    })
+    .await;
+}

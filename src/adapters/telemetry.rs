@@ -20,7 +20,10 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
         "routes_failed",
         "Native AMQP devices turned away because the hub could not be reached",
     ),
-    violations: counter("amqp_violations", "Native AMQP devices that broke the protocol's rules"),
+    violations: counter(
+        "amqp_violations",
+        "Connections of native AMQP devices closed because they broke the protocol's rules",
+    ),
 });
 
 /// A native AMQP device got its hub connection.
@@ -62,9 +65,9 @@ impl Happening for RouteClosed {
     fn emit(self) {
         let Self { peer, reason } = self;
         match reason {
-            Some(CloseReason::Violation(violation)) => {
+            Some(reason @ (CloseReason::Violation(_) | CloseReason::Header(_) | CloseReason::TimedOut)) => {
                 METRICS.violations.inc();
-                tracing::warn!(%peer, %violation, "AMQP device closed: it broke the protocol");
+                tracing::warn!(%peer, %reason, "AMQP device closed: it broke the protocol");
             }
             Some(reason) => tracing::info!(%peer, %reason, "AMQP device gone"),
             None => tracing::info!(%peer, "AMQP device gone: its connection was lost"),

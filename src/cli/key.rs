@@ -7,8 +7,8 @@ use std::time::Duration;
 use fieldgate_mappings::DeviceId;
 
 use super::CliError;
-use super::output::{say, unix_millis};
 use crate::hub::device_key;
+use crate::output::{say, unix_seconds};
 use crate::sas::ConnectionString;
 use crate::state::StateDir;
 
@@ -16,8 +16,7 @@ use crate::state::StateDir;
 pub(super) fn token(state: &StateDir, device: &DeviceId, ttl: Duration) -> Result<(), CliError> {
     let service = service(state)?;
     let resource = format!("{}/devices/{device}", service.resource());
-    let now = u64::try_from(unix_millis() / 1_000).unwrap_or_default();
-    Ok(say(&service.signer().token(&resource, now.saturating_add(ttl.as_secs())))?)
+    Ok(say(&service.signer().token(&resource, unix_seconds().saturating_add(ttl.as_secs())))?)
 }
 
 /// Prints the hub's own connection string, or a device's with the device's own key.

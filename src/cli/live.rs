@@ -13,12 +13,13 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 
-use super::output::unix_millis;
 use super::send::ask;
-use super::service::Service;
-use super::watch::{attach, print};
+use super::watch::{log, print};
 use super::*;
+use crate::output::unix_seconds;
 use crate::sas::{SharedKey, Token};
+use crate::service::Service;
+use crate::service::watch::Readers;
 use crate::state::tests::Scratch;
 use crate::tls;
 
@@ -115,8 +116,7 @@ async fn answer_token(receiver: &mut Receiver, sender: &mut Sender, key: &Shared
     let application = request.message().application_properties.as_ref().unwrap();
     assert_eq!(application.get("operation"), Some(&SimpleValue::String("put-token".into())));
     let token = Token::parse(&request.body().0).unwrap();
-    let now = u64::try_from(unix_millis() / 1_000).unwrap();
-    let (status, description) = match token.verify(&[key], now) {
+    let (status, description) = match token.verify(&[key], unix_seconds()) {
         Ok(()) => (200, "OK"),
         Err(_) => (401, "the signature is another's"),
     };
@@ -186,9 +186,9 @@ fn a_watcher_reads_what_the_hub_has() {
     let watch = watch(false, 3);
     let lines = stand.runtime.block_on(async {
         let mut service = Service::connect(&stand.state).await.unwrap();
-        let receivers = attach(&mut service, &watch).await.unwrap();
+        let readers = Readers::attach(&mut service, log(&watch)).await.unwrap();
         let mut lines = Vec::new();
-        print(receivers, &watch, |line| {
+        print(readers, &watch, |line| {
             lines.push(line.to_owned());
             Ok(())
         })

@@ -1,5 +1,6 @@
 //! Starting a role, and turning signals into its stop.
 
+use std::error::Error;
 use std::ffi::OsString;
 use std::process;
 use std::thread;
@@ -7,9 +8,10 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{CliError, Role, Run};
-use crate::config::{Config, ConfigError, Target};
-use crate::shutdown::{self, Trigger};
+use super::{CliError, DemoRole, Role, Run};
+use crate::config::{Config, ConfigError, Level, Target};
+use crate::demo::Options;
+use crate::shutdown::{self, Shutdown, Trigger};
 use crate::telemetry;
 
 const VARIABLE: &str = "FIELDGATE_HUB";
@@ -49,13 +51,25 @@ pub(super) fn hub(config: Config, role: Role) -> Result<(), CliError> {
 }
 
 /// `fieldgate demo`
-pub(super) fn demo(config: Config, role: Role) -> Result<(), CliError> {
+pub(super) fn demo(mut config: Config, options: Options, role: DemoRole) -> Result<(), CliError> {
     config.require_hub()?;
-    start(config, role, None)
+    if config.upstream.target != Target::Embedded {
+        let other = "the demo shows what its own hub receives, and [upstream] names another one";
+        return Err(ConfigError::new("configuration", other)
+            .with_help("leave [upstream] out, or start `fieldgate run` with this configuration")
+            .into());
+    }
+    // What the demo prints is its own log.
+    config.log.prefer(Level::Warn);
+    start(config, |config, shutdown| role(config, options, shutdown), None)
 }
 
 /// Runs a role until it ends by itself or by a signal.
-fn start(config: Config, role: Role, warning: Option<&str>) -> Result<(), CliError> {
+fn start(
+    config: Config,
+    role: impl FnOnce(Config, Shutdown) -> Result<(), Box<dyn Error>>,
+    warning: Option<&str>,
+) -> Result<(), CliError> {
     telemetry::init(&config.log);
     if let Some(warning) = warning {
         tracing::warn!("{warning}");
@@ -97,11 +111,8 @@ async fn obey([mut terminate, mut interrupt]: [Signal; 2], trigger: &Trigger, dr
 
 #[cfg(test)]
 mod tests {
-    use std::error::Error;
-
     use super::*;
     use crate::cli::Place;
-    use crate::shutdown::Shutdown;
 
     /// A gateway that only tells which hub it was given.
     fn tell(config: Config, shutdown: Shutdown) -> Result<(), Box<dyn Error>> {
@@ -128,6 +139,9 @@ mod tests {
     fn a_hub_that_listens_nowhere_is_refused() {
         let config = Config::parse("f", "[hub]\nlisten = []", None).unwrap();
         assert!(hub(config.clone(), tell).unwrap_err().to_string().contains("the hub listens nowhere"));
-        assert!(demo(config, tell).unwrap_err().to_string().contains("listens nowhere"));
+        let demo = |config| demo(config, Options::default(), |config, _, shutdown| tell(config, shutdown));
+        assert!(demo(config).unwrap_err().to_string().contains("listens nowhere"));
+        let other = Config::parse("f", "[upstream]\nurl = \"amqps://elsewhere\"", None).unwrap();
+        assert!(demo(other).unwrap_err().to_string().contains("`fieldgate run`"));
     }
 }

@@ -25,10 +25,22 @@ fn all_loopback(addresses: &[SocketAddr]) -> bool {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
-    /// For every module that `modules` does not name.
-    pub level: Level,
+    pub(super) level: Option<Level>,
     /// By module path: a longer path goes before a shorter one.
     pub modules: BTreeMap<String, Level>,
+}
+
+impl LogConfig {
+    /// The level of every module that `modules` does not name.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.level.unwrap_or_default()
+    }
+
+    /// Sets that level where the configuration says nothing about it.
+    pub fn prefer(&mut self, level: Level) {
+        self.level.get_or_insert(level);
+    }
 }
 
 /// `[runtime]`: threads and the stop.

@@ -1,8 +1,7 @@
 //! How the parts of the process are, for `/healthz`.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use serde::Serialize;
+use tokio::sync::watch;
 
 /// A part whose state is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -43,33 +42,48 @@ pub enum Status {
 }
 
 /// The state of every part; one for the process, shared by `Arc`.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Health {
-    parts: Mutex<[Status; COMPONENTS.len()]>,
+    parts: watch::Sender<Parts>,
+}
+
+type Parts = [Status; COMPONENTS.len()];
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { parts: watch::Sender::new(Parts::default()) }
+    }
 }
 
 impl Health {
     /// Says how a part is from now on.
     pub fn set(&self, component: Component, status: Status) {
-        self.parts()[component as usize] = status;
+        self.parts.send_modify(|parts| parts[component as usize] = status);
     }
 
     /// How a part was said to be last.
     #[must_use]
     pub fn get(&self, component: Component) -> Status {
-        self.parts()[component as usize]
+        self.parts.borrow()[component as usize]
     }
 
     /// Whether the process does its work: every part that is configured is up.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        overall(self.parts().as_slice()) == Status::Up
+        overall(self.parts.borrow().as_slice()) == Status::Up
+    }
+
+    /// Waits until the process does its work; at once if it does. Cancel safe.
+    pub async fn ready(&self) {
+        let mut parts = self.parts.subscribe();
+        // An error would mean that the sender is gone, and `self` holds it.
+        let _ = parts.wait_for(|parts| overall(parts) == Status::Up).await;
     }
 
     /// The answer of `/healthz`: `{"status":"up","components":{"upstream":"up",…}}`.
     #[must_use]
     pub fn to_json(&self) -> String {
-        let parts = *self.parts();
+        let parts = *self.parts.borrow();
         let components: serde_json::Map<String, serde_json::Value> = COMPONENTS
             .iter()
             .zip(parts)
@@ -77,11 +91,6 @@ impl Health {
             .map(|(component, status)| (word(component), word(&status).into()))
             .collect();
         serde_json::json!({ "status": word(&overall(&parts)), "components": components }).to_string()
-    }
-
-    fn parts(&self) -> MutexGuard<'_, [Status; COMPONENTS.len()]> {
-        // Every write is one whole value, so a panic elsewhere leaves nothing half done.
-        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -125,5 +134,21 @@ mod tests {
             assert!(!health.is_ready());
             assert!(health.to_json().ends_with(&format!(r#""status":"{whole}"}}"#)), "{}", health.to_json());
         }
+    }
+    #[test]
+    fn whoever_waits_for_readiness_hears_of_it() {
+        use std::future::Future as _;
+        use std::pin::pin;
+        use std::task::{Context, Poll, Waker};
+
+        let health = Health::default();
+        health.set(Component::Upstream, Status::Starting);
+        let mut ready = pin!(health.ready());
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(ready.as_mut().poll(&mut cx).is_pending());
+        health.set(Component::Mqtt, Status::Up);
+        assert!(ready.as_mut().poll(&mut cx).is_pending());
+        health.set(Component::Upstream, Status::Up);
+        assert_eq!(ready.as_mut().poll(&mut cx), Poll::Ready(()));
     }
 }

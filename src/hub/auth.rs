@@ -16,14 +16,18 @@ use crate::sas::{Resource, SharedKey, Token, TokenError, percent_decode};
 struct Policy {
     name: &'static str,
     key: SharedKey,
+    /// The same key for clients of the Event Hub-compatible endpoint.
+    undecoded: SharedKey,
     device_connect: bool,
     service_connect: bool,
 }
 
 /// The policies that a hub begins with, the owner's first. The keys of the others follow from the owner's.
 fn policies(owner: &SharedKey) -> [Policy; 3] {
-    let policy =
-        |name, key, device_connect, service_connect| Policy { name, key, device_connect, service_connect };
+    let policy = |name, key: SharedKey, device_connect, service_connect| {
+        let undecoded = key.undecoded();
+        Policy { name, key, undecoded, device_connect, service_connect }
+    };
     [
         policy("iothubowner", owner.clone(), true, true),
         policy("device", policy_key(owner, "device"), true, false),
@@ -169,7 +173,7 @@ impl Authority {
             Some(key_name) => {
                 let policy =
                     self.policies.iter().find(|policy| policy.name == key_name).ok_or(Denied::NoPolicy)?;
-                token.verify(&[&policy.key], now_unix)?;
+                token.verify(&[&policy.key, &policy.undecoded], now_unix)?;
                 (resource.path().to_vec(), Signer::Policy(policy.name), Some(policy))
             }
             None => {
@@ -382,6 +386,11 @@ mod tests {
         let service = judge(&policy_token("service", "::1"), "https://[::1]").unwrap();
         assert_eq!(service.signer, Signer::Policy("service"));
         assert_eq!(reach(&service), &all[3..]);
+        // A client of the Event Hub-compatible endpoint does not decode the key.
+        let undecoded = sas::Signer::new(Some("service".into()), policy_key(&owner(), "service").undecoded());
+        let events = undecoded.token("sb://localhost/messages/events", NOW + HOUR);
+        let events = judge(&events, "sb://localhost/messages/events/ConsumerGroups/$Default").unwrap();
+        assert_eq!(reach(&events), &all[5..]);
         // A policy's token for one device, and one for the whole hub that was put for one device only.
         for (resource, name) in [("localhost/devices/d", "localhost"), ("localhost", "localhost/devices/d")] {
             let grant = judge(&policy_token("iothubowner", resource), name).unwrap();

@@ -1,6 +1,6 @@
 //! What happens at the embedded hub.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::LazyLock;
@@ -13,7 +13,8 @@ use super::auth::Grant;
 use super::queue::Departure;
 use super::state::{Appended, Refusal};
 use crate::telemetry::{
-    Counter, EncodeLabelSet, EncodeLabelValue, Family, Gauge, Happening, counter, counters, gauge,
+    Counter, EncodeLabelSet, EncodeLabelValue, Family, Gauge, Happening, LabelValueEncoder, counter,
+    counters, gauge,
 };
 
 struct Metrics {
@@ -62,13 +63,42 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     feedback_lost: counter("hub_feedback_lost", "Feedback messages that nobody fetched in time"),
 });
 
+/// How the variants of an enum read in labels.
+macro_rules! labels {
+    ($name:ident { $($variant:ident => $text:literal),+ $(,)? }) => {
+        impl EncodeLabelValue for $name {
+            fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+                encoder.write_str(match self {
+                    $(Self::$variant => $text),+
+                })
+            }
+        }
+    };
+}
+
+labels!(TokenOutcome { Accepted => "accepted", Refused => "refused" });
+labels!(LinkReason {
+    Unauthorized => "unauthorized",
+    NotFound => "not_found",
+    Limit => "limit",
+    Conflict => "conflict",
+    Invalid => "invalid",
+});
+labels!(MessageKind { Event => "event", Command => "command" });
+labels!(DepartureLabel {
+    Completed => "completed",
+    Rejected => "rejected",
+    DeliveryCountExceeded => "delivery_count_exceeded",
+    Expired => "expired",
+});
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TokenLabels {
     outcome: TokenOutcome,
 }
 
 /// What became of a token, as label `outcome="refused"`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum TokenOutcome {
     Accepted,
     Refused,
@@ -80,7 +110,7 @@ struct ReasonLabels {
 }
 
 /// Why a link is no more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum LinkReason {
     /// Nobody with a good token asked for it.
     Unauthorized,
@@ -100,7 +130,7 @@ struct MessageLabels {
 }
 
 /// What kind of message was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum MessageKind {
     /// A device's telemetry.
     Event,
@@ -113,7 +143,7 @@ struct DepartureLabels {
     outcome: DepartureLabel,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum DepartureLabel {
     Completed,
     Rejected,

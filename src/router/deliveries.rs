@@ -93,12 +93,19 @@ impl<L: Copy + PartialEq> Deliveries<L> {
     /// Forgets all that went over `out`: the link is gone on both sides.
     pub(crate) fn forget_link(&mut self, out: L) {
         let Self { by_out, by_in } = self;
-        by_out.retain(|_, passed| passed.out != out, |_, passed| drop(by_in.remove(passed.id_in)));
+        by_out.retain(
+            |_, passed| passed.out != out,
+            |_, passed| {
+                by_in.remove(passed.id_in);
+            },
+        );
     }
 
     fn forget_run(&mut self, run: Run) {
         let Self { by_out, by_in } = self;
-        by_in.remove_range(run.first, run.last, |_, id_out| drop(by_out.remove(id_out)));
+        by_in.remove_range(run.first, run.last, |_, id_out| {
+            by_out.remove(id_out);
+        });
     }
 }
 

@@ -8,26 +8,26 @@ const FIRST: Duration = Duration::from_millis(500);
 
 /// Grows with each failure up to a ceiling, and starts anew after a success.
 #[derive(Debug)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     failures: u32,
     last: Duration,
 }
 
 impl Backoff {
     /// Waits that grow up to `last`.
-    pub(super) fn new(last: Duration) -> Self {
+    pub(crate) fn new(last: Duration) -> Self {
         Self { failures: 0, last }
     }
 
     /// The hub answered: the next failure starts from the beginning.
-    pub(super) fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }
 
     /// The wait after one more failure; `random` is uniform over all of `u64`.
     ///
     /// Half of the ceiling is fixed, so that no wait is close to none at all.
-    pub(super) fn next(&mut self, random: u64) -> Duration {
+    pub(crate) fn next(&mut self, random: u64) -> Duration {
         let ceiling = FIRST.saturating_mul(1 << self.failures.min(16)).min(self.last);
         self.failures = self.failures.saturating_add(1);
         let fixed = ceiling / 2;

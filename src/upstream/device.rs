@@ -213,6 +213,7 @@ impl Device {
         {
             let link = attach_receiver(connection, session, &commands.address, commands.serial)?;
             commands.receiver = Some(Receiver::new(link, commands.receiver_config()));
+            commands.attachment = commands.attachment.wrapping_add(1);
             attached(link);
         }
         Ok(())

@@ -168,7 +168,7 @@ impl Driver {
         })
         .await;
         if ready {
-            emit(ConnectionLost { worker: self.index, why: &why });
+            emit(ConnectionLost { worker: self.index, why: &why, asked_for: self.is_closing() });
         }
         // What the machine said last, a close mostly, goes out if the stream takes it at once.
         let shared = &self.upstream.shared;

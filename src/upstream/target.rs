@@ -22,7 +22,7 @@ use crate::tls::{self, Roots, TlsError};
 const AMQPS_PORT: u16 = 5671;
 
 /// A hub as the gateway's connections see it; shared by all workers.
-pub struct Hub {
+pub(crate) struct Hub {
     name: Arc<str>,
     host: String,
     port: u16,
@@ -59,7 +59,7 @@ pub enum HubError {
 
 /// The hub did not answer as a TLS server that is who it should be.
 #[derive(Debug, Error)]
-pub enum ConnectError {
+pub(crate) enum ConnectError {
     /// No TCP connection.
     #[error("no TCP connection to {address}: {error}")]
     Tcp {
@@ -98,11 +98,11 @@ pub(crate) struct OwnToken {
 
 /// Where the embedded hub of this process is reached.
 #[derive(Clone, Debug)]
-pub struct Embedded {
+pub(crate) struct Embedded {
     /// The certificate to check it with.
-    pub ca_file: PathBuf,
+    pub(crate) ca_file: PathBuf,
     /// The service connection string with the policy key.
-    pub connection_string: Secret,
+    pub(crate) connection_string: Secret,
 }
 
 impl fmt::Debug for OwnToken {
@@ -116,7 +116,7 @@ impl Hub {
     ///
     /// # Errors
     /// What is wrong with the configured hub.
-    pub fn new(config: &Config, embedded: Option<&Embedded>) -> Result<Self, HubError> {
+    pub(crate) fn new(config: &Config, embedded: Option<&Embedded>) -> Result<Self, HubError> {
         let upstream = &config.upstream;
         let (name, host, port, credential) = match (&upstream.target, embedded) {
             (Target::Embedded, Some(embedded)) => {
@@ -165,12 +165,12 @@ impl Hub {
     }
 
     /// The hub's name: `hostname` of our `open`, and what tokens are signed for.
-    pub fn name(&self) -> &Arc<str> {
+    pub(crate) fn name(&self) -> &Arc<str> {
         &self.name
     }
 
     /// Host and port, for people.
-    pub fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         match self.host.parse::<IpAddr>() {
             Ok(IpAddr::V6(host)) => format!("[{host}]:{}", self.port),
             _ => format!("{}:{}", self.host, self.port),

@@ -83,13 +83,19 @@ impl Happening for ConnectionReady<'_> {
 pub(super) struct ConnectionLost<'a> {
     pub(super) worker: usize,
     pub(super) why: &'a str,
+    /// The gateway itself has closed it.
+    pub(super) asked_for: bool,
 }
 
 impl Happening for ConnectionLost<'_> {
     fn emit(self) {
+        let Self { worker, why, asked_for } = self;
         METRICS.up.dec();
+        if asked_for {
+            return tracing::debug!(worker, "closed the connection to the hub");
+        }
         METRICS.lost.inc();
-        tracing::warn!(worker = self.worker, why = self.why, "the connection to the hub is gone");
+        tracing::warn!(worker, why, "the connection to the hub is gone");
     }
 }
 

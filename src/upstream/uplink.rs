@@ -92,8 +92,6 @@ pub(super) struct Uplink {
     crowded_out: VecDeque<DeviceId>,
     sweep_at: Option<Instant>,
     serial: u64,
-    /// Counts connections: a command of an earlier one must not be taken for one of this.
-    epoch: u32,
     /// A message being encoded.
     scratch: BytesMut,
     notices: Vec<Notice>,
@@ -116,7 +114,6 @@ impl Uplink {
             crowded_out: VecDeque::new(),
             sweep_at: None,
             serial: 0,
-            epoch: 0,
             scratch: BytesMut::new(),
             notices: Vec::new(),
         }
@@ -197,7 +194,7 @@ impl Uplink {
             sink.ended(None);
             return serial;
         }
-        let commands = Commands { serial, address, credit, sink, receiver: None };
+        let commands = Commands { serial, address, credit, sink, receiver: None, attachment: 0 };
         let device = device(&mut self.devices, id, now);
         self.sweep_at.get_or_insert(now + SWEEP);
         if let Some(former) = device.commands.replace(commands) {
@@ -232,9 +229,8 @@ impl Uplink {
         let device = self.devices.get_mut(id);
         let commands = device.and_then(|device| device.commands.as_mut());
         let receiver = commands
-            .filter(|commands| commands.serial == serial && command.epoch == self.epoch)
-            .and_then(|commands| commands.receiver.as_mut())
-            .filter(|receiver| receiver.link() == command.link);
+            .filter(|commands| commands.serial == serial && commands.attachment == command.attachment)
+            .and_then(|commands| commands.receiver.as_mut());
         let (Some(receiver), Some(connection)) = (receiver, &mut self.connection) else {
             return emit(CommandSettled { device: id, outcome: None });
         };
@@ -268,7 +264,6 @@ impl Uplink {
     pub(super) fn connected(&mut self, connection: Connection) {
         self.connection = Some(connection);
         self.phase = Phase::Opening;
-        self.epoch = self.epoch.wrapping_add(1);
         self.notices.clear();
         self.close_when_answered();
     }
@@ -438,10 +433,12 @@ impl Uplink {
         // A command above the bound has detached the link: the answer to that ends the subscription.
         let Ok(Some(delivery)) = receiver.on_transfer(connection, transfer, delivery_id) else { return };
         let settled = delivery.settled;
-        match amqp::decode(id.clone(), commands.address.clone(), &delivery.payload) {
+        // A copy, because it waits for the device: a slice would keep the worker's read buffer.
+        let encoded = Bytes::copy_from_slice(&delivery.payload);
+        match amqp::decode(id.clone(), commands.address.clone(), &encoded) {
             Ok(message) => {
                 emit(CommandReceived { device: id });
-                let id = CommandId { epoch: self.epoch, link, delivery_id, settled };
+                let id = CommandId { attachment: commands.attachment, delivery_id, settled };
                 commands.sink.command(Command { id, message });
             }
             Err(rejection) => {

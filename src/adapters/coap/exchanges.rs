@@ -19,7 +19,7 @@ use fieldgate_mappings::outcome::{Outcome, Reason, Rejection, Report, Verdict};
 use fieldgate_mappings::rules::RuleSet;
 use tokio::sync::Notify;
 
-use crate::adapters::requests::{Ending, RETRY_AFTER, patience};
+use crate::adapters::answering::{Ending, RETRY_AFTER, patience};
 use crate::config::CoapConfig;
 use crate::telemetry::emit;
 use crate::upstream::Patience;

@@ -8,7 +8,7 @@ use fieldgate_coap::{Lost, Refusal, Stats};
 use fieldgate_mappings::address::DeviceId;
 use fieldgate_mappings::outcome::Outcome;
 
-use crate::adapters::requests::{Ending, Endings};
+use crate::adapters::answering::{Ending, Endings};
 use crate::telemetry::{
     Counter, EncodeLabelSet, EncodeLabelValue, Happening, LabelValueEncoder, counter, counters,
 };

@@ -46,8 +46,14 @@ impl Bench {
     }
 
     fn post(&mut self, confirmable: bool, method: Method, path: &[&str]) {
-        let call =
-            Call { confirmable, method, path, query: &["unit=C"], content_format: Some(50), payload: b"21.5" };
+        let call = Call {
+            confirmable,
+            method,
+            path,
+            query: &["unit=C"],
+            content_format: Some(50),
+            payload: b"21.5",
+        };
         self.device.call(self.now, &call).unwrap();
         self.turn();
     }
@@ -246,7 +252,8 @@ fn without_anonymous_access_nobody_is_served() {
 #[test]
 fn a_device_that_starts_anew_gets_the_new_answer_only() {
     let mut bench = Bench::new();
-    let request = |payload: u8| [0x40, 0x02, 0x12, 0x34, 0xb7].into_iter().chain(*b"devices").chain([payload]);
+    let request =
+        |payload: u8| [0x40, 0x02, 0x12, 0x34, 0xb7].into_iter().chain(*b"devices").chain([payload]);
     // The same message ID, another content: the second request makes the first one void.
     for payload in [0u8, 1] {
         let mut datagram: Vec<u8> = request(payload).collect();

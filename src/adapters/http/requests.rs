@@ -22,7 +22,7 @@ use hyper::body::{Body as _, Incoming};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::adapters::requests::{Ending, RETRY_AFTER, patience};
+use crate::adapters::answering::{Ending, RETRY_AFTER, patience};
 use crate::config::{Config, HttpConfig};
 use crate::telemetry::emit;
 use crate::upstream::Patience;
@@ -35,8 +35,6 @@ use super::telemetry::{Fault, OutcomeLate, RequestEnded, RequestRefused};
 const METHODS: [Method; 2] = [Method::POST, Method::PUT];
 /// How long a device may go on sending a body that nobody wants.
 const DISCARD_TIME_OUT: Duration = Duration::from_secs(5);
-/// What a connection may be silent for beyond all time-outs together: writing the answer has none.
-const STALL_SLACK: Duration = Duration::from_secs(10);
 
 /// The requests of one connection. `S` sends a message to the hub.
 pub(super) struct Requests<S> {
@@ -78,10 +76,11 @@ impl<S: Fn(Message, Patience, Verdict)> Requests<S> {
         Self { config, rules, send, peer, begun_at: Cell::new(Instant::now()) }
     }
 
-    /// When the connection is of no use any more, if no request begins before.
+    /// When the connection is of no use any more, if no request begins before: every part of a request has its
+    /// time-out, but the device's reading of the answer. That gets as long as the next head.
     pub(super) fn stalled_at(&self) -> Instant {
         let HttpConfig { header_time_out, body_time_out, answer_time_out, .. } = self.config.http;
-        self.begun_at.get() + body_time_out + answer_time_out + header_time_out + STALL_SLACK
+        self.begun_at.get() + body_time_out + answer_time_out + header_time_out * 2
     }
 
     /// Whether that time has come.

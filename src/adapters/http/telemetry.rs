@@ -7,7 +7,7 @@ use fieldgate_http::Violation;
 use fieldgate_mappings::address::DeviceId;
 use fieldgate_mappings::outcome::Outcome;
 
-use crate::adapters::requests::{Ending, Endings};
+use crate::adapters::answering::{Ending, Endings};
 use crate::telemetry::{
     Counter, EncodeLabelSet, EncodeLabelValue, Family, Happening, LabelValueEncoder, counter, counters,
 };

@@ -69,7 +69,11 @@ impl Bench {
         let requests = Requests::new(Arc::clone(&config), rules(), send, peer);
         let connection = tokio::task::spawn_local(async move {
             // Should the test drop its side, there is no stop.
-            let stop = async { if stopped.await.is_err() { std::future::pending().await } };
+            let stop = async {
+                if stopped.await.is_err() {
+                    std::future::pending().await
+                }
+            };
             converse(stream, peer, &config.http, requests, stop).await;
         });
         Self { device, hub, stop: Some(stop), connection }
@@ -86,9 +90,10 @@ impl Bench {
             head.push(self.device.read_u8().await.expect("a response"));
         }
         let head = String::from_utf8(head).unwrap().to_lowercase();
-        let length = head.split("content-length: ").nth(1).map_or(0, |rest| {
-            rest.split("\r\n").next().unwrap().parse().unwrap()
-        });
+        let length = head
+            .split("content-length: ")
+            .nth(1)
+            .map_or(0, |rest| rest.split("\r\n").next().unwrap().parse().unwrap());
         let mut body = vec![0; length];
         self.device.read_exact(&mut body).await.unwrap();
         (head, String::from_utf8(body).unwrap())
@@ -155,7 +160,11 @@ fn every_outcome_has_its_status() {
             (rejected(Reason::NotPermitted), "403", ""),
             (rejected(Reason::NoSuchAddress), "404", ""),
             (rejected(Reason::TooLarge), "413", ""),
-            (rejected(Reason::Quota { retry_after: Some(Duration::from_secs(77)) }), "429", "\r\nretry-after: 77\r\n"),
+            (
+                rejected(Reason::Quota { retry_after: Some(Duration::from_secs(77)) }),
+                "429",
+                "\r\nretry-after: 77\r\n",
+            ),
             (rejected(Reason::Content), "400", ""),
             (Outcome::Released, "503", "\r\nretry-after: 10\r\n"),
             (Outcome::Unknown, "504", ""),
@@ -215,7 +224,8 @@ fn what_no_rule_maps_is_refused_without_the_hub() {
             ("PUT /devices/d1/messages/events", "405", "\r\nallow: post\r\n"),
             ("POST /devices/d%201/messages/events", "400", ""),
         ] {
-            let (head, body) = bench.ask(format!("{request} HTTP/1.1\r\nHost: gate\r\nContent-Length: 1\r\n\r\n1")).await;
+            let (head, body) =
+                bench.ask(format!("{request} HTTP/1.1\r\nHost: gate\r\nContent-Length: 1\r\n\r\n1")).await;
             assert_eq!(status(&head), code, "{request}");
             assert!(head.contains(field) && body.starts_with("{\"error\":"), "{head}{body}");
         }
@@ -285,7 +295,11 @@ fn a_body_over_the_limit_is_refused_by_its_length_or_where_it_passes_it() {
 fn chunks_are_one_body() {
     run(async {
         let mut bench = Bench::new();
-        bench.write(format!("{EVENTS}Transfer-Encoding: chunked\r\n\r\n2\r\n21\r\n2\r\n.5\r\n0\r\nX: y\r\n\r\n")).await;
+        bench
+            .write(format!(
+                "{EVENTS}Transfer-Encoding: chunked\r\n\r\n2\r\n21\r\n2\r\n.5\r\n0\r\nX: y\r\n\r\n"
+            ))
+            .await;
         let (message, _, verdict) = bench.hub.next().await;
         assert_eq!(&message.body[..], b"21.5");
         verdict.report(Outcome::Accepted);
@@ -334,7 +348,10 @@ fn malformed_requests_are_answered_and_end_the_connection() {
         assert_eq!(status(&head), "431");
         let text = crate::telemetry::render();
         for reason in ["malformed", "escape", "host", "dot-segment", "target"] {
-            assert!(text.contains(&format!("fieldgate_http_violations_total{{reason=\"{reason}\"}}")), "{text}");
+            assert!(
+                text.contains(&format!("fieldgate_http_violations_total{{reason=\"{reason}\"}}")),
+                "{text}"
+            );
         }
     });
 }
@@ -357,6 +374,24 @@ fn slow_devices_are_not_waited_for() {
         assert_eq!(status(&head), "408");
         assert!(head.contains("\r\nconnection: close\r\n"), "{head}");
         assert!(bench.hub.messages.borrow().is_empty());
+    });
+}
+
+#[test]
+fn a_device_that_does_not_read_is_not_waited_for() {
+    let mut config = Config::default();
+    let http = &mut config.http;
+    for time_out in [&mut http.header_time_out, &mut http.body_time_out, &mut http.answer_time_out] {
+        *time_out = Duration::from_millis(40);
+    }
+    run(async {
+        let mut bench = Bench::with(config);
+        let requests = "GET / HTTP/1.1\r\nHost: gate\r\n\r\n".repeat(10_000);
+        // More answers than fit on the way: writing ends when the connection does.
+        bench.device.write_all(requests.as_bytes()).await.unwrap_err();
+        bench.connection.await.unwrap();
+        let text = crate::telemetry::render();
+        assert!(text.contains("fieldgate_http_connections_stalled_total 1\n"), "{text}");
     });
 }
 
@@ -396,7 +431,8 @@ fn a_socket_answers_while_the_hub_is_away() {
     let close = "Connection: close\r\n";
     let away = answered(running.http, events(close, "21.5").as_bytes());
     assert!(away.starts_with("HTTP/1.1 503 ") && away.contains("\r\nretry-after: 10\r\n"), "{away}");
-    let unmapped = answered(running.http, format!("POST /x HTTP/1.1\r\nHost: gate\r\n{close}\r\n").as_bytes());
+    let unmapped =
+        answered(running.http, format!("POST /x HTTP/1.1\r\nHost: gate\r\n{close}\r\n").as_bytes());
     assert!(unmapped.starts_with("HTTP/1.1 404 "), "{unmapped}");
     // The whole body is there before the answer is read: a reset would take the answer away.
     let large = answered(running.http, events("", &"x".repeat(700_000)).as_bytes());

@@ -93,11 +93,13 @@ def foreign(site, watch):
 def tokens(site, watch):
     device = "bad-token"
     good = site.hub.token(device)
-    wrong = re.sub(r"sig=[^&]*", lambda match: "sig=" + match[0][4:][::-1].replace("%", ""), good)
+    wrong = re.sub(r"sig=(.)", lambda match: "sig=" + ("B" if match[1] == "A" else "A"), good)
     with AmqpDevice(site, device) as peer:
         expect_equal("condition before any token", peer.refusal(device), "amqp:unauthorized-access")
     with AmqpDevice(site, device) as peer:
         expect_equal("status of a wrong signature", peer.put_token(wrong), 401)
+        cut = re.sub(r"sig=[^&]*", "sig=c2hvcnQ", good)
+        expect("status of a signature too short to be one", peer.put_token(cut) in (400, 401))
         expect("status of no token at all", peer.put_token("open sesame") in (400, 401))
         expect_equal("status of an expired token", peer.put_token(site.hub.signed_token(device, -600)), 401)
         expect_equal("condition after these", peer.refusal(device), "amqp:unauthorized-access")

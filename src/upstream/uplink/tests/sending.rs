@@ -43,7 +43,9 @@ fn the_hubs_word_is_the_devices() {
 fn whoever_waits_only_for_others_answers_gets_its_turn() {
     let mut bench = Bench::ready(Setup { max_in_flight: 1, ..Setup::default() });
     let devices = ["a", "b", "c"];
-    devices.map(|device| bench.send(device));
+    for device in devices {
+        bench.send(device);
+    }
     bench.accept_all();
     // All have links and credit now. From here on only answers for others move them.
     let mut tickets = Vec::new();
@@ -59,7 +61,8 @@ fn whoever_waits_only_for_others_answers_gets_its_turn() {
 #[test]
 fn a_devices_many_messages_do_not_hold_the_others_up() {
     let mut bench = Bench::ready(Setup { max_in_flight: 1, ..Setup::default() });
-    ["many", "one"].map(|device| bench.send(device));
+    bench.send("many");
+    bench.send("one");
     bench.accept_all();
     for _ in 0..90 {
         bench.send("many");

@@ -8,12 +8,12 @@ use fe2o3_amqp::types::primitives::{SimpleValue, Value};
 use fieldgate_mappings::Timestamp;
 use serde_json::{Map, Value as Json, json};
 
-use super::output::harmless;
 use crate::hub::Iso;
+use crate::output::harmless;
 
 /// What arrived, and where it stands in the log.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Event {
+pub(crate) struct Event {
     device: Option<String>,
     partition: u16,
     sequence: Option<i64>,
@@ -25,7 +25,7 @@ pub(super) struct Event {
 }
 
 impl Event {
-    pub(super) fn new(partition: u16, message: Message<Body<Value>>) -> Self {
+    pub(crate) fn new(partition: u16, message: Message<Body<Value>>) -> Self {
         let mut event = Self {
             device: None,
             partition,
@@ -55,7 +55,7 @@ impl Event {
     }
 
     /// One JSON object on one line.
-    pub(super) fn to_json(&self) -> String {
+    pub(crate) fn to_json(&self) -> String {
         json!({
             "device": self.device,
             "partition": self.partition,
@@ -70,15 +70,29 @@ impl Event {
     }
 
     /// One line: when, who, what, and what came with it. The rest is in the JSON form.
-    pub(super) fn to_line(&self) -> String {
+    pub(crate) fn to_line(&self) -> String {
         let time = self.enqueued.map(iso).unwrap_or_default();
         // Of "2026-11-22T09:30:00.000Z" a person who watches needs the time of day.
         let time = time.get(11..23).unwrap_or(&time);
         let device = self.device.as_deref().map_or_else(|| "(no device)".into(), harmless);
-        let mut line = format!("{time}  {device}  {}", shown(&self.body));
         let told = ["content-type", "content-encoding", "message-id", "correlation-id", "subject"];
         let told = told.iter().filter_map(|name| self.system.get_key_value(*name));
-        for (index, (name, value)) in self.properties.iter().chain(told).enumerate() {
+        format!("{time}  {device}  {}", self.with_body(self.properties.iter().chain(told)))
+    }
+
+    /// The device that the hub names as the sender.
+    pub(crate) fn device(&self) -> Option<&str> {
+        self.device.as_deref()
+    }
+
+    /// What the device itself put together: the body and the application properties.
+    pub(crate) fn content(&self) -> String {
+        self.with_body(self.properties.iter())
+    }
+
+    fn with_body<'a>(&self, properties: impl Iterator<Item = (&'a String, &'a Json)>) -> String {
+        let mut line = shown(&self.body);
+        for (index, (name, value)) in properties.enumerate() {
             line.push_str(if index == 0 { "   " } else { " " });
             line.push_str(&format!("{}={}", harmless(name), shown(value)));
         }
@@ -280,6 +294,7 @@ mod tests {
             Event::new(2, message(data(b"{\"t\":21}"))).to_line(),
             "09:30:00.123  pump-1  {\"t\":21}   hot=true line=7 site=berlin content-type=application/json message-id=m-1"
         );
+        assert_eq!(Event::new(2, message(data(b"{}"))).content(), "{}   hot=true line=7 site=berlin");
         let raw = Event::new(0, message(data(&[0xff, 0]))).to_line();
         assert!(raw.contains("  base64:/wA=   "), "{raw}");
         let hostile = Event::new(0, message(data(b"\x1b[2J\nx"))).to_line();

@@ -1,7 +1,12 @@
-//! A connection to the hub as a service: AMQP over TLS, with a token of the hub's policy.
+//! A connection to the hub as a service: AMQP over TLS, with a token of the hub's policy. The hub's tools and the demo
+//! watch and command through it.
 //!
-//! The client is `fe2o3-amqp`, which shares no code with our own core: what these tools show, another implementation
-//! has understood.
+//! The client is `fe2o3-amqp`, which shares no code with our own core: what it shows, another implementation has
+//! understood.
+
+pub(crate) mod command;
+mod event;
+pub(crate) mod watch;
 
 use std::time::Duration;
 
@@ -20,7 +25,9 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::output::{harmless, unix_millis};
+pub(crate) use event::Event;
+
+use crate::output::{harmless, unix_seconds};
 use crate::sas::ConnectionString;
 use crate::state::{StateDir, StateError};
 use crate::tls::{self, Roots, TlsError};
@@ -33,7 +40,7 @@ const CBS: &str = "$cbs";
 
 /// Why the hub could not be worked with; its text is for a person.
 #[derive(Debug, Error)]
-pub(super) enum ServiceError {
+pub(crate) enum ServiceError {
     #[error(transparent)]
     State(#[from] StateError),
     #[error(transparent)]
@@ -59,22 +66,22 @@ pub(super) enum ServiceError {
 }
 
 impl ServiceError {
-    pub(super) fn refused(what: impl Into<String>, why: impl Into<String>) -> Self {
+    pub(crate) fn refused(what: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Refused { what: what.into(), why: why.into() }
     }
 }
 
 /// The connection, authorised, with one session.
-pub(super) struct Service {
+pub(crate) struct Service {
     connection: ConnectionHandle<()>,
-    pub(super) session: SessionHandle<()>,
+    pub(crate) session: SessionHandle<()>,
     /// Host and port, for messages.
-    pub(super) address: String,
+    pub(crate) address: String,
 }
 
 impl Service {
     /// Connects to the hub that noted its address in this directory.
-    pub(super) async fn connect(state: &StateDir) -> Result<Self, ServiceError> {
+    pub(crate) async fn connect(state: &StateDir) -> Result<Self, ServiceError> {
         let hub = ConnectionString::parse(state.service_connection_string()?.expose())?;
         let address = format!("{}:{}", hub.host, hub.port.unwrap_or(PORT));
         let tls = TlsConnector::from(tls::client(&Roots::File(state.ca_file()))?);
@@ -107,12 +114,14 @@ impl Service {
         let mut session = Session::begin(&mut connection)
             .await
             .map_err(|error| failed("the hub does not begin a session", &error))?;
-        put_token(&mut session, hub).await?;
+        let resource = hub.resource();
+        let token = hub.signer().token(&resource, unix_seconds() + TOKEN_LIFE_SECONDS);
+        put_token(&mut session, resource, token).await?;
         Ok(Self { connection, session, address: address.into() })
     }
 
     /// Takes leave as the protocol says, if the hub still listens.
-    pub(super) async fn close(mut self) {
+    pub(crate) async fn close(mut self) {
         let leave = async {
             // The work is done; a hub that is gone meanwhile changes nothing.
             let _ = self.session.end().await;
@@ -122,8 +131,15 @@ impl Service {
     }
 }
 
-/// Claims-based security: the token goes to `$cbs`, the answer comes from there.
-async fn put_token(session: &mut SessionHandle<()>, hub: &ConnectionString) -> Result<(), ServiceError> {
+/// Claims-based security: the token for `resource` goes to `$cbs`, the answer comes from there.
+///
+/// # Errors
+/// What the hub gave as its reason.
+pub(crate) async fn put_token(
+    session: &mut SessionHandle<()>,
+    resource: String,
+    token: String,
+) -> Result<(), ServiceError> {
     const WHAT: &str = "the hub does not take this directory's key";
     let mut sender = Sender::attach(session, "cbs-sender", CBS)
         .await
@@ -131,9 +147,6 @@ async fn put_token(session: &mut SessionHandle<()>, hub: &ConnectionString) -> R
     let mut receiver = Receiver::attach(session, "cbs-receiver", CBS)
         .await
         .map_err(|error| ServiceError::refused(WHAT, describe_attach(&error)))?;
-    let resource = hub.resource();
-    let now = u64::try_from(unix_millis() / 1_000).unwrap_or_default();
-    let token = hub.signer().token(&resource, now + TOKEN_LIFE_SECONDS);
     let request = Message::builder()
         .properties(Properties::builder().message_id(MessageId::Ulong(1)).to(CBS).reply_to("cbs").build())
         .application_properties(
@@ -170,7 +183,7 @@ async fn put_token(session: &mut SessionHandle<()>, hub: &ConnectionString) -> R
 }
 
 /// What the peer gave as its reason.
-pub(super) fn describe(error: &AmqpError) -> String {
+pub(crate) fn describe(error: &AmqpError) -> String {
     let condition = condition(error);
     match &error.description {
         Some(text) => format!("{} ({})", harmless(text), harmless(condition.as_str())),
@@ -179,7 +192,7 @@ pub(super) fn describe(error: &AmqpError) -> String {
 }
 
 /// The symbol of an error condition.
-pub(super) fn condition(error: &AmqpError) -> Symbol {
+pub(crate) fn condition(error: &AmqpError) -> Symbol {
     match &error.condition {
         ErrorCondition::AmqpError(error) => error.into(),
         ErrorCondition::ConnectionError(error) => error.into(),
@@ -189,28 +202,28 @@ pub(super) fn condition(error: &AmqpError) -> Symbol {
     }
 }
 
-pub(super) fn describe_attach(error: &ReceiverAttachError) -> String {
+pub(crate) fn describe_attach(error: &ReceiverAttachError) -> String {
     match error {
         ReceiverAttachError::RemoteClosedWithError(error) => describe(error),
         other => other.to_string(),
     }
 }
 
-pub(super) fn describe_sender_attach(error: &SenderAttachError) -> String {
+pub(crate) fn describe_sender_attach(error: &SenderAttachError) -> String {
     match error {
         SenderAttachError::RemoteClosedWithError(error) => describe(error),
         other => other.to_string(),
     }
 }
 
-pub(super) fn describe_send(error: &SendError) -> String {
+pub(crate) fn describe_send(error: &SendError) -> String {
     match error {
         SendError::LinkStateError(error) => describe_link(error),
         other => other.to_string(),
     }
 }
 
-pub(super) fn describe_receive(error: &RecvError) -> String {
+pub(crate) fn describe_receive(error: &RecvError) -> String {
     match error {
         RecvError::LinkStateError(error) => describe_link(error),
         other => other.to_string(),
@@ -229,7 +242,7 @@ fn describe_link(error: &LinkStateError) -> String {
 }
 
 /// Nothing for accepted; else why not.
-pub(super) fn describe_outcome(outcome: &Outcome) -> Option<String> {
+pub(crate) fn describe_outcome(outcome: &Outcome) -> Option<String> {
     match outcome {
         Outcome::Accepted(_) => None,
         Outcome::Rejected(rejected) => {

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 ///
 /// # Errors
 /// When nobody reads any more.
-pub(super) fn say(line: &str) -> io::Result<()> {
+pub(crate) fn say(line: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(line.as_bytes())?;
     out.write_all(b"\n")?;
@@ -15,13 +15,13 @@ pub(super) fn say(line: &str) -> io::Result<()> {
 }
 
 /// Writes a line to standard error: what is about the work and not its result.
-pub(super) fn complain(line: &str) {
+pub(crate) fn complain(line: &str) {
     // Without a standard error there is nobody to tell that there is none.
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
 /// A text from elsewhere, made harmless for a terminal: control characters are shown, not obeyed.
-pub(super) fn harmless(text: &str) -> String {
+pub(crate) fn harmless(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -38,9 +38,14 @@ pub(super) fn harmless(text: &str) -> String {
 }
 
 /// Milliseconds since 1970.
-pub(super) fn unix_millis() -> i64 {
+pub(crate) fn unix_millis() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Seconds since 1970.
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 #[cfg(test)]

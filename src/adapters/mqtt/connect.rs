@@ -1,0 +1,74 @@
+//! Who a client is: what CONNECT has to say to be let in. The identity is the client identifier; where anonymous
+//! access is allowed it is believed.
+
+use bytes::Bytes;
+use fieldgate_mappings::address::DeviceId;
+use fieldgate_mappings::message::Message;
+use fieldgate_mappings::mqtt::Publish;
+use fieldgate_mappings::outcome::{Reason, Rejection};
+use fieldgate_mappings::rules::RuleSet;
+use fieldgate_mqtt::{Connect, Will};
+
+use super::words;
+
+/// The device that a client is.
+///
+/// # Errors
+/// Why it is not let in.
+pub(super) fn identify(connect: &Connect, allow_anonymous: bool) -> Result<DeviceId, Rejection> {
+    let device = DeviceId::new(&connect.client_id)
+        .map_err(|error| Rejection::new(Reason::Content, format!("the client identifier {error}")))?;
+    if !allow_anonymous {
+        return Err(Rejection::new(Reason::NotPermitted, "anonymous access is not allowed here"));
+    }
+    match connect.username.as_deref().and_then(named_device) {
+        Some(named) if named != device.as_str() => {
+            Err(Rejection::new(Reason::NotPermitted, "the user name is another device's"))
+        }
+        _ => Ok(device),
+    }
+}
+
+/// The device that a user name in Azure's form is about: `hub/device/?api-version=…`, in older clients without the
+/// question mark. Any other user name says nothing about a device.
+fn named_device(user_name: &str) -> Option<&str> {
+    let mut parts = user_name.split('/').skip(1);
+    parts.next().filter(|device| !device.is_empty() && !device.starts_with('?'))
+}
+
+/// The message that a will becomes, with memory of its own: it is kept as long as the connection.
+///
+/// # Errors
+/// Why the rules do not take it: found out now, while the device can still be told.
+pub(super) fn will(rules: &RuleSet, device: &DeviceId, will: &Will) -> Result<Box<Message>, Rejection> {
+    let publish = Publish {
+        topic: &will.topic,
+        payload: Bytes::copy_from_slice(&will.payload),
+        qos: will.qos as u8,
+        retain: will.retain,
+        properties: words::read_copy(&will.properties),
+    };
+    rules.map_mqtt_will(device, publish).map(Box::new)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn azures_user_names_name_a_device_and_others_do_not() {
+        for (user_name, device) in [
+            ("hub.example/dev1/?api-version=2021-04-12", Some("dev1")),
+            ("hub.example:8883/dev1/?api-version=2021-04-12&DeviceClientType=x%2Fy", Some("dev1")),
+            ("hub.example/dev1/api-version=2016-11-14", Some("dev1")),
+            ("hub.example/dev1/module/?api-version=2021-04-12", Some("dev1")),
+            ("hub.example/dev1", Some("dev1")),
+            ("hub.example/?api-version=2021-04-12", None),
+            ("hub.example/", None),
+            ("alice", None),
+            ("", None),
+        ] {
+            assert_eq!(named_device(user_name), device, "{user_name}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! What comes back from the hub for one connection: outcomes of its messages, commands for its device. Whoever brings
+//! it only notes it here and wakes the connection's task.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::task::{Context, Waker};
+
+use fieldgate_mappings::outcome::{Outcome, Rejection, Report, Verdict};
+use fieldgate_mqtt::PublishToken;
+
+use crate::upstream::{Command, CommandSink};
+
+use super::telemetry::{self, Kind};
+
+/// Bytes of QoS 0 messages on their way to the hub, for each connection. Above it they are dropped.
+const MAX_QOS_0_BYTES: u32 = 1024 * 1024;
+/// What a message costs on its way besides its payload, about.
+const MESSAGE_BYTES: usize = 512;
+/// Outcomes that an empty queue keeps room for, 56 bytes each.
+const KEPT_OUTCOMES: usize = 8;
+
+/// Which message of a connection a verdict is about. It travels as the verdict's number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ticket {
+    /// QoS 1: the device waits for an answer.
+    Waiting(PublishToken),
+    /// QoS 0, and what it costs in bytes.
+    Unwaited(u32),
+    /// The will.
+    Will,
+}
+
+impl Ticket {
+    const UNWAITED: u64 = 1 << 63;
+    const WILL: u64 = 1 << 62;
+
+    fn number(self) -> u64 {
+        match self {
+            Self::Waiting(token) => token.number(),
+            Self::Unwaited(bytes) => Self::UNWAITED | u64::from(bytes),
+            Self::Will => Self::WILL,
+        }
+    }
+
+    fn from_number(number: u64) -> Self {
+        if number & Self::UNWAITED != 0 {
+            Self::Unwaited(u32::try_from(number & !Self::UNWAITED).unwrap_or(u32::MAX))
+        } else if number & Self::WILL != 0 {
+            Self::Will
+        } else {
+            Self::Waiting(PublishToken::from_number(number))
+        }
+    }
+
+    /// What it is counted as.
+    pub(super) fn kind(self) -> Kind {
+        match self {
+            Self::Waiting(_) => Kind::QoS1,
+            Self::Unwaited(_) => Kind::QoS0,
+            Self::Will => Kind::Will,
+        }
+    }
+}
+
+/// Why no command comes any more.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// The hub refused the subscription.
+    Refused(Rejection),
+    /// The hub took it away, for a reason that is not the device's concern.
+    Withdrawn,
+}
+
+/// What one connection has to look at.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    outcomes: RefCell<VecDeque<(Ticket, Outcome)>>,
+    /// At most as many as the subscription's credit.
+    commands: RefCell<VecDeque<Command>>,
+    ended: RefCell<Option<Box<Ended>>>,
+    qos_0_bytes: Cell<u32>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Inbox {
+    /// A verdict on a message of QoS 1, or on the will.
+    pub(super) fn verdict(self: &Rc<Self>, ticket: Ticket) -> Verdict {
+        Verdict::new(Rc::clone(self) as Rc<dyn Report>, ticket.number())
+    }
+
+    /// A verdict on a message of QoS 0 with so many bytes of payload, if it is not one too many.
+    pub(super) fn unwaited(self: &Rc<Self>, payload_bytes: usize) -> Option<Verdict> {
+        let bytes = u32::try_from(payload_bytes + MESSAGE_BYTES).ok()?;
+        let sum = self.qos_0_bytes.get().checked_add(bytes).filter(|sum| *sum <= MAX_QOS_0_BYTES)?;
+        self.qos_0_bytes.set(sum);
+        Some(self.verdict(Ticket::Unwaited(bytes)))
+    }
+
+    /// The task of `cx` is woken when something comes.
+    pub(super) fn listen(&self, cx: &Context<'_>) {
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+    }
+
+    /// The next outcome that somebody has to act on.
+    pub(super) fn next_outcome(&self) -> Option<(Ticket, Outcome)> {
+        let mut outcomes = self.outcomes.borrow_mut();
+        let next = outcomes.pop_front();
+        if next.is_none() && outcomes.capacity() > KEPT_OUTCOMES {
+            *outcomes = VecDeque::new();
+        }
+        next
+    }
+
+    /// The next command.
+    pub(super) fn next_command(&self) -> Option<Command> {
+        self.commands.borrow_mut().pop_front()
+    }
+
+    /// A command that has to wait, in front of the others.
+    pub(super) fn put_back(&self, command: Command) {
+        self.commands.borrow_mut().push_front(command);
+    }
+
+    /// Forgets what a dropped subscription brought, without an outcome: the hub keeps it.
+    pub(super) fn forget_commands(&self) {
+        self.commands.take();
+        self.ended.take();
+    }
+
+    /// The end of the subscription, once.
+    pub(super) fn take_ended(&self) -> Option<Box<Ended>> {
+        self.ended.take()
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+}
+
+impl Report for Inbox {
+    fn report(&self, ticket: u64, outcome: Outcome) {
+        let ticket = Ticket::from_number(ticket);
+        telemetry::published(ticket.kind(), &outcome).inc();
+        if let Ticket::Unwaited(bytes) = ticket {
+            self.qos_0_bytes.set(self.qos_0_bytes.get().saturating_sub(bytes));
+            if matches!(outcome, Outcome::Released | Outcome::Unknown) {
+                telemetry::qos_0_dropped().inc();
+            }
+        }
+        // Of what nobody waits for only a refusal is worth a look.
+        if matches!(ticket, Ticket::Waiting(_)) || matches!(outcome, Outcome::Rejected(_)) {
+            self.outcomes.borrow_mut().push_back((ticket, outcome));
+            self.wake();
+        }
+    }
+}
+
+impl CommandSink for Inbox {
+    fn command(&self, command: Command) {
+        self.commands.borrow_mut().push_back(command);
+        self.wake();
+    }
+
+    fn ended(&self, refused: Option<Rejection>) {
+        let ended = refused.map_or(Ended::Withdrawn, Ended::Refused);
+        self.ended.replace(Some(Box::new(ended)));
+        self.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fieldgate_mappings::outcome::Reason;
+
+    use super::*;
+
+    #[test]
+    fn a_ticket_comes_back_as_it_was() {
+        for ticket in [
+            Ticket::Waiting(PublishToken::from_number(0)),
+            Ticket::Waiting(PublishToken::from_number(u64::MAX >> 2)),
+            Ticket::Unwaited(0),
+            Ticket::Unwaited(u32::MAX),
+            Ticket::Will,
+        ] {
+            assert_eq!(Ticket::from_number(ticket.number()), ticket);
+        }
+    }
+
+    #[test]
+    fn qos_0_is_bounded_in_bytes_and_room_comes_back_with_every_outcome() {
+        let inbox = Rc::new(Inbox::default());
+        let mut verdicts: Vec<Verdict> = std::iter::from_fn(|| inbox.unwaited(100 * 1024)).collect();
+        assert_eq!(verdicts.len(), 10);
+        assert!(inbox.unwaited(20 * 1024).is_none());
+        verdicts.pop().expect("ten").report(Outcome::Accepted);
+        assert!(inbox.unwaited(20 * 1024).is_some_and(|verdict| verdict.ticket() & Ticket::UNWAITED != 0));
+        drop(verdicts);
+        assert_eq!(inbox.qos_0_bytes.get(), 0);
+        assert!(inbox.next_outcome().is_none(), "nobody waits for QoS 0");
+        assert!(inbox.unwaited(usize::MAX / 2).is_none());
+    }
+
+    #[test]
+    fn a_refusal_is_worth_a_look_whatever_it_is_about() {
+        let inbox = Rc::new(Inbox::default());
+        let refused = || Outcome::Rejected(Rejection::new(Reason::Content, "no"));
+        inbox.unwaited(1).expect("room").report(refused());
+        inbox.verdict(Ticket::Will).report(refused());
+        drop(inbox.verdict(Ticket::Will));
+        drop(inbox.verdict(Ticket::Waiting(PublishToken::from_number(3))));
+        let seen: Vec<_> = std::iter::from_fn(|| inbox.next_outcome()).collect();
+        assert_eq!(
+            seen,
+            [
+                (Ticket::Unwaited(513), refused()),
+                (Ticket::Will, refused()),
+                (Ticket::Waiting(PublishToken::from_number(3)), Outcome::Released),
+            ]
+        );
+    }
+}
