@@ -68,6 +68,8 @@ pub(crate) enum Seen {
     Outcome { body: Bytes, outcome: String },
     /// The peer detached a link.
     Detached { place: Place },
+    /// A session is over, whoever ended it.
+    SessionEnded { connection: u64, session: SessionId },
     /// A connection is over, with a reason where it was closed.
     Ended { connection: u64, reason: Option<CloseReason> },
 }
@@ -245,6 +247,17 @@ impl Hub {
     /// Waits until the peer has detached this link.
     pub(crate) async fn detached(&mut self, link: Place) {
         self.wait(|seen| matches!(seen, Seen::Detached { place } if *place == link).then_some(())).await;
+    }
+
+    /// Waits until the session of this link is over at both ends.
+    pub(crate) async fn session_ended(&mut self, of: Place) {
+        self.wait(|seen| match seen {
+            Seen::SessionEnded { connection, session } => {
+                (*connection == of.connection && *session == of.session).then_some(())
+            }
+            _ => None,
+        })
+        .await;
     }
 
     /// Why a connection is over.
@@ -453,7 +466,10 @@ impl Peer {
                 }
                 self.saw(Seen::Detached { place: self.place(session, link) });
             }
-            Event::SessionEnded { .. } | Event::Flow { link: None, .. } | Event::Closed(_) => {}
+            Event::SessionEnded { session, .. } => {
+                self.saw(Seen::SessionEnded { connection: self.connection, session });
+            }
+            Event::Flow { link: None, .. } | Event::Closed(_) => {}
         }
     }
 

@@ -118,6 +118,7 @@ async fn publishing_goes_on_after_the_hub_has_ended_a_link_or_session() {
                 hub.detached(message.place).await;
             } else {
                 hub.end(message.place, "amqp:internal-error");
+                hub.session_ended(message.place).await;
             }
         }
         device.event("http", b"last").await;

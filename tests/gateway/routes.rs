@@ -56,6 +56,7 @@ async fn every_outcome_passes_through() {
                 (answer, outcome) => panic!("{answer:?} became {outcome:?}"),
             }
         }
+        gateway.stop().await;
     })
     .await;
 }
@@ -86,6 +87,7 @@ async fn the_devices_outcome_is_the_hubs() {
             }
             assert_eq!(hub.outcome_of(command).await, outcome);
         }
+        gateway.stop().await;
     })
     .await;
 }
@@ -94,7 +96,8 @@ async fn the_devices_outcome_is_the_hubs() {
 async fn what_the_hub_or_the_gateway_refuses_is_refused() {
     within(async {
         let hub = Hub::start();
-        let gateway = Gateway::scripted(&hub, Lines::default()).await;
+        let lines = Lines { amqp: "authorise = \"token\"", ..Lines::default() };
+        let gateway = Gateway::scripted(&hub, lines).await;
         hub.from_now_on(|manner| manner.refuses = Some(error("amqp:unauthorized-access")));
         let mut device_1 = device(&gateway).await;
         let refused = Sender::attach(&mut device_1.session, "a", EVENTS).await.unwrap_err();
@@ -106,6 +109,7 @@ async fn what_the_hub_or_the_gateway_refuses_is_refused() {
         assert!(format!("{refused:?}").contains("NotFound"), "{refused:?}");
         let mut hub = hub;
         assert!(!hub.has_seen(|seen| matches!(seen, Seen::Attached { .. })));
+        gateway.stop().await;
     })
     .await;
 }
@@ -125,6 +129,7 @@ async fn the_hubs_detach_reaches_the_device() {
         hub.detach(place, "amqp:link:detach-forced");
         let ended = sender.on_detach().await;
         assert!(format!("{ended:?}").contains("DetachForced"), "{ended:?}");
+        gateway.stop().await;
     })
     .await;
 }
@@ -154,6 +159,7 @@ async fn the_end_of_the_hubs_connection_is_the_devices() {
         let connection = hub.opened().await;
         device.connection.close().await.unwrap();
         assert!(hub.ended(connection).await.is_some());
+        gateway.stop().await;
     })
     .await;
 }
@@ -178,6 +184,7 @@ async fn without_a_hub_the_device_is_told_so() {
         };
         let forced = format!("{:?}", ConnectionError::ConnectionForced);
         assert!(told.contains(&forced) || told.contains("ConnectionForced"), "{told}");
+        gateway.stop().await;
     })
     .await;
 }
@@ -217,6 +224,7 @@ async fn a_device_proves_itself_to_the_embedded_hub() {
                 bound.accept(&got).await.unwrap();
             }
         }
+        gateway.stop().await;
     })
     .await;
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
@@ -12,6 +12,7 @@ use fieldgate::config::Config;
 use fieldgate::shutdown::{self, Trigger};
 use fieldgate_mqtt::Version;
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 
 use super::hub::Hub;
 use super::mqtt::Mqtt;
@@ -76,7 +77,9 @@ pub(crate) struct Gateway {
     pub(crate) ports: Ports,
     pub(crate) state: PathBuf,
     pub(crate) trigger: Trigger,
-    ended: Receiver<()>,
+    /// Closed when the thread is about to end.
+    ended: mpsc::Receiver<()>,
+    ended_too: oneshot::Receiver<()>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -128,14 +131,14 @@ impl Gateway {
         );
         let config = Config::parse("test", &text, None).unwrap_or_else(|error| panic!("{error}\n{text}"));
         let (trigger, shutdown) = shutdown::channel();
-        let (end, ended) = channel();
+        let (end, ended) = mpsc::channel();
+        let (end_too, ended_too) = oneshot::channel();
         let thread = std::thread::spawn(move || {
-            let outcome = app::run(config, &shutdown);
-            // Nobody listens any more where the guard gave up.
-            let _ = end.send(());
-            outcome.unwrap();
+            // Dropped when this thread has nothing more to do, in whatever way.
+            let _ends: (mpsc::Sender<()>, oneshot::Sender<()>) = (end, end_too);
+            app::run(config, &shutdown).unwrap();
         });
-        let gateway = Self { ports, state, trigger, ended, thread: Some(thread) };
+        let gateway = Self { ports, state, trigger, ended, ended_too, thread: Some(thread) };
         // The admin port is the last one that opens, and nothing but the port says so.
         while TcpStream::connect(ports.admin).await.is_err() {
             assert!(!gateway.thread.as_ref().unwrap().is_finished(), "the gateway could not start");
@@ -182,10 +185,19 @@ impl Gateway {
     }
 }
 
+impl Gateway {
+    /// Asks for the stop and waits for it while devices of this test go on talking.
+    pub(crate) async fn stop(mut self) {
+        self.trigger.drain();
+        // An error is how it ends: nothing is sent.
+        let _ = (&mut self.ended_too).await;
+    }
+}
+
 impl Drop for Gateway {
     fn drop(&mut self) {
         self.trigger.drain();
-        let in_time = self.ended.recv_timeout(STOP_PATIENCE).is_ok();
+        let in_time = self.ended.recv_timeout(STOP_PATIENCE) == Err(mpsc::RecvTimeoutError::Disconnected);
         self.trigger.abort();
         let ended = self.thread.take().unwrap().join();
         if !std::thread::panicking() {
