@@ -8,7 +8,7 @@ use fe2o3_amqp::types::primitives::Value;
 use fe2o3_amqp::{Connection, Sender};
 use fieldgate::sas::{SharedKey, Signer};
 use fieldgate::hub::device_key;
-use fieldgate_amqp::codec::{put_map, put_str};
+use fieldgate_amqp::codec::{put_map, put_str, put_symbol};
 use fieldgate_mappings::DeviceId;
 use tokio::net::TcpStream;
 
@@ -32,7 +32,7 @@ async fn every_outcome_passes_through() {
         let mut sender = device.sender(EVENTS).await;
         let mut info = BytesMut::new();
         put_map(&mut info, |out| {
-            put_str(out, "limit");
+            put_symbol(out, "limit");
             put_str(out, "7");
             1
         });
