@@ -296,7 +296,10 @@ impl Hub {
 
     /// Sends a command over a link of the peer's.
     pub(crate) fn send(&self, place: Place, body: &'static str) {
-        self.tell(place.connection, Order::Send { link: place.link, body: Bytes::from_static(body.as_bytes()) });
+        self.tell(
+            place.connection,
+            Order::Send { link: place.link, body: Bytes::from_static(body.as_bytes()) },
+        );
     }
 
     pub(crate) fn detach(&self, place: Place, condition: &str) {
@@ -455,7 +458,10 @@ impl Peer {
                 let mut outcomes = Vec::new();
                 if let Some(unsettled) = self.unsettled.get_mut(&session) {
                     unsettled.on_disposition(machine, session, &disposition, |settled| {
-                        outcomes.push((settled.value, settled.state.map_or_else(String::new, |state| word(&state))));
+                        outcomes.push((
+                            settled.value,
+                            settled.state.map_or_else(String::new, |state| word(&state)),
+                        ));
                     });
                 }
                 outcomes.into_iter().for_each(|(body, outcome)| self.saw(Seen::Outcome { body, outcome }));
@@ -481,7 +487,8 @@ impl Peer {
         self.machine.answer_attach(link, &mirror(attach));
         let (source, target) = (attach.source(), attach.target());
         let terminus = if attach.role() == Role::Sender { target } else { source };
-        let address = terminus.as_ref().and_then(|terminus| terminus.address()).unwrap_or_default().to_owned();
+        let address =
+            terminus.as_ref().and_then(|terminus| terminus.address()).unwrap_or_default().to_owned();
         self.saw(Seen::Attached { place: self.place(session, link), address, role: attach.role() });
         match attach.role() {
             Role::Receiver => {

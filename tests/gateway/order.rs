@@ -42,7 +42,8 @@ async fn pubacks_keep_the_order_of_the_publishes() {
 async fn nothing_is_acknowledged_past_a_message_that_was_not_taken() {
     within(async {
         let mut hub = Hub::start();
-        let gateway = Gateway::scripted(&hub, Lines { upstream: "hold = \"100ms\"", ..Lines::default() }).await;
+        let gateway =
+            Gateway::scripted(&hub, Lines { upstream: "hold = \"100ms\"", ..Lines::default() }).await;
         let mut device = gateway.mqtt(V5, "m5").await;
         let first = device.event("m5", b"1").await;
         device.event("m5", b"2").await;
@@ -52,7 +53,10 @@ async fn nothing_is_acknowledged_past_a_message_that_was_not_taken() {
         hub.settle(&messages[1], &Answer::Release);
         hub.settle(&messages[0], &Answer::Accept);
         assert_eq!(device.told(first).await, Told::PubAck(0));
-        assert_eq!(device.packet().await, Some(fieldgate_mqtt::client::ServerPacket::Disconnect { reason: 0x89 }));
+        assert_eq!(
+            device.packet().await,
+            Some(fieldgate_mqtt::client::ServerPacket::Disconnect { reason: 0x89 })
+        );
         assert_eq!(device.packet().await, None);
     })
     .await;

@@ -6,8 +6,8 @@ use fe2o3_amqp::types::definitions::{ConnectionError, ErrorCondition};
 use fe2o3_amqp::types::messaging::{Body, Outcome};
 use fe2o3_amqp::types::primitives::Value;
 use fe2o3_amqp::{Connection, Sender};
-use fieldgate::sas::{SharedKey, Signer};
 use fieldgate::hub::device_key;
+use fieldgate::sas::{SharedKey, Signer};
 use fieldgate_amqp::codec::{put_map, put_str, put_symbol};
 use fieldgate_mappings::DeviceId;
 use tokio::net::TcpStream;
@@ -69,7 +69,8 @@ async fn the_devices_outcome_is_the_hubs() {
         let mut device = device(&gateway).await;
         let mut receiver = device.receiver(BOUND).await;
         let link = hub.subscription("dev").await;
-        for (command, outcome) in [("a", "accepted"), ("b", "released"), ("c", "rejected: amqp:not-allowed")] {
+        for (command, outcome) in [("a", "accepted"), ("b", "released"), ("c", "rejected: amqp:not-allowed")]
+        {
             hub.send(link, command);
             let got = receiver.recv::<Body<Value>>().await.unwrap();
             assert_eq!(body(&got), command.as_bytes());
