@@ -29,8 +29,8 @@ use super::world;
 /// What the hub does by itself.
 #[derive(Clone, Debug)]
 pub(crate) struct Manner {
-    /// Whether connections are taken at all, beyond TCP.
-    pub(crate) is_there: bool,
+    /// How many connections are still taken, beyond TCP; with none the hub is away.
+    pub(crate) takes: usize,
     /// Links are refused with this.
     pub(crate) refuses: Option<AmqpError>,
     /// What the sender of a link may send before a test gives more.
@@ -147,7 +147,7 @@ impl Hub {
         let port = listener.local_addr().unwrap().port();
         let (sender, seen) = mpsc::unbounded_channel();
         let control = Arc::new(Control {
-            manner: Mutex::new(Manner { is_there: true, refuses: None, credit: 1000 }),
+            manner: Mutex::new(Manner { takes: usize::MAX, refuses: None, credit: 1000 }),
             connections: Mutex::default(),
             seen: sender,
         });
@@ -335,8 +335,9 @@ async fn accept(listener: std::net::TcpListener, tls: TlsAcceptor, control: Arc<
     let listener = TcpListener::from_std(listener).unwrap();
     for connection in 0.. {
         let (tcp, _) = listener.accept().await.unwrap();
-        if !control.manner().is_there {
-            continue;
+        match &mut control.manner().takes {
+            0 => continue,
+            takes => *takes -= 1,
         }
         tcp.set_nodelay(true).unwrap();
         let (tls, control) = (tls.clone(), Arc::clone(&control));

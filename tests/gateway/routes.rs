@@ -169,7 +169,7 @@ async fn the_end_of_the_hubs_connection_is_the_devices() {
 async fn without_a_hub_the_device_is_told_so() {
     within(async {
         let hub = Hub::start();
-        hub.from_now_on(|manner| manner.is_there = false);
+        hub.from_now_on(|manner| manner.takes = 0);
         let gateway = Gateway::away(&hub, Lines::default()).await;
         let stream = TcpStream::connect(gateway.ports.amqp).await.unwrap();
         let opened = Connection::builder()
