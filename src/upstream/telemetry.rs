@@ -88,6 +88,18 @@ impl Happening for ConnectionLost<'_> {
     }
 }
 
+/// A connection that worked was closed because the gateway stops.
+pub(super) struct ConnectionClosed {
+    pub(super) worker: usize,
+}
+
+impl Happening for ConnectionClosed {
+    fn emit(self) {
+        METRICS.up.dec();
+        tracing::info!(worker = self.worker, "closed the connection to the hub");
+    }
+}
+
 /// The hub took the gateway's token.
 pub(super) struct TokenAccepted {
     pub(super) worker: usize,
