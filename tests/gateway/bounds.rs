@@ -165,7 +165,7 @@ async fn a_device_that_does_not_read_its_answers_is_not_read() {
 async fn qos_0_is_dropped_over_its_bound() {
     within(async {
         let mut hub = Hub::start();
-        hub.from_now_on(|manner| manner.credit = 0);
+        hub.behave(|manner| manner.credit = 0);
         let gateway = Gateway::scripted(&hub, Lines::default()).await;
         let dropped = "fieldgate_mqtt_qos0_dropped_total";
         let before = gateway.metric(dropped).await;

@@ -127,7 +127,7 @@ async fn a_subscription_that_the_hub_ends_is_the_devices_end() {
             assert_eq!(told, Some(fieldgate_mqtt::client::ServerPacket::Disconnect { reason: 0x89 }));
             assert_eq!(device.packet().await, None);
         }
-        hub.from_now_on(|manner| manner.refuses = Some(super::hub::error("amqp:not-allowed")));
+        hub.behave(|manner| manner.refuses = Some(super::hub::error("amqp:not-allowed")));
         let mut device = gateway.mqtt(V5, "dev").await;
         device.subscribe(&filter("dev")).await;
         let told = device.packet().await;

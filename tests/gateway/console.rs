@@ -32,11 +32,11 @@ async fn health_follows_the_hub_for_each_worker() {
         let mut hub = Hub::start();
         let gateway = Gateway::scripted(&hub, Lines { runtime: "workers = 2", ..Lines::default() }).await;
         let connections = [hub.opened().await, hub.opened().await];
-        hub.from_now_on(|manner| manner.takes = 0);
+        hub.behave(|manner| manner.takes = 0);
         connections.into_iter().for_each(|connection| hub.cut(connection));
         let health: serde_json::Value = serde_json::from_str(&gateway.until_health(503).await).unwrap();
         assert_eq!((&health["components"]["upstream"], &health["status"]), (&"down".into(), &"down".into()));
-        hub.from_now_on(|manner| manner.takes = 1);
+        hub.behave(|manner| manner.takes = 1);
         // Until a device happens to be with the worker that has the hub again.
         loop {
             let mut device = gateway.http().await;
@@ -52,7 +52,7 @@ async fn health_follows_the_hub_for_each_worker() {
         }
         assert!(!gateway.health.is_ready(), "the other worker is still without");
         assert_eq!(gateway.admin("/healthz").await.status, 503);
-        hub.from_now_on(|manner| manner.takes = 1);
+        hub.behave(|manner| manner.takes = 1);
         gateway.health.ready().await;
         assert_eq!(gateway.admin("/healthz").await.status, 200);
     })

@@ -173,7 +173,7 @@ impl Hub {
     }
 
     /// Changes what the hub does by itself from now on.
-    pub(crate) fn from_now_on(&self, change: impl FnOnce(&mut Manner)) {
+    pub(crate) fn behave(&self, change: impl FnOnce(&mut Manner)) {
         change(&mut self.control.manner());
     }
 
@@ -461,7 +461,7 @@ impl Peer {
                     unsettled.on_disposition(machine, session, &disposition, |settled| {
                         outcomes.push((
                             settled.value,
-                            settled.state.map_or_else(String::new, |state| word(&state)),
+                            settled.state.map_or_else(String::new, word),
                         ));
                     });
                 }
@@ -529,7 +529,7 @@ impl Peer {
                 put_data(&mut message, &body);
                 let out = OutgoingMessage { message: &message, ..OutgoingMessage::default() };
                 let session = machine.session_of_link(link).unwrap();
-                let unsettled = self.unsettled.entry(session).or_insert_with(Unsettled::new);
+                let unsettled = self.unsettled.entry(session).or_default();
                 self.senders.get_mut(&link).unwrap().send(machine, unsettled, out, body).unwrap();
             }
             Order::Detach { link, error } => machine.detach(link, true, Some(error)),

@@ -71,7 +71,7 @@ async fn publishing_goes_on_after_the_hub_was_cut() {
         let mut waiting = gateway.mqtt(V311, "waiting").await;
         let lost = sent.event("sent", b"lost").await;
         let message = hub.message().await;
-        hub.from_now_on(|manner| manner.takes = 0);
+        hub.behave(|manner| manner.takes = 0);
         hub.cut(message.place.connection);
         // The hub may have taken it, or not.
         assert_eq!(sent.told(lost).await, Told::Disconnect(0x89));
@@ -87,7 +87,7 @@ async fn publishing_goes_on_after_the_hub_was_cut() {
         assert_eq!(coap.answer().await.code, "5.03");
         waiting.ping().await;
 
-        hub.from_now_on(|manner| manner.takes = usize::MAX);
+        hub.behave(|manner| manner.takes = usize::MAX);
         let message = hub.message_of("kept").await;
         hub.settle(&message, &Answer::Accept);
         assert_eq!(waiting.told(kept).await, Told::PubAck(0));

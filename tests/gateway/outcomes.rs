@@ -240,7 +240,7 @@ async fn unanswered_when_the_hub_is_silent() {
 async fn released_while_the_hub_gives_no_credit() {
     within(async {
         let hub = Hub::start();
-        hub.from_now_on(|manner| manner.credit = 0);
+        hub.behave(|manner| manner.credit = 0);
         // Time for the gateway to find, once a second, that what was not sent has waited long enough.
         let http = "answer_time_out = \"4s\"";
         let coap = "ack_delay = \"20ms\"\nanswer_time_out = \"4s\"";
@@ -276,7 +276,7 @@ async fn released_while_the_hub_gives_no_credit() {
 async fn rejected_when_the_hub_refuses_the_link() {
     within(async {
         let hub = Hub::start();
-        hub.from_now_on(|manner| manner.refuses = Some(error("amqp:not-found")));
+        hub.behave(|manner| manner.refuses = Some(error("amqp:not-found")));
         let mut scene = Scene::new(hub, SETTINGS).await;
         let [id_3, id_5] = scene.send().await;
         // The refusal may be quicker than the empty acknowledgement.
@@ -294,7 +294,7 @@ async fn rejected_when_the_hub_refuses_the_link() {
 async fn released_while_the_hub_is_away() {
     within(async {
         let hub = Hub::start();
-        hub.from_now_on(|manner| manner.takes = 0);
+        hub.behave(|manner| manner.takes = 0);
         // Without `hold` nobody is kept waiting.
         let gateway = Gateway::away(&hub, Lines { upstream: "hold = \"0s\"", ..SETTINGS }).await;
         assert!(gateway.until_health(503).await.contains(r#""upstream":"#));

@@ -99,12 +99,12 @@ async fn what_the_hub_or_the_gateway_refuses_is_refused() {
         let hub = Hub::start();
         let lines = Lines { amqp: "authorise = \"token\"", ..Lines::default() };
         let gateway = Gateway::scripted(&hub, lines).await;
-        hub.from_now_on(|manner| manner.refuses = Some(error("amqp:unauthorized-access")));
+        hub.behave(|manner| manner.refuses = Some(error("amqp:unauthorized-access")));
         let mut device_1 = device(&gateway).await;
         let refused = Sender::attach(&mut device_1.session, "a", EVENTS).await.unwrap_err();
         assert!(format!("{refused:?}").contains("UnauthorizedAccess"), "{refused:?}");
         // Nothing routes this one, so the hub never hears of it.
-        hub.from_now_on(|manner| manner.refuses = None);
+        hub.behave(|manner| manner.refuses = None);
         let mut device_2 = device(&gateway).await;
         let refused = Sender::attach(&mut device_2.session, "b", "elsewhere/events").await.unwrap_err();
         assert!(format!("{refused:?}").contains("NotFound"), "{refused:?}");
@@ -169,7 +169,7 @@ async fn the_end_of_the_hubs_connection_is_the_devices() {
 async fn without_a_hub_the_device_is_told_so() {
     within(async {
         let hub = Hub::start();
-        hub.from_now_on(|manner| manner.takes = 0);
+        hub.behave(|manner| manner.takes = 0);
         let gateway = Gateway::away(&hub, Lines::default()).await;
         let stream = TcpStream::connect(gateway.ports.amqp).await.unwrap();
         let opened = Connection::builder()
