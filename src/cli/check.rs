@@ -43,8 +43,8 @@ fn summary(config: &Config) -> Vec<(&'static str, String)> {
         if allowed { "devices are who they say they are" } else { "no device gets in without credentials" }
     };
     let tokens = match config.amqp.authorise() {
-        Authorise::Token => "devices bring tokens",
-        Authorise::Any => "devices are who they say they are",
+        Authorise::Token => "devices bring tokens to the hub; the configured addresses are routed",
+        Authorise::Any => "devices bring tokens to the hub; every address is routed",
     };
     let hub = match &config.upstream.target {
         Target::Embedded => "the embedded hub".into(),
@@ -100,7 +100,10 @@ mod tests {
         let config = Config::parse("f", text, None).unwrap();
         let lines = summary(&config);
         let line = |what: &str| &lines.iter().find(|(name, _)| *name == what).unwrap().1;
-        assert_eq!(line("AMQP"), "0.0.0.0:5672   devices bring tokens");
+        assert_eq!(
+            line("AMQP"),
+            "0.0.0.0:5672   devices bring tokens to the hub; the configured addresses are routed"
+        );
         assert_eq!(line("MQTT"), "127.0.0.1:1883   devices are who they say they are");
         assert_eq!(line("CoAP"), "off");
         assert_eq!(line("hub"), "hub.example:5671");

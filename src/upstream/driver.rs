@@ -208,7 +208,7 @@ impl Driver {
         if was_ready {
             return false;
         }
-        uplink.ready();
+        uplink.ready(Instant::now());
         self.backoff.reset();
         self.health.set(Component::Upstream, Status::Up);
         emit(ConnectionReady { worker: self.index, hub: self.hub.name() });

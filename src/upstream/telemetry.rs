@@ -17,6 +17,7 @@ struct Metrics {
     sessions_lost: Counter,
     links_lost: Counter,
     waiting_exceeded: Counter,
+    outlets_exceeded: Counter,
     commands: Counter,
     commands_settled: Counter,
     commands_late: Counter,
@@ -36,6 +37,10 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     waiting_exceeded: counter(
         "upstream_waiting_exceeded",
         "Messages released because too much waited for the hub",
+    ),
+    outlets_exceeded: counter(
+        "upstream_outlets_exceeded",
+        "Messages released because their device sent to too many addresses at a time",
     ),
     commands: counter("upstream_commands", "Commands that came from the hub for mapped devices"),
     commands_settled: counter("upstream_commands_settled", "Commands whose outcome was told to the hub"),
@@ -82,9 +87,10 @@ pub(super) struct ConnectionLost<'a> {
 
 impl Happening for ConnectionLost<'_> {
     fn emit(self) {
+        let Self { worker, why } = self;
         METRICS.up.dec();
         METRICS.lost.inc();
-        tracing::warn!(worker = self.worker, why = self.why, "the connection to the hub is gone");
+        tracing::warn!(worker, why, "the connection to the hub is gone");
     }
 }
 
@@ -151,6 +157,18 @@ impl Happening for WaitingExceeded {
     fn emit(self) {
         METRICS.waiting_exceeded.inc();
         tracing::debug!(waiting_bytes = self.bytes, "a message was released: too much waits for the hub");
+    }
+}
+
+/// A device sends to more addresses at a time than it may: a message was released.
+pub(super) struct OutletsExceeded<'a> {
+    pub(super) device: &'a DeviceId,
+}
+
+impl Happening for OutletsExceeded<'_> {
+    fn emit(self) {
+        METRICS.outlets_exceeded.inc();
+        tracing::info!(device = %self.device, "a message was released: its device sends to too many addresses");
     }
 }
 

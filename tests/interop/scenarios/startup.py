@@ -4,7 +4,7 @@ import os
 import socket
 
 from clients import MQTT_3, mqtt_publish
-from fieldgate import EVENTS, LISTENERS, Directory, Program, Site, free_port, message, toml
+from fieldgate import EVENTS, LISTENERS, Directory, Hub, Program, Role, Site, free_port, message, toml
 from scenario import expect, expect_equal, scenario
 
 
@@ -99,5 +99,30 @@ def state_stays():
     watch = site.hub.watch()
     expect_equal("PUBACK", mqtt_publish(site, "again", EVENTS.format("again") + "/", "hello", 1, MQTT_3), 0)
     watch.expect("again", message("hello"))
+    watch.stop()
+    expect_equal("exit statuses after SIGTERM", site.stop(), [0])
+
+
+@scenario("start: the demo delivers by every protocol, and its commands are accepted", own=True)
+def demo():
+    directory = Directory()
+    file = directory.file("demo.toml", toml(listeners()))
+    state = directory.sub("demo-state")
+    done = Program.run("demo", "--config", file, "--state-dir", state, "--for", "12s", deadline=60)
+    expect_equal(f"exit status of the demo; it said:\n{done.both}", done.status, 0)
+    for part in ("AMQP 1.0", "MQTT", "CoAP", "HTTP", "feedback Success"):
+        expect(f"{part!r} should stand in what the demo says", part in done.out)
+
+
+@scenario("start: off loopback, a listener that allows anonymous devices in words serves them", own=True)
+def anonymous_allowed():
+    site = Site()
+    open_mqtt = {"listen": [f"0.0.0.0:{site.ports['mqtt']}"], "allow_anonymous": True}
+    site.gateway = Role("run", site.directory, "open-state", listeners(mqtt=open_mqtt), "open")
+    site.hub = Hub(site.gateway.state)
+    site.start()
+    watch = site.hub.watch()
+    expect_equal("PUBACK", mqtt_publish(site, "far", EVENTS.format("far") + "/", "hello", 1, MQTT_3), 0)
+    watch.expect("far", message("hello"))
     watch.stop()
     expect_equal("exit statuses after SIGTERM", site.stop(), [0])
