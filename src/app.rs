@@ -103,8 +103,10 @@ pub fn run(config: Config, shutdown: &Shutdown) -> Result<(), AppError> {
 pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Started)) -> Result<(), AppError> {
     let config = Arc::new(config);
     let health = Arc::new(Health::default());
-    // Until a worker has reached the hub; without this a hub that is up would be all there is to see.
-    health.set(Component::Upstream, Status::Starting);
+    // Until every worker has reached the hub; without this a hub that is up would be all there is to see.
+    for worker in 0..config.runtime.workers().get() {
+        health.set_upstream(worker, Status::Starting);
+    }
     // All that can be refused is looked at before anything starts.
     let rules = Arc::new(config.mappings.load()?);
     let hub = match config.runs_hub() {

@@ -14,13 +14,19 @@ mod requests;
 #[path = "gateway/world.rs"]
 mod world;
 
-#[path = "gateway/outcomes.rs"]
-mod outcomes;
-#[path = "gateway/order.rs"]
-mod order;
+#[path = "gateway/bounds.rs"]
+mod bounds;
 #[path = "gateway/commands.rs"]
 mod commands;
-#[path = "gateway/takeover.rs"]
-mod takeover;
+#[path = "gateway/console.rs"]
+mod console;
+#[path = "gateway/order.rs"]
+mod order;
+#[path = "gateway/outcomes.rs"]
+mod outcomes;
 #[path = "gateway/routes.rs"]
 mod routes;
+#[path = "gateway/stop.rs"]
+mod stop;
+#[path = "gateway/takeover.rs"]
+mod takeover;

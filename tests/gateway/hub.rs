@@ -29,8 +29,8 @@ use super::world;
 /// What the hub does by itself.
 #[derive(Clone, Debug)]
 pub(crate) struct Manner {
-    /// Whether connections are taken at all, beyond TCP.
-    pub(crate) is_there: bool,
+    /// How many connections are still taken, beyond TCP; with none the hub is away.
+    pub(crate) takes: usize,
     /// Links are refused with this.
     pub(crate) refuses: Option<AmqpError>,
     /// What the sender of a link may send before a test gives more.
@@ -147,7 +147,7 @@ impl Hub {
         let port = listener.local_addr().unwrap().port();
         let (sender, seen) = mpsc::unbounded_channel();
         let control = Arc::new(Control {
-            manner: Mutex::new(Manner { is_there: true, refuses: None, credit: 1000 }),
+            manner: Mutex::new(Manner { takes: usize::MAX, refuses: None, credit: 1000 }),
             connections: Mutex::default(),
             seen: sender,
         });
@@ -296,7 +296,10 @@ impl Hub {
 
     /// Sends a command over a link of the peer's.
     pub(crate) fn send(&self, place: Place, body: &'static str) {
-        self.tell(place.connection, Order::Send { link: place.link, body: Bytes::from_static(body.as_bytes()) });
+        self.tell(
+            place.connection,
+            Order::Send { link: place.link, body: Bytes::from_static(body.as_bytes()) },
+        );
     }
 
     pub(crate) fn detach(&self, place: Place, condition: &str) {
@@ -332,8 +335,9 @@ async fn accept(listener: std::net::TcpListener, tls: TlsAcceptor, control: Arc<
     let listener = TcpListener::from_std(listener).unwrap();
     for connection in 0.. {
         let (tcp, _) = listener.accept().await.unwrap();
-        if !control.manner().is_there {
-            continue;
+        match &mut control.manner().takes {
+            0 => continue,
+            takes => *takes -= 1,
         }
         tcp.set_nodelay(true).unwrap();
         let (tls, control) = (tls.clone(), Arc::clone(&control));
@@ -455,7 +459,10 @@ impl Peer {
                 let mut outcomes = Vec::new();
                 if let Some(unsettled) = self.unsettled.get_mut(&session) {
                     unsettled.on_disposition(machine, session, &disposition, |settled| {
-                        outcomes.push((settled.value, settled.state.map_or_else(String::new, |state| word(&state))));
+                        outcomes.push((
+                            settled.value,
+                            settled.state.map_or_else(String::new, |state| word(&state)),
+                        ));
                     });
                 }
                 outcomes.into_iter().for_each(|(body, outcome)| self.saw(Seen::Outcome { body, outcome }));
@@ -481,7 +488,8 @@ impl Peer {
         self.machine.answer_attach(link, &mirror(attach));
         let (source, target) = (attach.source(), attach.target());
         let terminus = if attach.role() == Role::Sender { target } else { source };
-        let address = terminus.as_ref().and_then(|terminus| terminus.address()).unwrap_or_default().to_owned();
+        let address =
+            terminus.as_ref().and_then(|terminus| terminus.address()).unwrap_or_default().to_owned();
         self.saw(Seen::Attached { place: self.place(session, link), address, role: attach.role() });
         match attach.role() {
             Role::Receiver => {

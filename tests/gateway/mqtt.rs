@@ -1,5 +1,6 @@
 //! An MQTT device.
 
+use std::io;
 use std::net::SocketAddr;
 
 use bytes::{Bytes, BytesMut};
@@ -51,13 +52,18 @@ impl Mqtt {
 
     /// The next packet; nothing when the gateway has closed the connection.
     pub(crate) async fn packet(&mut self) -> Option<ServerPacket> {
+        self.try_packet().await.unwrap()
+    }
+
+    /// The same, where the connection may be reset.
+    async fn try_packet(&mut self) -> io::Result<Option<ServerPacket>> {
         loop {
             if let Some(packet) = self.decoder.next_packet().unwrap() {
-                return Some(packet);
+                return Ok(Some(packet));
             }
             let mut buffer = [0; 4096];
-            match self.stream.read(&mut buffer).await.unwrap() {
-                0 => return None,
+            match self.stream.read(&mut buffer).await? {
+                0 => return Ok(None),
                 bytes => self.decoder.push(&buffer[..bytes]),
             }
         }
@@ -71,8 +77,7 @@ impl Mqtt {
     /// Publishes, and does not wait.
     pub(crate) async fn send(&mut self, topic: &str, payload: &[u8], qos: QoS) -> PacketId {
         let packet_id = self.next_id();
-        let publish =
-            OutgoingPublish { topic, payload, qos, dup: false, retain: false, properties: None };
+        let publish = OutgoingPublish { topic, payload, qos, dup: false, retain: false, properties: None };
         let mut out = BytesMut::new();
         client::put_publish(self.version, packet_id, &publish, &mut out).unwrap();
         self.stream.write_all(&out).await.unwrap();
@@ -86,18 +91,23 @@ impl Mqtt {
 
     /// What the device is told of the publish that it made with this identifier.
     pub(crate) async fn told(&mut self, of: PacketId) -> Told {
-        match self.packet().await {
+        self.try_told(of).await.unwrap()
+    }
+
+    /// The same, where the connection may be reset.
+    pub(crate) async fn try_told(&mut self, of: PacketId) -> io::Result<Told> {
+        Ok(match self.try_packet().await? {
             Some(ServerPacket::PubAck { packet_id, reason }) => {
                 assert_eq!(packet_id, of);
                 Told::PubAck(reason)
             }
             Some(ServerPacket::Disconnect { reason }) => {
-                assert_eq!(self.packet().await, None, "nothing comes after DISCONNECT");
+                assert_eq!(self.try_packet().await?, None, "nothing comes after DISCONNECT");
                 Told::Disconnect(reason)
             }
             None => Told::Closed,
             other => panic!("{other:?}"),
-        }
+        })
     }
 
     /// PINGREQ and its answer: whatever the gateway had said before would come first.

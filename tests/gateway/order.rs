@@ -42,7 +42,8 @@ async fn pubacks_keep_the_order_of_the_publishes() {
 async fn nothing_is_acknowledged_past_a_message_that_was_not_taken() {
     within(async {
         let mut hub = Hub::start();
-        let gateway = Gateway::scripted(&hub, Lines { upstream: "hold = \"100ms\"", ..Lines::default() }).await;
+        let gateway =
+            Gateway::scripted(&hub, Lines { upstream: "hold = \"100ms\"", ..Lines::default() }).await;
         let mut device = gateway.mqtt(V5, "m5").await;
         let first = device.event("m5", b"1").await;
         device.event("m5", b"2").await;
@@ -52,7 +53,10 @@ async fn nothing_is_acknowledged_past_a_message_that_was_not_taken() {
         hub.settle(&messages[1], &Answer::Release);
         hub.settle(&messages[0], &Answer::Accept);
         assert_eq!(device.told(first).await, Told::PubAck(0));
-        assert_eq!(device.packet().await, Some(fieldgate_mqtt::client::ServerPacket::Disconnect { reason: 0x89 }));
+        assert_eq!(
+            device.packet().await,
+            Some(fieldgate_mqtt::client::ServerPacket::Disconnect { reason: 0x89 })
+        );
         assert_eq!(device.packet().await, None);
     })
     .await;
@@ -67,7 +71,7 @@ async fn publishing_goes_on_after_the_hub_was_cut() {
         let mut waiting = gateway.mqtt(V311, "waiting").await;
         let lost = sent.event("sent", b"lost").await;
         let message = hub.message().await;
-        hub.from_now_on(|manner| manner.is_there = false);
+        hub.from_now_on(|manner| manner.takes = 0);
         hub.cut(message.place.connection);
         // The hub may have taken it, or not.
         assert_eq!(sent.told(lost).await, Told::Disconnect(0x89));
@@ -83,7 +87,7 @@ async fn publishing_goes_on_after_the_hub_was_cut() {
         assert_eq!(coap.answer().await.code, "5.03");
         waiting.ping().await;
 
-        hub.from_now_on(|manner| manner.is_there = true);
+        hub.from_now_on(|manner| manner.takes = usize::MAX);
         let message = hub.message_of("kept").await;
         hub.settle(&message, &Answer::Accept);
         assert_eq!(waiting.told(kept).await, Told::PubAck(0));

@@ -42,8 +42,8 @@ struct Scene {
 }
 
 impl Scene {
-    async fn new(hub: Hub) -> Self {
-        let gateway = Gateway::scripted(&hub, SETTINGS).await;
+    async fn new(hub: Hub, lines: Lines<'_>) -> Self {
+        let gateway = Gateway::scripted(&hub, lines).await;
         Self {
             mqtt_3: gateway.mqtt(V311, "m3").await,
             mqtt_5: gateway.mqtt(V5, "m5").await,
@@ -107,7 +107,7 @@ impl Scene {
 /// The hub gets a message of each device and then does something.
 async fn told(expected: Expected, what: impl FnOnce(&Hub, &[Message])) {
     within(async {
-        let mut scene = Scene::new(Hub::start()).await;
+        let mut scene = Scene::new(Hub::start(), SETTINGS).await;
         let ids = scene.send().await;
         let messages = scene.arrived().await;
         scene.nobody_is_told().await;
@@ -216,7 +216,7 @@ async fn unanswered_when_the_connection_is_cut() {
 #[tokio::test]
 async fn unanswered_when_the_hub_is_silent() {
     within(async {
-        let mut scene = Scene::new(Hub::start()).await;
+        let mut scene = Scene::new(Hub::start(), SETTINGS).await;
         let [id_3, id_5] = scene.send().await;
         let messages = scene.arrived().await;
         scene.nobody_is_told().await;
@@ -241,7 +241,10 @@ async fn released_while_the_hub_gives_no_credit() {
     within(async {
         let hub = Hub::start();
         hub.from_now_on(|manner| manner.credit = 0);
-        let mut scene = Scene::new(hub).await;
+        // Time for the gateway to find, once a second, that what was not sent has waited long enough.
+        let http = "answer_time_out = \"4s\"";
+        let coap = "ack_delay = \"20ms\"\nanswer_time_out = \"4s\"";
+        let mut scene = Scene::new(hub, Lines { coap, http, ..SETTINGS }).await;
         let ids = scene.send().await;
         scene.nobody_is_told().await;
         scene.asked_are_told(&RELEASED).await;
@@ -274,7 +277,7 @@ async fn rejected_when_the_hub_refuses_the_link() {
     within(async {
         let hub = Hub::start();
         hub.from_now_on(|manner| manner.refuses = Some(error("amqp:not-found")));
-        let mut scene = Scene::new(hub).await;
+        let mut scene = Scene::new(hub, SETTINGS).await;
         let [id_3, id_5] = scene.send().await;
         // The refusal may be quicker than the empty acknowledgement.
         for answer in [scene.con.answer().await, scene.non.answer().await] {
@@ -291,7 +294,7 @@ async fn rejected_when_the_hub_refuses_the_link() {
 async fn released_while_the_hub_is_away() {
     within(async {
         let hub = Hub::start();
-        hub.from_now_on(|manner| manner.is_there = false);
+        hub.from_now_on(|manner| manner.takes = 0);
         // Without `hold` nobody is kept waiting.
         let gateway = Gateway::away(&hub, Lines { upstream: "hold = \"0s\"", ..SETTINGS }).await;
         assert!(gateway.until_health(503).await.contains(r#""upstream":"#));

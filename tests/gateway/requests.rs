@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Instant;
 
-use fieldgate_coap::client::{Call, Client, Conclusion, Config, Outcome};
 use fieldgate_coap::Method;
+use fieldgate_coap::client::{Call, Client, Conclusion, Config, Outcome};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
 
@@ -157,6 +157,9 @@ impl Http {
     pub(crate) fn is_silent(&self) -> bool {
         let mut byte = [0];
         self.input.is_empty()
-            && self.stream.try_read(&mut byte).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+            && self
+                .stream
+                .try_read(&mut byte)
+                .is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
     }
 }

@@ -6,9 +6,9 @@ use fe2o3_amqp::types::definitions::{ConnectionError, ErrorCondition};
 use fe2o3_amqp::types::messaging::{Body, Outcome};
 use fe2o3_amqp::types::primitives::Value;
 use fe2o3_amqp::{Connection, Sender};
-use fieldgate::sas::{SharedKey, Signer};
 use fieldgate::hub::device_key;
-use fieldgate_amqp::codec::{put_map, put_str};
+use fieldgate::sas::{SharedKey, Signer};
+use fieldgate_amqp::codec::{put_map, put_str, put_symbol};
 use fieldgate_mappings::DeviceId;
 use tokio::net::TcpStream;
 
@@ -32,7 +32,7 @@ async fn every_outcome_passes_through() {
         let mut sender = device.sender(EVENTS).await;
         let mut info = BytesMut::new();
         put_map(&mut info, |out| {
-            put_str(out, "limit");
+            put_symbol(out, "limit");
             put_str(out, "7");
             1
         });
@@ -69,7 +69,8 @@ async fn the_devices_outcome_is_the_hubs() {
         let mut device = device(&gateway).await;
         let mut receiver = device.receiver(BOUND).await;
         let link = hub.subscription("dev").await;
-        for (command, outcome) in [("a", "accepted"), ("b", "released"), ("c", "rejected: amqp:not-allowed")] {
+        for (command, outcome) in [("a", "accepted"), ("b", "released"), ("c", "rejected: amqp:not-allowed")]
+        {
             hub.send(link, command);
             let got = receiver.recv::<Body<Value>>().await.unwrap();
             assert_eq!(body(&got), command.as_bytes());
@@ -168,7 +169,7 @@ async fn the_end_of_the_hubs_connection_is_the_devices() {
 async fn without_a_hub_the_device_is_told_so() {
     within(async {
         let hub = Hub::start();
-        hub.from_now_on(|manner| manner.is_there = false);
+        hub.from_now_on(|manner| manner.takes = 0);
         let gateway = Gateway::away(&hub, Lines::default()).await;
         let stream = TcpStream::connect(gateway.ports.amqp).await.unwrap();
         let opened = Connection::builder()

@@ -1,17 +1,18 @@
 //! A gateway on addresses of its own, stopped and joined when the test lets go of it.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use fieldgate::app;
+use fieldgate::app::{self, Listening, Started};
 use fieldgate::config::Config;
+use fieldgate::console::Health;
 use fieldgate::shutdown::{self, Trigger};
 use fieldgate_mqtt::Version;
-use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use super::hub::Hub;
@@ -58,23 +59,17 @@ pub(crate) struct Ports {
     pub(crate) admin: SocketAddr,
 }
 
-impl Ports {
-    /// On a loopback address that no other test uses, so that a port which is free now stays free.
-    fn free() -> Self {
-        let [_, process, other, _] = std::process::id().to_be_bytes().map(|byte| byte | 0x10);
-        let ip = IpAddr::V4(Ipv4Addr::new(127, process, other, number()));
-        let any = SocketAddr::new(ip, 0);
-        // All are held until all are known, so that they differ.
-        let tcp = [(); 4].map(|()| TcpListener::bind(any).unwrap());
-        let udp = UdpSocket::bind(any).unwrap();
-        let [amqp, mqtt, http, admin] = tcp.map(|listener| listener.local_addr().unwrap());
-        Self { amqp, mqtt, http, admin, coap: udp.local_addr().unwrap() }
+impl From<Listening> for Ports {
+    fn from(listening: Listening) -> Self {
+        let Listening { amqp, mqtt, coap, http, admin } = listening;
+        Self { amqp: amqp[0], mqtt: mqtt[0], coap: coap[0], http: http[0], admin: admin[0] }
     }
 }
 
 /// A gateway that runs.
 pub(crate) struct Gateway {
     pub(crate) ports: Ports,
+    pub(crate) health: Arc<Health>,
     pub(crate) state: PathBuf,
     pub(crate) trigger: Trigger,
     /// Closed when the thread is about to end.
@@ -99,14 +94,14 @@ impl Gateway {
     /// With the embedded hub; waits until devices can be served.
     pub(crate) async fn embedded(lines: Lines<'_>) -> Self {
         let gateway = Self::start(lines).await;
-        gateway.until_health(200).await;
+        gateway.health.ready().await;
         gateway
     }
 
     /// With the test's hub; waits until devices can be served.
     pub(crate) async fn scripted(hub: &Hub, lines: Lines<'_>) -> Self {
         let gateway = Self::away(hub, lines).await;
-        gateway.until_health(200).await;
+        gateway.health.ready().await;
         gateway
     }
 
@@ -118,33 +113,28 @@ impl Gateway {
 
     async fn start(lines: Lines<'_>) -> Self {
         let state = directory();
-        let ports = Ports::free();
-        let Ports { amqp: amqp_at, mqtt: mqtt_at, coap: coap_at, http: http_at, admin } = ports;
         let Lines { runtime, amqp, mqtt, coap, http, hub, upstream } = lines;
         let workers = if runtime.contains("workers") { "" } else { "workers = 1" };
+        let free = "listen = [\"127.0.0.1:0\"]";
         let text = format!(
             "[runtime]\n{workers}\n{runtime}\n[state]\ndirectory = {state:?}\n\
-             [amqp]\nlisten = [\"{amqp_at}\"]\n{amqp}\n[mqtt]\nlisten = [\"{mqtt_at}\"]\n{mqtt}\n\
-             [coap]\nlisten = [\"{coap_at}\"]\n{coap}\n[http]\nlisten = [\"{http_at}\"]\n{http}\n\
-             [admin]\nlisten = [\"{admin}\"]\n[hub]\nlisten = [\"127.0.0.1:0\"]\nfeedback_delay = \"20ms\"\n\
-             partitions = 1\n{hub}\n[upstream]\nretry_max = \"1s\"\n{upstream}\n"
+             [amqp]\n{free}\n{amqp}\n[mqtt]\n{free}\n{mqtt}\n[coap]\n{free}\n{coap}\n[http]\n{free}\n{http}\n\
+             [admin]\n{free}\n[hub]\n{free}\nfeedback_delay = \"20ms\"\npartitions = 1\n{hub}\n\
+             [upstream]\nretry_max = \"1s\"\n{upstream}\n"
         );
         let config = Config::parse("test", &text, None).unwrap_or_else(|error| panic!("{error}\n{text}"));
         let (trigger, shutdown) = shutdown::channel();
         let (end, ended) = mpsc::channel();
         let (end_too, ended_too) = oneshot::channel();
+        let (tell, started) = oneshot::channel();
         let thread = std::thread::spawn(move || {
             // Dropped when this thread has nothing more to do, in whatever way.
             let _ends: (mpsc::Sender<()>, oneshot::Sender<()>) = (end, end_too);
-            app::run(config, &shutdown).unwrap();
+            // An error means that the test has given up.
+            app::run_and_tell(config, &shutdown, |started| drop(tell.send(started))).unwrap();
         });
-        let gateway = Self { ports, state, trigger, ended, ended_too, thread: Some(thread) };
-        // The admin port is the last one that opens, and nothing but the port says so.
-        while TcpStream::connect(ports.admin).await.is_err() {
-            assert!(!gateway.thread.as_ref().unwrap().is_finished(), "the gateway could not start");
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        gateway
+        let Started { health, listening } = started.await.expect("the gateway starts");
+        Self { ports: listening.into(), health, state, trigger, ended, ended_too, thread: Some(thread) }
     }
 
     /// Asks until `/healthz` has this status; gives the answer.

@@ -89,9 +89,7 @@ pub(crate) fn body(delivery: &Delivery<Body<Value>>) -> Vec<u8> {
 pub(crate) fn annotation(delivery: &Delivery<Body<Value>>, name: &str) -> Option<Value> {
     let annotations = delivery.message().message_annotations.as_ref()?;
     annotations.0.iter().find_map(|(key, value)| match key {
-        OwnedKey::Symbol(symbol) if symbol.as_str() == name => {
-            Some(value.clone())
-        }
+        OwnedKey::Symbol(symbol) if symbol.as_str() == name => Some(value.clone()),
         _ => None,
     })
 }
