@@ -19,6 +19,8 @@ pub mod shutdown;
 pub mod state;
 mod table;
 pub mod telemetry;
+#[cfg(test)]
+mod testing;
 pub mod tls;
 pub mod upstream;
 mod wire;

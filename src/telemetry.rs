@@ -138,7 +138,21 @@ pub fn render() -> String {
 /// The media type of [`render`].
 pub const METRICS_MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Sends the log to standard error, by level and module, and never faster than a bound. The first call wins; later ones change nothing.
+static PANICS: LazyLock<Counter> = LazyLock::new(|| counter("panics", "Bugs that ended a task or a thread"));
+
+/// Counts and logs every panic of the process: a task that ends by one takes one connection with it, and must not do
+/// so unseen. The message may hold what a peer sent, so only the place is told.
+fn watch_panics() {
+    LazyLock::force(&PANICS);
+    std::panic::set_hook(Box::new(|panic| {
+        PANICS.inc();
+        let place = panic.location().map_or_else(String::new, ToString::to_string);
+        tracing::error!(%place, "a bug: a task ended by a panic; please report this line");
+    }));
+}
+
+/// Sends the log to standard error, by level and module and within a bound, and counts panics. The first call wins;
+/// later ones change nothing.
 pub fn init(log: &LogConfig) {
     let mut targets = Targets::new().with_default(log.level().filter());
     for (module, level) in &log.modules {
@@ -147,9 +161,11 @@ pub fn init(log: &LogConfig) {
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(false)
-        .with_filter(limit::Limit::default());
+        .with_filter(limit::Limit::new());
     // A second initialisation (tests, or a host program with its own log) keeps the first.
-    let _ = tracing_subscriber::registry().with(lines).with(targets).try_init();
+    if tracing_subscriber::registry().with(lines).with(targets).try_init().is_ok() {
+        watch_panics();
+    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod claims;
 mod commands;
 mod device;
 mod driver;
+mod load;
 mod target;
 mod telemetry;
 mod uplink;

@@ -24,7 +24,7 @@ static LEFT_OUT: LazyLock<Counter> = LazyLock::new(|| {
 
 /// Lets so many lines of each place through, and none of what is more. Debug and trace are not bounded: whoever
 /// switches them on wants all.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Limit {
     /// Bounded by the places in the program.
     places: Mutex<HashMap<Identifier, Place>>,
@@ -35,6 +35,14 @@ struct Place {
     since: Instant,
     written: u32,
     left_out: u64,
+}
+
+impl Limit {
+    /// Nothing was written yet.
+    pub(super) fn new() -> Self {
+        LazyLock::force(&LEFT_OUT);
+        Self { places: Mutex::default() }
+    }
 }
 
 impl Place {

@@ -13,7 +13,7 @@ use fieldgate_amqp::performative::{AttachOut, SourceOut, TargetOut};
 
 use super::target::OwnToken;
 
-/// How long the hub may take to judge a token.
+/// How long the hub may take to give credit for a token, and then to judge it.
 const ANSWER_TIME_OUT: Duration = Duration::from_secs(20);
 
 /// The claims of one connection.
@@ -32,7 +32,7 @@ pub(super) struct Claims {
 #[derive(Debug)]
 enum State {
     /// For credit.
-    Waiting(OwnToken),
+    Waiting { token: OwnToken, until: Instant },
     /// For the hub's judgement.
     Put { request: u64, renew_in: Duration, until: Instant },
     /// Accepted; to be renewed at that time.
@@ -59,7 +59,7 @@ impl Claims {
     ///
     /// # Errors
     /// When the connection has no room.
-    pub(super) fn open(connection: &mut Connection, token: OwnToken) -> Result<Self, Misuse> {
+    pub(super) fn open(connection: &mut Connection, token: OwnToken, now: Instant) -> Result<Self, Misuse> {
         let session = connection.begin()?;
         let node = Some(CBS_NODE);
         let source = SourceOut { address: node, ..SourceOut::default() }.build();
@@ -74,7 +74,7 @@ impl Claims {
             receiver: Receiver::new(receiver, ReceiverConfig::default()),
             client: CbsClient::new(),
             unsettled: Unsettled::new(),
-            state: State::Waiting(token),
+            state: State::Waiting { token, until: now + ANSWER_TIME_OUT },
         })
     }
 
@@ -90,7 +90,7 @@ impl Claims {
 
     /// Puts a fresh token on the links that are there.
     pub(super) fn renew(&mut self, connection: &mut Connection, token: OwnToken, now: Instant) {
-        self.state = State::Waiting(token);
+        self.state = State::Waiting { token, until: now + ANSWER_TIME_OUT };
         self.put(connection, now);
     }
 
@@ -109,6 +109,9 @@ impl Claims {
                 self.sender.on_flow(connection, &flow);
                 self.put(connection, now);
                 self.sender.drained(connection);
+            }
+            Event::Flow { link: Some(_), flow, .. } => {
+                self.receiver.on_flow(connection, &flow);
             }
             Event::Transfer { transfer, delivery_id, .. } => {
                 let delivery = match self.receiver.on_transfer(connection, &transfer, delivery_id) {
@@ -144,16 +147,16 @@ impl Claims {
     /// When [`handle_timeout`](Self::handle_timeout) is to be called.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
-            State::Put { until, .. } => Some(until),
+            State::Waiting { until, .. } | State::Put { until, .. } => Some(until),
             State::Held { renew_at } => Some(renew_at),
-            State::Waiting(_) | State::Idle => None,
+            State::Idle => None,
         }
     }
 
     /// Time has passed.
     pub(super) fn handle_timeout(&mut self, now: Instant) -> Verdict {
         match self.state {
-            State::Put { until, .. } if until <= now => {
+            State::Waiting { until, .. } | State::Put { until, .. } if until <= now => {
                 self.state = State::Idle;
                 Verdict::Refused(String::from("$cbs does not answer"))
             }
@@ -166,7 +169,7 @@ impl Claims {
     }
 
     fn put(&mut self, connection: &mut Connection, now: Instant) {
-        let State::Waiting(token) = &self.state else { return };
+        let State::Waiting { token, .. } = &self.state else { return };
         if self.sender.credit(connection) == 0 {
             return;
         }

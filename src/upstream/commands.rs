@@ -9,21 +9,23 @@ use fieldgate_mappings::address::Address;
 use super::CommandSink;
 
 /// The largest command that is put together, in bytes: four times what IoT Hub allows.
-const MAX_COMMAND_BYTES: usize = 256 * 1024;
+pub(super) const MAX_COMMAND_BYTES: usize = 256 * 1024;
 
-/// A command that waits for what the device says. Good for the connection to the hub that it came over.
+/// A command that waits for what the device says. Good for the link that it came over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CommandId {
-    /// Which connection.
-    pub(super) epoch: u32,
+    /// Which of the subscription's links: delivery-ids start anew with each session.
+    pub(super) attachment: u32,
     pub(super) delivery_id: u32,
+    /// The hub has settled it, and wants to hear nothing.
+    pub(super) settled: bool,
 }
 
 #[cfg(test)]
 impl CommandId {
     /// For the tests of those who take commands.
     pub(crate) fn numbered(delivery_id: u32) -> Self {
-        Self { epoch: 0, delivery_id }
+        Self { attachment: 0, delivery_id, settled: false }
     }
 }
 
@@ -36,6 +38,8 @@ pub(super) struct Commands {
     pub(super) sink: Rc<dyn CommandSink>,
     /// The link, while there is one.
     pub(super) receiver: Option<Receiver>,
+    /// Counts the links.
+    pub(super) attachment: u32,
 }
 
 impl Commands {

@@ -2,36 +2,47 @@
 //! credit, what waits for an outcome.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use fieldgate_amqp::connection::{Connection, LinkId, SessionId};
 use fieldgate_amqp::endpoint::{OutgoingMessage, Receiver, Sender, Unsettled};
 use fieldgate_amqp::error::Misuse;
-use fieldgate_amqp::performative::{AttachOut, Flow, RcvSettleMode, SndSettleMode, SourceOut, TargetOut};
+use fieldgate_amqp::performative::{
+    Attach, AttachOut, Disposition, Flow, RcvSettleMode, SndSettleMode, SourceOut, TargetOut,
+};
 use fieldgate_mappings::address::Address;
-use fieldgate_mappings::outcome::{Outcome, Verdict};
+use fieldgate_mappings::amqp;
+use fieldgate_mappings::outcome::{Outcome, Reason, Rejection, Verdict};
 
-use super::commands::Commands;
+use super::Patience;
+use super::commands::{Commands, MAX_COMMAND_BYTES};
+use super::load::{Load, Share};
+
+/// Addresses that one device may send to at a time: a rule can take them from what the device says.
+const MAX_OUTLETS: usize = 32;
 
 /// A message that waits for a link or for credit: encoded, so that what it was made of is free.
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) message: Bytes,
-    pub(super) until: Instant,
+    pub(super) patience: Patience,
     pub(super) verdict: Verdict,
+    pub(super) share: Share,
 }
 
 /// A message that the hub has not answered for. Dropped, its outcome is unknown: it was sent.
 #[derive(Debug)]
-pub(super) struct InFlight {
-    pub(super) sent_at: Instant,
+struct InFlight {
+    sent_at: Instant,
     verdict: Option<Verdict>,
+    _share: Share,
 }
 
 impl InFlight {
     /// The hub has answered.
-    pub(super) fn report(mut self, outcome: Outcome) {
+    fn report(mut self, outcome: Outcome) {
         if let Some(verdict) = self.verdict.take() {
             verdict.report(outcome);
         }
@@ -56,7 +67,20 @@ impl Drop for InFlight {
 struct Outlet {
     address: Address,
     sender: Option<Sender>,
+    /// The hub has such a node: it answered the attach with a target.
+    attached: bool,
+    /// The largest message that the hub takes here.
+    max_message_bytes: Option<u64>,
+    in_flight: usize,
     waiting: VecDeque<Waiting>,
+}
+
+/// What sending needs beside the outlet.
+struct Way<'a> {
+    connection: &'a mut Connection,
+    unsettled: &'a mut Unsettled<InFlight>,
+    load: &'a Rc<Load>,
+    now: Instant,
 }
 
 /// A device that sends or listens.
@@ -64,15 +88,27 @@ struct Outlet {
 pub(super) struct Device {
     pub(super) session: Option<SessionId>,
     outlets: Vec<Outlet>,
-    pub(super) unsettled: Unsettled<InFlight>,
+    unsettled: Unsettled<InFlight>,
     pub(super) commands: Option<Commands>,
     pub(super) used_at: Instant,
+    /// It stands in the queue of those that could send if less were in flight.
+    pub(super) stalled: bool,
+    /// It stands in the queue of those that the connection has no channel or handle for.
+    pub(super) crowded_out: bool,
 }
 
 impl Device {
     /// A device without a session.
     pub(super) fn new(now: Instant) -> Self {
-        Self { session: None, outlets: Vec::new(), unsettled: Unsettled::new(), commands: None, used_at: now }
+        Self {
+            session: None,
+            outlets: Vec::new(),
+            unsettled: Unsettled::new(),
+            commands: None,
+            used_at: now,
+            stalled: false,
+            crowded_out: false,
+        }
     }
 
     /// Whether it could be forgotten without anybody noticing.
@@ -82,14 +118,10 @@ impl Device {
             && self.outlets.iter().all(|outlet| outlet.waiting.is_empty())
     }
 
-    /// Whether it has something to do at the hub.
-    pub(super) fn has_work(&self) -> bool {
-        self.commands.is_some() || self.outlets.iter().any(|outlet| !outlet.waiting.is_empty())
-    }
-
-    /// Bytes that wait.
-    pub(super) fn waiting_bytes(&self) -> usize {
-        self.outlets.iter().flat_map(|outlet| &outlet.waiting).map(|waiting| waiting.message.len()).sum()
+    /// Whether it needs a link that it does not have.
+    pub(super) fn lacks_a_link(&self) -> bool {
+        self.commands.as_ref().is_some_and(|commands| commands.receiver.is_none())
+            || self.outlets.iter().any(Outlet::lacks_a_link)
     }
 
     /// When the message went out that the hub has left unanswered for longest.
@@ -97,33 +129,64 @@ impl Device {
         self.unsettled.first().map(|in_flight| in_flight.sent_at)
     }
 
-    /// Sends now, if nothing waits and there is credit; else gives the verdict back.
+    /// Its links.
+    pub(super) fn links(&self) -> impl Iterator<Item = LinkId> {
+        let senders = self.outlets.iter().filter_map(|outlet| outlet.sender.as_ref()).map(Sender::link);
+        let receiver = self.commands.as_ref().and_then(|commands| commands.receiver.as_ref());
+        senders.chain(receiver.map(Receiver::link))
+    }
+
+    /// Sends now, if nothing waits and there is credit and room; else gives the verdict back.
     pub(super) fn send(
         &mut self,
         connection: &mut Connection,
+        load: &Rc<Load>,
         address: &Address,
         message: &[u8],
         verdict: Verdict,
         now: Instant,
-    ) -> Result<(), Option<Verdict>> {
-        match self.outlets.iter_mut().find(|outlet| outlet.address == *address) {
+    ) -> Result<(), Verdict> {
+        let Self { outlets, unsettled, .. } = self;
+        match outlets.iter_mut().find(|outlet| outlet.address == *address) {
             Some(outlet) if outlet.waiting.is_empty() => {
-                outlet.send(connection, &mut self.unsettled, message, verdict, now)
+                outlet.send(&mut Way { connection, unsettled, load, now }, message, verdict)
             }
-            _ => Err(Some(verdict)),
+            _ => Err(verdict),
         }
     }
 
-    /// Puts a message behind the others for its address. True if a link is missing.
-    pub(super) fn wait(&mut self, address: &Address, waiting: Waiting) -> bool {
-        let found = self.outlets.iter().position(|outlet| outlet.address == *address);
-        let index = found.unwrap_or_else(|| {
-            let outlet = Outlet { address: address.clone(), sender: None, waiting: VecDeque::new() };
-            self.outlets.push(outlet);
-            self.outlets.len() - 1
+    /// The outlet for an address, made where there is none. Gives the link that had to make place for it.
+    ///
+    /// # Errors
+    /// When the device sends to too many addresses at a time.
+    pub(super) fn open_outlet(&mut self, address: &Address) -> Result<Option<LinkId>, TooManyOutlets> {
+        if self.outlets.iter().any(|outlet| outlet.address == *address) {
+            return Ok(None);
+        }
+        let mut recycled = None;
+        if self.outlets.len() >= MAX_OUTLETS {
+            let idle = |outlet: &Outlet| outlet.waiting.is_empty() && outlet.in_flight == 0;
+            let oldest = self.outlets.iter().position(idle).ok_or(TooManyOutlets)?;
+            recycled = self.outlets.remove(oldest).sender.map(|sender| sender.link());
+        }
+        self.outlets.push(Outlet {
+            address: address.clone(),
+            sender: None,
+            attached: false,
+            max_message_bytes: None,
+            in_flight: 0,
+            waiting: VecDeque::new(),
         });
-        self.outlets[index].waiting.push_back(waiting);
-        self.outlets[index].sender.is_none()
+        Ok(recycled)
+    }
+
+    /// Puts a message behind the others for its address, which has an outlet. True if that has no link.
+    pub(super) fn wait(&mut self, address: &Address, waiting: Waiting) -> bool {
+        let outlet = self.outlets.iter_mut().find(|outlet| outlet.address == *address);
+        outlet.is_some_and(|outlet| {
+            outlet.waiting.push_back(waiting);
+            outlet.sender.is_none()
+        })
     }
 
     /// Begins the session and attaches what is missing of the links that are needed now.
@@ -139,25 +202,35 @@ impl Device {
             Some(session) => session,
             None => *self.session.insert(connection.begin()?),
         };
-        for outlet in &mut self.outlets {
-            if outlet.sender.is_none() && !outlet.waiting.is_empty() {
-                let link = attach_sender(connection, session, &outlet.address)?;
-                outlet.sender = Some(Sender::new(link));
-                attached(link);
-            }
+        for outlet in self.outlets.iter_mut().filter(|outlet| outlet.lacks_a_link()) {
+            let link = attach_sender(connection, session, &outlet.address)?;
+            outlet.sender = Some(Sender::new(link));
+            outlet.attached = false;
+            attached(link);
         }
         if let Some(commands) = &mut self.commands
             && commands.receiver.is_none()
         {
             let link = attach_receiver(connection, session, &commands.address, commands.serial)?;
             commands.receiver = Some(Receiver::new(link, commands.receiver_config()));
+            commands.attachment = commands.attachment.wrapping_add(1);
             attached(link);
         }
         Ok(())
     }
 
+    /// The hub has answered an attach.
+    pub(super) fn attached(&mut self, connection: &mut Connection, link: LinkId, attach: &Attach) {
+        if let Some(outlet) = self.outlets.iter_mut().find(|outlet| outlet.sends_over(link)) {
+            outlet.attached = attach.target().is_some();
+            outlet.max_message_bytes = attach.max_message_size();
+        } else if let Some(receiver) = self.receiver(link) {
+            receiver.on_attached(connection);
+        }
+    }
+
     /// The receiving end of a link of this device.
-    pub(super) fn receiver(&mut self, link: LinkId) -> Option<&mut Receiver> {
+    fn receiver(&mut self, link: LinkId) -> Option<&mut Receiver> {
         self.commands_over(link)?.receiver.as_mut()
     }
 
@@ -168,88 +241,145 @@ impl Device {
 
     /// Whether the link still serves something.
     pub(super) fn uses(&self, link: LinkId) -> bool {
-        self.outlets.iter().any(|outlet| outlet.sends_over(link))
-            || self.commands.as_ref().is_some_and(|commands| commands.receives_over(link))
+        self.links().any(|of| of == link)
     }
 
-    /// The hub speaks of a sending link: sends what waits, at most `room`, and answers a drain. Gives how many went.
+    /// The hub speaks of a link: sends what waits for its credit, and answers an echo or a drain. True if more could
+    /// go if less were in flight.
     pub(super) fn flow(
         &mut self,
         connection: &mut Connection,
+        load: &Rc<Load>,
         link: LinkId,
         flow: &Flow,
-        room: usize,
         now: Instant,
-    ) -> usize {
-        let Some(outlet) = self.outlets.iter_mut().find(|outlet| outlet.sends_over(link)) else { return 0 };
-        let Some(sender) = &mut outlet.sender else { return 0 };
-        sender.on_flow(connection, flow);
-        let sent = outlet.send_waiting(connection, &mut self.unsettled, room, now);
-        if outlet.waiting.is_empty()
-            && let Some(sender) = &mut outlet.sender
-        {
+    ) -> bool {
+        let Some(at) = self.outlets.iter().position(|outlet| outlet.sends_over(link)) else {
+            if let Some(receiver) = self.receiver(link) {
+                receiver.on_flow(connection, flow);
+            }
+            return self.send_waiting(connection, load, usize::MAX, now);
+        };
+        if let Some(sender) = &mut self.outlets[at].sender {
+            sender.on_flow(connection, flow);
+        }
+        // The session's window may have opened as well: that concerns all links.
+        let stalled = self.send_waiting(connection, load, usize::MAX, now);
+        // What still waits has no credit or no room in the bounds: neither is a reason to let a drain wait.
+        if let Some(sender) = &mut self.outlets[at].sender {
             sender.drained(connection);
         }
-        sent
+        stalled
     }
 
-    /// Sends what waits, at most `room`. Gives how many went.
-    pub(super) fn send_waiting(&mut self, connection: &mut Connection, room: usize, now: Instant) -> usize {
-        let mut sent = 0;
-        for outlet in &mut self.outlets {
-            sent += outlet.send_waiting(connection, &mut self.unsettled, room - sent, now);
+    /// Sends at most `most` of what waits. True if more could go if less were in flight, or if `most` were more.
+    pub(super) fn send_waiting(
+        &mut self,
+        connection: &mut Connection,
+        load: &Rc<Load>,
+        mut most: usize,
+        now: Instant,
+    ) -> bool {
+        let Self { outlets, unsettled, .. } = self;
+        let mut way = Way { connection, unsettled, load, now };
+        let mut stalled = false;
+        for outlet in outlets {
+            stalled |= outlet.send_waiting(&mut way, &mut most);
         }
-        sent
+        stalled
     }
 
-    /// The link is gone: what was sent over it stays unanswered, what waits for it gets `outcome`, a subscription
-    /// ends. Gives how many messages were in flight.
-    pub(super) fn lose_link(&mut self, link: LinkId, outcome: &Outcome) -> usize {
-        let before = self.unsettled.len();
+    /// The hub has judged deliveries of the session.
+    pub(super) fn disposition(
+        &mut self,
+        connection: &mut Connection,
+        session: SessionId,
+        disposition: &Disposition,
+        now: Instant,
+    ) {
+        let Self { outlets, unsettled, .. } = self;
+        unsettled.on_disposition(connection, session, disposition, |delivery| {
+            if let Some(outlet) = outlets.iter_mut().find(|outlet| outlet.sends_over(delivery.link)) {
+                outlet.in_flight = outlet.in_flight.saturating_sub(1);
+            }
+            delivery.value.report(match delivery.state {
+                // Settled without a state: the source named no default outcome, so nothing is certain.
+                None => Outcome::Unknown,
+                Some(state) => amqp::outcome(state).unwrap_or(Outcome::Unknown),
+            });
+        });
+        self.used_at = now;
+    }
+
+    /// The hub has detached a link: what was sent over it stays unanswered, what waits for it gets `outcome`, a
+    /// subscription ends.
+    pub(super) fn lose_link(&mut self, link: LinkId, outcome: &Outcome) {
         self.unsettled.lose_link(link, |_, in_flight| drop(in_flight));
-        if let Some(outlet) = self.outlets.iter_mut().find(|outlet| outlet.sends_over(link)) {
-            outlet.sender = None;
-            outlet.waiting.drain(..).for_each(|waiting| waiting.verdict.report(outcome.clone()));
+        if let Some(at) = self.outlets.iter().position(|outlet| outlet.sends_over(link)) {
+            let outlet = self.outlets.remove(at);
+            let outcome = match outcome {
+                // A link that worked was detached for what was sent over it. What waits was not.
+                Outcome::Rejected(Rejection { reason: Reason::Content | Reason::TooLarge, .. })
+                    if outlet.attached =>
+                {
+                    &Outcome::Released
+                }
+                outcome => outcome,
+            };
+            outlet.waiting.into_iter().for_each(|waiting| waiting.verdict.report(outcome.clone()));
         }
         if let Some(commands) = self.commands.take_if(|commands| commands.receives_over(link)) {
-            commands.sink.ended(match outcome {
-                Outcome::Rejected(rejection) => Some(rejection.clone()),
-                _ => None,
-            });
+            commands.end(outcome);
         }
-        before - self.unsettled.len()
     }
 
-    /// The session is gone: what was sent stays unanswered; waiting messages and the subscription stay. Gives how
-    /// many messages were in flight.
-    pub(super) fn lose_session(&mut self) -> usize {
+    /// The session is gone: what was sent stays unanswered; waiting messages and the subscription stay.
+    pub(super) fn lose_session(&mut self) {
         self.session = None;
-        for outlet in &mut self.outlets {
+        self.outlets.retain_mut(|outlet| {
             outlet.sender = None;
-        }
+            outlet.attached = false;
+            outlet.in_flight = 0;
+            !outlet.waiting.is_empty()
+        });
         if let Some(commands) = &mut self.commands {
             commands.receiver = None;
         }
-        self.unsettled.lose_all().map(drop).count()
+        self.unsettled.lose_all().for_each(drop);
     }
 
-    /// Releases what has waited for too long.
-    pub(super) fn expire(&mut self, now: Instant) {
-        for outlet in &mut self.outlets {
-            // Dropping the verdict of what was never sent releases it.
-            outlet.waiting.retain(|waiting| waiting.until > now);
+    /// The hub wants nothing of this device now: what waits is released, the subscription ends.
+    pub(super) fn turn_away(&mut self) {
+        self.release_waiting(|_| true);
+        if let Some(commands) = self.commands.take() {
+            commands.end(&Outcome::Released);
         }
     }
 
-    /// Releases all that waits.
-    pub(super) fn release_waiting(&mut self) {
-        self.outlets.iter_mut().for_each(|outlet| outlet.waiting.clear());
+    /// Releases what waits and is `meant`.
+    pub(super) fn release_waiting(&mut self, meant: impl Fn(&Patience) -> bool) {
+        for outlet in &mut self.outlets {
+            // Dropping the verdict of what was never sent releases it.
+            outlet.waiting.retain(|waiting| !meant(&waiting.patience));
+        }
     }
 }
+
+/// A device sends to too many addresses at a time.
+#[derive(Debug)]
+pub(super) struct TooManyOutlets;
 
 impl Commands {
     fn receives_over(&self, link: LinkId) -> bool {
         self.receiver.as_ref().is_some_and(|receiver| receiver.link() == link)
+    }
+
+    /// Tells the subscriber that no command will come any more.
+    fn end(self, outcome: &Outcome) {
+        self.sink.ended(match outcome {
+            Outcome::Rejected(rejection) => Some(rejection.clone()),
+            _ => None,
+        });
     }
 }
 
@@ -258,44 +388,59 @@ impl Outlet {
         self.sender.as_ref().is_some_and(|sender| sender.link() == link)
     }
 
-    fn send_waiting(
-        &mut self,
-        connection: &mut Connection,
-        unsettled: &mut Unsettled<InFlight>,
-        room: usize,
-        now: Instant,
-    ) -> usize {
-        let mut sent = 0;
-        while sent < room
-            && let Some(Waiting { message, until, verdict }) = self.waiting.pop_front()
-        {
-            match self.send(connection, unsettled, &message, verdict, now) {
-                Ok(()) => sent += 1,
-                Err(None) => break,
-                Err(Some(verdict)) => {
-                    self.waiting.push_front(Waiting { message, until, verdict });
-                    break;
+    fn lacks_a_link(&self) -> bool {
+        self.sender.is_none() && !self.waiting.is_empty()
+    }
+
+    /// Sends what waits, and counts `most` down. True if it stopped although there was credit.
+    fn send_waiting(&mut self, way: &mut Way<'_>, most: &mut usize) -> bool {
+        while let Some(waiting) = self.waiting.pop_front() {
+            let can_send = self.has_credit(way.connection);
+            if can_send && *most > 0 && !way.load.is_full() {
+                let Waiting { message, patience, verdict, share } = waiting;
+                match self.send(way, &message, verdict) {
+                    Ok(()) => *most -= 1,
+                    Err(verdict) => {
+                        self.waiting.push_front(Waiting { message, patience, verdict, share });
+                        return false;
+                    }
                 }
+            } else {
+                self.waiting.push_front(waiting);
+                return can_send;
             }
         }
-        sent
+        false
+    }
+
+    /// Whether the hub takes a message now: it gave credit, and its window is open.
+    fn has_credit(&self, connection: &Connection) -> bool {
+        let Some(sender) = &self.sender else { return false };
+        let session = connection.session_of_link(sender.link());
+        // What is handed to a session whose window is shut may still never be sent; here it certainly was not.
+        sender.credit(connection) > 0
+            && session.is_some_and(|session| connection.session_backlog_bytes(session) == 0)
     }
 
     /// Sends now, or gives the verdict back.
-    fn send(
-        &mut self,
-        connection: &mut Connection,
-        unsettled: &mut Unsettled<InFlight>,
-        message: &[u8],
-        verdict: Verdict,
-        now: Instant,
-    ) -> Result<(), Option<Verdict>> {
-        let Some(sender) = self.sender.as_mut().filter(|sender| sender.credit(connection) > 0) else {
-            return Err(Some(verdict));
-        };
+    fn send(&mut self, way: &mut Way<'_>, message: &[u8], verdict: Verdict) -> Result<(), Verdict> {
+        if way.load.is_full() || !self.has_credit(way.connection) {
+            return Err(verdict);
+        }
+        let Some(sender) = &mut self.sender else { return Err(verdict) };
+        if let Some(max) = self.max_message_bytes.filter(|max| message.len() as u64 > *max) {
+            // The hub would detach the link for it, with all that is in flight over it.
+            let description = format!("the hub takes messages of at most {max} bytes");
+            verdict.report(Outcome::Rejected(Rejection::new(Reason::TooLarge, description)));
+            return Ok(());
+        }
+        let share = way.load.send(message.len());
+        let in_flight = InFlight { sent_at: way.now, verdict: Some(verdict), _share: share };
         let out = OutgoingMessage { message, ..OutgoingMessage::default() };
-        let in_flight = InFlight { sent_at: now, verdict: Some(verdict) };
-        sender.send(connection, unsettled, out, in_flight).map_err(|error| error.value.unsent())?;
+        match sender.send(way.connection, way.unsettled, out, in_flight) {
+            Ok(_) => self.in_flight += 1,
+            Err(error) => return error.value.unsent().map_or(Ok(()), Err),
+        }
         Ok(())
     }
 }
@@ -328,6 +473,7 @@ fn attach_receiver(
     let attach = AttachOut {
         snd_settle_mode: SndSettleMode::Unsettled,
         rcv_settle_mode: RcvSettleMode::First,
+        max_message_size: Some(MAX_COMMAND_BYTES as u64),
         ..AttachOut::receiver(&name, &source, &target)
     };
     connection.attach(session, &attach.build())

@@ -22,7 +22,7 @@ use crate::wire::{Turn, Wire};
 use super::Upstream;
 use super::backoff::Backoff;
 use super::target::Hub;
-use super::telemetry::{ConnectFailed, ConnectionLost, ConnectionReady, TokenAccepted};
+use super::telemetry::{ConnectFailed, ConnectionClosed, ConnectionLost, ConnectionReady, TokenAccepted};
 use super::uplink::Notice;
 
 /// Most sessions of the connection; the hub's own channel-max may allow fewer.
@@ -167,8 +167,10 @@ impl Driver {
             }
         })
         .await;
-        if ready {
-            emit(ConnectionLost { worker: self.index, why: &why, asked_for: self.is_closing() });
+        match (ready, self.is_closing()) {
+            (true, true) => emit(ConnectionClosed { worker: self.index }),
+            (true, false) => emit(ConnectionLost { worker: self.index, why: &why }),
+            (false, _) => {}
         }
         // What the machine said last, a close mostly, goes out if the stream takes it at once.
         let shared = &self.upstream.shared;
@@ -206,7 +208,7 @@ impl Driver {
         if was_ready {
             return false;
         }
-        uplink.ready();
+        uplink.ready(Instant::now());
         self.backoff.reset();
         self.health.set(Component::Upstream, Status::Up);
         emit(ConnectionReady { worker: self.index, hub: self.hub.name() });

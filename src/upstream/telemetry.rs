@@ -17,6 +17,7 @@ struct Metrics {
     sessions_lost: Counter,
     links_lost: Counter,
     waiting_exceeded: Counter,
+    outlets_exceeded: Counter,
     commands: Counter,
     commands_settled: Counter,
     commands_late: Counter,
@@ -36,6 +37,10 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     waiting_exceeded: counter(
         "upstream_waiting_exceeded",
         "Messages released because too much waited for the hub",
+    ),
+    outlets_exceeded: counter(
+        "upstream_outlets_exceeded",
+        "Messages released because their device sent to too many addresses at a time",
     ),
     commands: counter("upstream_commands", "Commands that came from the hub for mapped devices"),
     commands_settled: counter("upstream_commands_settled", "Commands whose outcome was told to the hub"),
@@ -78,19 +83,26 @@ impl Happening for ConnectionReady<'_> {
 pub(super) struct ConnectionLost<'a> {
     pub(super) worker: usize,
     pub(super) why: &'a str,
-    /// The gateway itself has closed it.
-    pub(super) asked_for: bool,
 }
 
 impl Happening for ConnectionLost<'_> {
     fn emit(self) {
-        let Self { worker, why, asked_for } = self;
+        let Self { worker, why } = self;
         METRICS.up.dec();
-        if asked_for {
-            return tracing::debug!(worker, "closed the connection to the hub");
-        }
         METRICS.lost.inc();
         tracing::warn!(worker, why, "the connection to the hub is gone");
+    }
+}
+
+/// A connection that worked was closed because the gateway stops.
+pub(super) struct ConnectionClosed {
+    pub(super) worker: usize,
+}
+
+impl Happening for ConnectionClosed {
+    fn emit(self) {
+        METRICS.up.dec();
+        tracing::info!(worker = self.worker, "closed the connection to the hub");
     }
 }
 
@@ -145,6 +157,18 @@ impl Happening for WaitingExceeded {
     fn emit(self) {
         METRICS.waiting_exceeded.inc();
         tracing::debug!(waiting_bytes = self.bytes, "a message was released: too much waits for the hub");
+    }
+}
+
+/// A device sends to more addresses at a time than it may: a message was released.
+pub(super) struct OutletsExceeded<'a> {
+    pub(super) device: &'a DeviceId,
+}
+
+impl Happening for OutletsExceeded<'_> {
+    fn emit(self) {
+        METRICS.outlets_exceeded.inc();
+        tracing::info!(device = %self.device, "a message was released: its device sends to too many addresses");
     }
 }
 

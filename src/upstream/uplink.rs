@@ -8,14 +8,18 @@
 //!   └──────────────────────── lost ◀─────────────────────────────────────┘
 //! ```
 
-use std::collections::HashMap;
+mod sessions;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use fieldgate_amqp::connection::{Connection, Event, LinkId, SessionId};
 use fieldgate_amqp::error::{AmqpError, Condition};
-use fieldgate_amqp::performative::{Detach, Disposition, Flow, Transfer};
+use fieldgate_amqp::performative::{Attach, Disposition, Flow, Transfer};
 use fieldgate_mappings::address::{Address, DeviceId};
 use fieldgate_mappings::amqp;
 use fieldgate_mappings::message::Message;
@@ -27,23 +31,22 @@ use crate::telemetry::emit;
 
 use super::claims::{self, Claims};
 use super::commands::{CommandId, Commands};
-use super::device::{Device, Waiting};
+use super::device::{Device, TooManyOutlets, Waiting};
+use super::load::Load;
 use super::target::OwnToken;
-use super::telemetry::{
-    CommandMapError, CommandReceived, CommandSettled, DeviceLinkLost, DeviceSessionLost, WaitingExceeded,
-};
+use super::telemetry::{CommandMapError, CommandReceived, CommandSettled, OutletsExceeded, WaitingExceeded};
 use super::{Command, CommandSink, Patience};
 
 /// A device's session is ended when nothing was sent or subscribed for this long.
 const IDLE_SESSION: Duration = Duration::from_secs(300);
-/// How long the hub may take to answer for a message.
+/// How long the hub may take to answer for a message, or to answer the end of a session.
 const ANSWER_TIME_OUT: Duration = Duration::from_secs(30);
 /// How often devices are looked through for what waited too long.
 const SWEEP: Duration = Duration::from_secs(1);
-/// Bytes of messages that wait for the hub, over all devices of the worker.
-const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
 /// Devices with a session, or with something that waits; about 500 bytes each.
 const MAX_DEVICES: usize = 65_536;
+/// Messages that a device may send at a time while others wait for their turn.
+const TURN: usize = 16;
 
 /// How far the connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,18 +78,20 @@ pub(super) struct Uplink {
     pub(super) connection: Option<Connection>,
     phase: Phase,
     closing: bool,
-    max_in_flight: usize,
+    load: Rc<Load>,
     claims: Option<Claims>,
     devices: HashMap<DeviceId, Device>,
     /// Whose session, and whose link; claims stand apart.
     sessions: Table<SessionId, DeviceId>,
     links: Table<LinkId, DeviceId>,
-    in_flight: usize,
-    waiting_bytes: usize,
+    /// Sessions that we have ended and the hub has not, and since when.
+    ending: Table<SessionId, Instant>,
+    /// Devices that have credit and something to send, and wait until less is in flight.
+    stalled: VecDeque<DeviceId>,
+    /// Devices that wait for a channel or a handle.
+    crowded_out: VecDeque<DeviceId>,
     sweep_at: Option<Instant>,
     serial: u64,
-    /// Counts connections: a command of an earlier one must not be taken for one of this.
-    epoch: u32,
     /// A message being encoded.
     scratch: BytesMut,
     notices: Vec<Notice>,
@@ -99,16 +104,16 @@ impl Uplink {
             connection: None,
             phase: Phase::Down { tried: false },
             closing: false,
-            max_in_flight: config.max_in_flight.get(),
+            load: Load::new(config.max_in_flight.get()),
             claims: None,
             devices: HashMap::new(),
             sessions: Table::default(),
             links: Table::default(),
-            in_flight: 0,
-            waiting_bytes: 0,
+            ending: Table::default(),
+            stalled: VecDeque::new(),
+            crowded_out: VecDeque::new(),
             sweep_at: None,
             serial: 0,
-            epoch: 0,
             scratch: BytesMut::new(),
             notices: Vec::new(),
         }
@@ -133,37 +138,45 @@ impl Uplink {
 
     /// See [`Upstream::send`](super::Upstream::send).
     pub(super) fn send(&mut self, message: &Message, patience: Patience, verdict: Verdict, now: Instant) {
+        let (id, address) = (&message.device, &message.address);
         let away = matches!(self.phase, Phase::Down { tried: true });
-        if self.closing || away && !patience.through_outage || !self.has_room_for(&message.device) {
+        if self.closing || away && !patience.through_outage || !self.has_room_for(id) {
             return; // A verdict that is dropped unsent says released.
         }
         self.scratch.clear();
         amqp::encode(message, &mut self.scratch);
-        let device = device(&mut self.devices, &message.device, now);
-        let mut verdict = verdict;
-        if self.in_flight < self.max_in_flight
-            && let Some(connection) = &mut self.connection
-        {
-            match device.send(connection, &message.address, &self.scratch, verdict, now) {
-                Ok(()) => {
-                    self.in_flight += 1;
-                    return;
-                }
-                Err(None) => return,
-                Err(Some(back)) => verdict = back,
-            }
-        }
-        let bytes = self.scratch.len();
-        if self.waiting_bytes + bytes > MAX_WAITING_BYTES {
-            return emit(WaitingExceeded { bytes: self.waiting_bytes });
-        }
-        self.waiting_bytes += bytes;
-        let message_bytes = self.scratch.split().freeze();
-        let waiting = Waiting { message: message_bytes, until: patience.until, verdict };
-        if device.wait(&message.address, waiting) {
-            self.attach(&message.device);
-        }
+        let device = device(&mut self.devices, id, now);
         self.sweep_at.get_or_insert(now + SWEEP);
+        let verdict = match &mut self.connection {
+            None => verdict,
+            Some(connection) => {
+                match device.send(connection, &self.load, address, &self.scratch, verdict, now) {
+                    Ok(()) => return,
+                    Err(verdict) => verdict,
+                }
+            }
+        };
+        let Some(share) = self.load.wait(self.scratch.len()) else {
+            return emit(WaitingExceeded { bytes: self.load.waiting_bytes() });
+        };
+        match device.open_outlet(address) {
+            Ok(None) => {}
+            Ok(Some(recycled)) => {
+                self.links.remove(recycled);
+                if let Some(connection) = &mut self.connection {
+                    connection.detach(recycled, true, None);
+                }
+            }
+            Err(TooManyOutlets) => return emit(OutletsExceeded { device: id }),
+        }
+        // A copy of its own: a slice would keep all of a larger buffer.
+        let waiting = Waiting { message: Bytes::copy_from_slice(&self.scratch), patience, verdict, share };
+        if device.wait(address, waiting) {
+            self.attach(id, now);
+        } else if self.load.is_full() && !device.stalled {
+            device.stalled = true;
+            self.stalled.push_back(id.clone());
+        }
     }
 
     /// See [`Upstream::subscribe`](super::Upstream::subscribe). Gives the subscription's number.
@@ -177,13 +190,17 @@ impl Uplink {
     ) -> u64 {
         self.serial += 1;
         let serial = self.serial;
-        let commands = Commands { serial, address, credit, sink, receiver: None };
+        if self.closing || !self.has_room_for(id) {
+            sink.ended(None);
+            return serial;
+        }
+        let commands = Commands { serial, address, credit, sink, receiver: None, attachment: 0 };
         let device = device(&mut self.devices, id, now);
+        self.sweep_at.get_or_insert(now + SWEEP);
         if let Some(former) = device.commands.replace(commands) {
             self.drop_commands(former);
         }
-        self.attach(id);
-        self.sweep_at.get_or_insert(now + SWEEP);
+        self.attach(id, now);
         serial
     }
 
@@ -198,6 +215,7 @@ impl Uplink {
 
     fn drop_commands(&mut self, commands: Commands) {
         if let (Some(receiver), Some(connection)) = (commands.receiver, &mut self.connection) {
+            self.links.remove(receiver.link());
             // Without an outcome for what is unsettled: a release would count against the command.
             connection.detach(receiver.link(), true, None);
         }
@@ -205,10 +223,13 @@ impl Uplink {
 
     /// See [`Subscription::settle`](super::Subscription::settle).
     pub(super) fn settle(&mut self, id: &DeviceId, serial: u64, command: CommandId, outcome: &Outcome) {
+        if command.settled {
+            return;
+        }
         let device = self.devices.get_mut(id);
         let commands = device.and_then(|device| device.commands.as_mut());
         let receiver = commands
-            .filter(|commands| commands.serial == serial && command.epoch == self.epoch)
+            .filter(|commands| commands.serial == serial && commands.attachment == command.attachment)
             .and_then(|commands| commands.receiver.as_mut());
         let (Some(receiver), Some(connection)) = (receiver, &mut self.connection) else {
             return emit(CommandSettled { device: id, outcome: None });
@@ -219,10 +240,20 @@ impl Uplink {
         }
     }
 
-    /// Nothing new is sent; what was sent may still be answered while the close is under way.
+    /// Nothing new is sent. What was sent may still be answered: the connection is closed when all of it is.
     pub(super) fn close(&mut self) {
         self.closing = true;
-        if let Some(connection) = &mut self.connection {
+        for device in self.devices.values_mut() {
+            device.release_waiting(|_| true);
+        }
+        self.close_when_answered();
+    }
+
+    fn close_when_answered(&mut self) {
+        if self.closing
+            && self.load.in_flight() == 0
+            && let Some(connection) = &mut self.connection
+        {
             connection.close(None);
         }
     }
@@ -233,24 +264,29 @@ impl Uplink {
     pub(super) fn connected(&mut self, connection: Connection) {
         self.connection = Some(connection);
         self.phase = Phase::Opening;
-        self.epoch = self.epoch.wrapping_add(1);
         self.notices.clear();
+        self.close_when_answered();
     }
 
-    /// The connection is gone, or could not be made. What was sent has no outcome; what waits goes on waiting.
+    /// The connection is gone, or could not be made. What was sent has no outcome; what waits goes on waiting, if it
+    /// is meant to wait through an outage.
     pub(super) fn lost(&mut self) {
         self.connection = None;
         self.claims = None;
         self.phase = Phase::Down { tried: true };
         self.sessions = Table::default();
         self.links = Table::default();
-        self.in_flight = 0;
+        self.ending = Table::default();
+        self.stalled.clear();
+        self.crowded_out.clear();
         for device in self.devices.values_mut() {
+            device.stalled = false;
+            device.crowded_out = false;
+            device.release_waiting(|patience| !patience.through_outage);
             device.lose_session();
         }
         if self.closing {
             self.devices.clear();
-            self.waiting_bytes = 0;
         }
     }
 
@@ -259,7 +295,7 @@ impl Uplink {
         let Some(connection) = &mut self.connection else { return };
         match &mut self.claims {
             Some(claims) => claims.renew(connection, token, now),
-            None => match Claims::open(connection, token) {
+            None => match Claims::open(connection, token, now) {
                 Ok(claims) => self.claims = Some(claims),
                 Err(misuse) => self.notices.push(Notice::Lost(misuse.to_string())),
             },
@@ -267,20 +303,18 @@ impl Uplink {
     }
 
     /// The hub knows who we are: devices' links may be attached.
-    pub(super) fn ready(&mut self) {
+    pub(super) fn ready(&mut self, now: Instant) {
         self.phase = Phase::Ready;
-        let with_work: Vec<DeviceId> =
-            self.devices.iter().filter(|(_, device)| device.has_work()).map(|(id, _)| id.clone()).collect();
-        for id in with_work {
-            self.attach(&id);
-        }
+        self.attach_missing(now);
     }
 
     /// Handles all that came over the connection.
     pub(super) fn handle_events(&mut self, now: Instant) {
         while let Some(event) = self.connection.as_mut().and_then(Connection::poll_event) {
             self.handle_event(event, now);
+            self.serve_stalled(now);
         }
+        self.close_when_answered();
     }
 
     fn handle_event(&mut self, event: Event, now: Instant) {
@@ -307,15 +341,15 @@ impl Uplink {
                 connection.end(session, Some(not_asked_for()))
             }
             Event::Attached { link, by_peer: true, .. } => connection.refuse_attach(link, not_asked_for()),
-            Event::Attached { link, .. } => self.attached(link),
-            Event::Flow { link: Some(link), flow, .. } => self.flow(link, &flow, now),
+            Event::Attached { link, attach, .. } => self.attached(link, &attach),
+            Event::Flow { link, session, flow } => self.flow(session, link, &flow, now),
             Event::Disposition { session, disposition } => self.disposition(session, &disposition, now),
             Event::Transfer { link, transfer, delivery_id, .. } => {
                 self.transfer(link, &transfer, delivery_id)
             }
-            Event::Detached { link, detach, answered, .. } => self.detached(link, &detach, answered),
-            Event::SessionEnded { session, error } => self.session_ended(session, error.as_ref()),
-            Event::SessionBegun { .. } | Event::Flow { link: None, .. } | Event::SaslInit { .. } => {}
+            Event::Detached { link, detach, answered, .. } => self.detached(link, &detach, answered, now),
+            Event::SessionEnded { session, error } => self.session_ended(session, error.as_ref(), now),
+            Event::SessionBegun { .. } | Event::SaslInit { .. } => {}
         }
     }
 
@@ -336,126 +370,59 @@ impl Uplink {
         }
         if self.sweep_at.is_some_and(|at| at <= now) {
             self.sweep(now);
-            self.sweep_at = (!self.devices.is_empty()).then(|| now + SWEEP);
+            let more = !self.devices.is_empty() || self.ending.len() > 0;
+            self.sweep_at = more.then(|| now + SWEEP);
         }
-    }
-
-    fn sweep(&mut self, now: Instant) {
-        let Self { devices, connection, sessions, links, in_flight, waiting_bytes, .. } = self;
-        *waiting_bytes = 0;
-        devices.retain(|id, device| {
-            device.expire(now);
-            *waiting_bytes += device.waiting_bytes();
-            let silent = device.oldest_sent().is_some_and(|sent_at| now >= sent_at + ANSWER_TIME_OUT);
-            let idle = device.is_idle() && now >= device.used_at + IDLE_SESSION;
-            if (silent || idle)
-                && let (Some(session), Some(connection)) = (device.session, connection.as_mut())
-            {
-                // A hub that does not answer for a message is asked for nothing more over this session; what it
-                // was sent is unknown. The links are attached anew when there is more to send.
-                links.retain(|_, owner| owner != id);
-                sessions.remove(session);
-                connection.end(session, None);
-                *in_flight -= device.lose_session();
-                if silent {
-                    emit(DeviceSessionLost { device: id, error: None });
-                }
-            }
-            !(device.is_idle() && (idle || device.session.is_none()))
-        });
+        self.close_when_answered();
     }
 
     fn has_room_for(&self, id: &DeviceId) -> bool {
         self.devices.len() < MAX_DEVICES || self.devices.contains_key(id)
     }
 
-    /// Attaches the links that a device needs and does not have.
-    fn attach(&mut self, id: &DeviceId) {
-        if self.phase != Phase::Ready || self.closing {
-            return;
-        }
-        if self
-            .connection
-            .as_ref()
-            .is_some_and(|connection| self.sessions.len() > usize::from(connection.channel_max()))
+    /// Lets devices send that could not because too much was in flight, each in its turn.
+    fn serve_stalled(&mut self, now: Instant) {
+        let Some(connection) = &mut self.connection else { return };
+        while !self.load.is_full()
+            && let Some(id) = self.stalled.pop_front()
         {
-            self.end_longest_idle();
+            let Some(device) = self.devices.get_mut(&id) else { continue };
+            device.stalled = device.send_waiting(connection, &self.load, TURN, now);
+            if device.stalled {
+                self.stalled.push_back(id);
+            }
         }
+    }
+
+    fn attached(&mut self, link: LinkId, attach: &Attach) {
+        let Some((connection, device)) =
+            self.links.get(link).and_then(|id| Some((self.connection.as_mut()?, self.devices.get_mut(id)?)))
+        else {
+            return;
+        };
+        device.attached(connection, link, attach);
+    }
+
+    fn flow(&mut self, session: SessionId, link: Option<LinkId>, flow: &Flow, now: Instant) {
+        let Some(id) = self.sessions.get(session) else { return };
         let (Some(connection), Some(device)) = (&mut self.connection, self.devices.get_mut(id)) else {
             return;
         };
-        let links = &mut self.links;
-        let attached = device.attach(connection, |link| links.insert(link, id.clone()));
-        if let Some(session) = device.session {
-            self.sessions.insert(session, id.clone());
-        }
-        // Without room the messages wait; the next sweep or the end of another session brings the next try.
-        if let Err(misuse) = attached {
-            tracing::debug!(device = %id, %misuse, "no room for a device's links");
-        }
-    }
-
-    /// Makes room for another session.
-    fn end_longest_idle(&mut self) {
-        let idle = self.devices.iter().filter(|(_, device)| device.is_idle() && device.session.is_some());
-        let Some(id) = idle.min_by_key(|(_, device)| device.used_at).map(|(id, _)| id.clone()) else {
-            return;
+        let stalled = match link {
+            Some(link) => device.flow(connection, &self.load, link, flow, now),
+            None => device.send_waiting(connection, &self.load, usize::MAX, now),
         };
-        if let (Some(mut device), Some(connection)) = (self.devices.remove(&id), &mut self.connection)
-            && let Some(session) = device.session
-        {
-            self.links.retain(|_, owner| *owner != id);
-            self.sessions.remove(session);
-            connection.end(session, None);
-            self.in_flight -= device.lose_session();
+        if stalled && !device.stalled {
+            device.stalled = true;
+            self.stalled.push_back(id.clone());
         }
-    }
-
-    fn attached(&mut self, link: LinkId) {
-        let (Some(connection), Some(device)) =
-            (&mut self.connection, self.links.get(link).and_then(|id| self.devices.get_mut(id)))
-        else {
-            return;
-        };
-        if let Some(receiver) = device.receiver(link) {
-            receiver.on_attached(connection);
-        }
-    }
-
-    fn flow(&mut self, link: LinkId, flow: &Flow, now: Instant) {
-        let (Some(connection), Some(device)) =
-            (&mut self.connection, self.links.get(link).and_then(|id| self.devices.get_mut(id)))
-        else {
-            return;
-        };
-        if let Some(receiver) = device.receiver(link) {
-            receiver.on_flow(connection, flow);
-            return;
-        }
-        let room = self.max_in_flight.saturating_sub(self.in_flight);
-        self.in_flight += device.flow(connection, link, flow, room, now);
     }
 
     fn disposition(&mut self, session: SessionId, disposition: &Disposition, now: Instant) {
-        let (Some(connection), Some(device)) =
-            (&mut self.connection, self.sessions.get(session).and_then(|id| self.devices.get_mut(id)))
-        else {
-            return;
-        };
-        let mut settled = 0;
-        device.unsettled.on_disposition(connection, session, disposition, |delivery| {
-            settled += 1;
-            let outcome = match delivery.state {
-                // Settled without a state: the source named no default outcome, so nothing is certain.
-                None => Outcome::Unknown,
-                Some(state) => amqp::outcome(state).unwrap_or(Outcome::Unknown),
-            };
-            delivery.value.report(outcome);
-        });
-        self.in_flight -= settled;
-        device.used_at = now;
-        let room = self.max_in_flight.saturating_sub(self.in_flight);
-        self.in_flight += device.send_waiting(connection, room, now);
+        let Some(id) = self.sessions.get(session) else { return };
+        if let (Some(connection), Some(device)) = (&mut self.connection, self.devices.get_mut(id)) {
+            device.disposition(connection, session, disposition, now);
+        }
     }
 
     fn transfer(&mut self, link: LinkId, transfer: &Transfer, delivery_id: u32) {
@@ -465,46 +432,21 @@ impl Uplink {
         let Some(receiver) = &mut commands.receiver else { return };
         // A command above the bound has detached the link: the answer to that ends the subscription.
         let Ok(Some(delivery)) = receiver.on_transfer(connection, transfer, delivery_id) else { return };
+        let settled = delivery.settled;
         // A copy, because it waits for the device: a slice would keep the worker's read buffer.
         let encoded = Bytes::copy_from_slice(&delivery.payload);
         match amqp::decode(id.clone(), commands.address.clone(), &encoded) {
             Ok(message) => {
                 emit(CommandReceived { device: id });
-                let id = CommandId { epoch: self.epoch, delivery_id };
+                let id = CommandId { attachment: commands.attachment, delivery_id, settled };
                 commands.sink.command(Command { id, message });
             }
             Err(rejection) => {
-                if let Some(state) = amqp::reply(&Outcome::Rejected(rejection.clone())) {
+                if let (false, Some(state)) = (settled, amqp::reply(&Outcome::Rejected(rejection.clone()))) {
                     receiver.settle(connection, delivery_id, delivery_id, &state);
                 }
                 emit(CommandMapError { device: id, rejection: &rejection });
             }
-        }
-    }
-
-    fn detached(&mut self, link: LinkId, detach: &Detach, answered: bool) {
-        let Some(connection) = &mut self.connection else { return };
-        if !answered {
-            connection.detach(link, true, None);
-        }
-        let Some(id) = self.links.remove(link) else { return };
-        let Some(device) = self.devices.get_mut(&id) else { return };
-        let error = detach.error();
-        let outcome = error.as_ref().map_or(Outcome::Released, amqp::refusal);
-        if device.uses(link) {
-            emit(DeviceLinkLost { device: &id, error: error.as_ref() });
-            self.in_flight -= device.lose_link(link, &outcome);
-        }
-    }
-
-    fn session_ended(&mut self, session: SessionId, error: Option<&AmqpError>) {
-        let Some(id) = self.sessions.remove(session) else { return };
-        self.links.retain(|_, owner| *owner != id);
-        if let Some(device) = self.devices.get_mut(&id).filter(|device| device.session == Some(session)) {
-            emit(DeviceSessionLost { device: &id, error });
-            self.in_flight -= device.lose_session();
-            // What waits would only meet the same end at once; its senders may try again.
-            device.release_waiting();
         }
     }
 }

@@ -1,0 +1,8 @@
+//! The uplink against a scripted hub, in memory and under a simulated clock.
+
+mod commands;
+mod connection;
+mod hub;
+mod kit;
+mod law;
+mod sending;

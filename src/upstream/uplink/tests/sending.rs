@@ -1,0 +1,286 @@
+//! Messages of devices: credit, bounds, order, what becomes of those that wait.
+
+use std::time::Duration;
+
+use fieldgate_amqp::connection::ConnectionConfig;
+use fieldgate_amqp::performative::{ACCEPTED, AmqpError, Condition, rejected};
+use fieldgate_mappings::outcome::{Outcome, Reason};
+
+use crate::upstream::load::MAX_WAITING_BYTES;
+
+use super::hub::Script;
+use super::kit::{Bench, Setup};
+
+fn with(script: Script) -> Bench {
+    Bench::ready(Setup { script, ..Setup::default() })
+}
+
+fn reason(outcome: Option<Outcome>) -> Reason {
+    match outcome {
+        Some(Outcome::Rejected(rejection)) => rejection.reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_hubs_word_is_the_devices() {
+    let mut bench = with(Script::default());
+    let tickets = [bench.send("d"), bench.send("d"), bench.send("d")];
+    bench.run();
+    assert_eq!(bench.received(), tickets);
+    let error = AmqpError::new(&Condition::NotAllowed, None);
+    bench.hub().judge(1, Some(&rejected(Some(&error))), true);
+    bench.run();
+    assert_eq!(reason(bench.outcome(1)), Reason::NotPermitted);
+    assert_eq!((bench.outcome(0), bench.outcome(2)), (None, None));
+    bench.accept_all();
+    assert_eq!((bench.outcome(0), bench.outcome(2)), (Some(Outcome::Accepted), Some(Outcome::Accepted)));
+    bench.wait(Duration::from_secs(302));
+    bench.assert_empty();
+}
+
+#[test]
+fn whoever_waits_only_for_others_answers_gets_its_turn() {
+    let mut bench = Bench::ready(Setup { max_in_flight: 1, ..Setup::default() });
+    let devices = ["a", "b", "c"];
+    for device in devices {
+        bench.send(device);
+    }
+    bench.accept_all();
+    // All have links and credit now. From here on only answers for others move them.
+    let mut tickets = Vec::new();
+    for _ in 0..5 {
+        tickets.extend(devices.map(|device| bench.send(device)));
+    }
+    bench.accept_all();
+    for ticket in tickets {
+        assert_eq!(bench.outcome(ticket), Some(Outcome::Accepted), "message {ticket}");
+    }
+}
+
+#[test]
+fn a_devices_many_messages_do_not_hold_the_others_up() {
+    let mut bench = Bench::ready(Setup { max_in_flight: 1, ..Setup::default() });
+    bench.send("many");
+    bench.send("one");
+    bench.accept_all();
+    for _ in 0..90 {
+        bench.send("many");
+    }
+    let one = bench.send("one");
+    for _ in 0..30 {
+        bench.run();
+        bench.hub().judge(0, Some(ACCEPTED), true);
+    }
+    bench.run();
+    assert_eq!(bench.outcome(one), Some(Outcome::Accepted));
+}
+
+#[test]
+fn a_later_message_does_not_overtake_one_that_waits() {
+    let mut bench = with(Script { credit: 1, ..Script::default() });
+    let mut tickets: Vec<u64> = (0..4).map(|_| bench.send("d")).collect();
+    bench.run();
+    assert_eq!(bench.received(), tickets[..1]);
+    bench.hub().credit(0, 2, false);
+    bench.run();
+    // There is no credit to spare, and there is room; the queue goes first all the same.
+    tickets.push(bench.send("d"));
+    bench.hub().credit(0, 10, false);
+    bench.run();
+    assert_eq!(bench.received(), tickets);
+}
+
+#[test]
+fn what_waited_too_long_is_released_and_not_counted() {
+    let mut bench = with(Script { credit: 0, ..Script::default() });
+    let short = bench.send_with("d", "events", 100, bench.patience(5, true));
+    let long = bench.send_with("d", "events", 100, bench.patience(50, true));
+    bench.wait(Duration::from_secs(4));
+    let both = bench.uplink.load.waiting_bytes();
+    assert!(both > 200);
+    assert_eq!(bench.outcome(short), None);
+    bench.wait(Duration::from_secs(3));
+    assert_eq!(bench.outcome(short), Some(Outcome::Released));
+    assert_eq!((bench.outcome(long), bench.uplink.load.waiting_bytes()), (None, both / 2));
+    bench.wait(Duration::from_secs(350));
+    assert_eq!(bench.outcome(long), Some(Outcome::Released));
+    bench.assert_empty();
+}
+
+#[test]
+fn only_what_waits_counts_as_waiting() {
+    let mut bench = with(Script { credit: 1, ..Script::default() });
+    bench.send("d");
+    bench.accept_all();
+    // More than the bound passes through the queue within one moment.
+    let size = 1024 * 1024;
+    for _ in 0..2 * MAX_WAITING_BYTES / size {
+        let ticket = bench.send_with("d", "events", size, bench.patience(60, true));
+        assert!(bench.uplink.load.waiting_bytes() > 0);
+        bench.hub().credit(0, 1, false);
+        bench.accept_all();
+        assert_eq!(bench.outcome(ticket), Some(Outcome::Accepted));
+        assert_eq!(bench.uplink.load.waiting_bytes(), 0);
+    }
+}
+
+#[test]
+fn too_much_that_waits_is_released_at_once() {
+    let mut bench = with(Script { credit: 0, ..Script::default() });
+    let patience = bench.patience(10, true);
+    while bench.uplink.load.waiting_bytes() + 2 * 1024 * 1024 < MAX_WAITING_BYTES {
+        let ticket = bench.send_with("d", "events", 1024 * 1024, patience);
+        assert_eq!(bench.outcome(ticket), None);
+    }
+    let small = bench.send("d");
+    let large = bench.send_with("e", "events", 4 * 1024 * 1024, patience);
+    assert_eq!((bench.outcome(small), bench.outcome(large)), (None, Some(Outcome::Released)));
+    assert!(bench.uplink.load.waiting_bytes() <= MAX_WAITING_BYTES);
+    // The device that only tried is forgotten with the others.
+    bench.wait(Duration::from_secs(400));
+    bench.assert_empty();
+}
+
+#[test]
+fn a_hub_that_does_not_read_costs_bounded_memory() {
+    let mut bench = Bench::ready(Setup { max_in_flight: 100_000, ..Setup::default() });
+    bench.send("d");
+    bench.accept_all();
+    bench.hub().credit(0, 1000, false);
+    bench.run();
+    bench.deaf = true;
+    let tickets: Vec<u64> =
+        (0..40).map(|_| bench.send_with("d", "events", 1024 * 1024, bench.patience(60, true))).collect();
+    let output = bench.uplink.connection.as_ref().expect("connected").output_bytes();
+    assert!(output < 34 * 1024 * 1024, "{output} bytes");
+    bench.deaf = false;
+    bench.accept_all();
+    assert!(tickets.iter().all(|ticket| bench.outcome(*ticket) == Some(Outcome::Accepted)));
+}
+
+#[test]
+fn a_refused_link_is_not_tried_again_without_need() {
+    let mut bench = with(Script { refuses: Some("amqp:not-found"), ..Script::default() });
+    let tickets = [bench.send("d"), bench.send("d")];
+    bench.wait(Duration::from_secs(10));
+    for ticket in tickets {
+        assert_eq!(reason(bench.outcome(ticket)), Reason::NoSuchAddress);
+    }
+    assert_eq!(bench.records.attaches, 1);
+    bench.send("d");
+    bench.wait(Duration::from_secs(10));
+    assert_eq!(bench.records.attaches, 2);
+    bench.setup.script.refuses = None;
+    let ticket = bench.send("d");
+    bench.accept_all();
+    assert_eq!(bench.outcome(ticket), Some(Outcome::Accepted));
+}
+
+#[test]
+fn what_waits_is_not_blamed_for_what_was_sent() {
+    for (condition, expected) in [
+        ("amqp:link:message-size-exceeded", None),
+        ("vendor:odd", None),
+        ("amqp:unauthorized-access", Some(Reason::Credentials)),
+    ] {
+        let mut bench = with(Script { credit: 1, ..Script::default() });
+        let (sent, waits) = (bench.send("d"), bench.send("d"));
+        bench.run();
+        let link = bench.hub().link(0);
+        bench.hub().detach(link, Some(condition));
+        bench.run();
+        assert_eq!(bench.outcome(sent), Some(Outcome::Unknown), "{condition}");
+        match expected {
+            None => assert_eq!(bench.outcome(waits), Some(Outcome::Released), "{condition}"),
+            Some(expected) => assert_eq!(reason(bench.outcome(waits)), expected),
+        }
+    }
+    // At the attach it is the node that was refused, for whatever reason.
+    let mut bench = with(Script { refuses: Some("vendor:odd"), ..Script::default() });
+    let ticket = bench.send("d");
+    bench.run();
+    assert_eq!(reason(bench.outcome(ticket)), Reason::Content);
+}
+
+#[test]
+fn a_message_larger_than_the_hub_takes_is_refused_alone() {
+    let mut bench = with(Script { max_message_bytes: Some(1000), ..Script::default() });
+    let patience = bench.patience(60, true);
+    let sizes = [10, 2000, 10];
+    let waited = sizes.map(|size| bench.send_with("d", "events", size, patience));
+    bench.run();
+    let direct = sizes.map(|size| bench.send_with("d", "events", size, patience));
+    bench.accept_all();
+    for [small, large, next] in [waited, direct] {
+        assert_eq!(bench.outcome(small), Some(Outcome::Accepted));
+        assert_eq!(reason(bench.outcome(large)), Reason::TooLarge);
+        assert_eq!(bench.outcome(next), Some(Outcome::Accepted));
+    }
+    assert_eq!(bench.records.attaches, 1);
+}
+
+#[test]
+fn a_drain_is_answered_though_something_waits_for_room() {
+    let script = Script { credit: 1, ..Script::default() };
+    let mut bench = Bench::ready(Setup { max_in_flight: 1, script, ..Setup::default() });
+    let (first, second) = (bench.send("d"), bench.send("d"));
+    bench.run();
+    bench.hub().credit(0, 50, true);
+    bench.run();
+    let link = bench.hub().link(0);
+    assert_eq!(bench.hub().machine.link(link).expect("attached").credit, 0, "all credit came back");
+    bench.accept_all();
+    assert_eq!((bench.outcome(first), bench.outcome(second)), (Some(Outcome::Accepted), None));
+    bench.hub().credit(0, 50, false);
+    bench.accept_all();
+    assert_eq!(bench.outcome(second), Some(Outcome::Accepted));
+}
+
+#[test]
+fn a_shut_window_keeps_messages_unsent() {
+    let hub = ConnectionConfig { incoming_window: 2, max_frame_bytes: 512, ..Setup::default().hub };
+    let mut bench = Bench::ready(Setup { hub, ..Setup::default() });
+    bench.send("d");
+    bench.accept_all();
+    let patience = bench.patience(60, true);
+    let (large, next) = (bench.send_with("d", "events", 5000, patience), bench.send("d"));
+    assert!(bench.uplink.load.waiting_bytes() > 0);
+    // The window opens frame by frame; no link is spoken of, and no credit is given.
+    bench.accept_all();
+    assert_eq!(
+        (bench.outcome(large), bench.outcome(next)),
+        (Some(Outcome::Accepted), Some(Outcome::Accepted))
+    );
+    let (large, next) = (
+        bench.send_with("d", "events", 5000, patience),
+        bench.send_with("d", "events", 0, bench.patience(60, false)),
+    );
+    bench.disconnect();
+    // Of the large one the first frames may have gone.
+    assert_eq!(
+        (bench.outcome(large), bench.outcome(next)),
+        (Some(Outcome::Unknown), Some(Outcome::Released))
+    );
+}
+
+#[test]
+fn a_device_may_send_to_many_addresses_but_not_hold_them_all() {
+    let mut bench = with(Script::default());
+    for at in 0..100 {
+        let ticket = bench.send_with("d", &format!("kind{at}"), 0, bench.patience(60, true));
+        bench.accept_all();
+        assert_eq!(bench.outcome(ticket), Some(Outcome::Accepted));
+    }
+    assert!(bench.uplink.links.len() <= 32);
+    assert!(bench.hub().machine.links() <= 2 + 32);
+    bench.setup.script.credit = 0;
+    let mut refused = 0;
+    for at in 0..100 {
+        let ticket = bench.send_with("e", &format!("kind{at}"), 0, bench.patience(60, true));
+        refused += usize::from(bench.outcome(ticket) == Some(Outcome::Released));
+    }
+    assert_eq!(refused, 68);
+    bench.wait(Duration::from_secs(400));
+    bench.assert_empty();
+}
