@@ -8,6 +8,8 @@
 mod deliveries;
 mod policy;
 mod telemetry;
+#[cfg(test)]
+mod tests;
 mod tunnel;
 
 pub(crate) use policy::{Authorise, Policy};

@@ -88,6 +88,11 @@ impl<K: DenseId, V> Table<K, V> {
     }
 
     /// All entries.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (K, &V)> {
+        self.places.iter().flatten().map(|(id, value)| (*id, value))
+    }
+
+    /// All entries.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (K, &mut V)> {
         self.places.iter_mut().flatten().map(|(id, value)| (*id, value))
     }

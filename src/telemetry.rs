@@ -8,6 +8,8 @@
 //!
 //! Deliberately absent: payloads and secrets, in logs as in labels.
 
+mod limit;
+
 use std::fmt::Write as _;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
@@ -17,6 +19,7 @@ pub use prometheus_client::metrics::family::Family;
 pub use prometheus_client::metrics::gauge::Gauge;
 pub use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
+use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -148,14 +151,17 @@ fn watch_panics() {
     }));
 }
 
-/// Sends the log to standard error, by level and module, and counts panics. The first call wins; later ones change
-/// nothing.
+/// Sends the log to standard error, by level and module and within a bound, and counts panics. The first call wins;
+/// later ones change nothing.
 pub fn init(log: &LogConfig) {
     let mut targets = Targets::new().with_default(log.level().filter());
     for (module, level) in &log.modules {
         targets = targets.with_target(module.as_str(), level.filter());
     }
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_filter(limit::Limit::new());
     // A second initialisation (tests, or a host program with its own log) keeps the first.
     if tracing_subscriber::registry().with(lines).with(targets).try_init().is_ok() {
         watch_panics();

@@ -90,8 +90,8 @@ fn an_interrupt_ends_it_in_order_with_a_summary() {
     let place = Place::new("interrupt", 0);
     let mut demo = place.demo(&[]);
     let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let first = lines.find(|line| line.contains("  hub    ")).unwrap();
-    assert!(first.contains("mqtt-boiler"), "{first}");
+    let first = lines.find(|line| line.contains("  hub    mqtt-")).unwrap();
+    assert!(first.contains("MQTT 3.1.1 {"), "{first}");
     let interrupted = Command::new("kill").args(["-INT", &demo.id().to_string()]).status().unwrap();
     assert!(interrupted.success());
     let rest: Vec<String> = lines.collect();

@@ -50,13 +50,17 @@ impl<L: Copy + PartialEq> Deliveries<L> {
 
     /// Notes that the delivery known as `id_in` goes on over link `out` as `id_out`.
     ///
-    /// Ids that do not rise are not noted: the peer broke the numbering (AMQP 1.0 2.6.12),
-    /// and its dispositions for them find nothing.
-    pub(crate) fn passed(&mut self, id_in: u32, id_out: u32, out: L) {
-        if self.by_in.push(id_in, id_out).is_ok() && self.by_out.push(id_out, Passed { id_in, out }).is_err()
-        {
+    /// False where that cannot be: ids that lie half the circle behind one that is still under way have no order.
+    #[must_use]
+    pub(crate) fn passed(&mut self, id_in: u32, id_out: u32, out: L) -> bool {
+        if self.by_in.push(id_in, id_out).is_err() {
+            return false;
+        }
+        let noted = self.by_out.push(id_out, Passed { id_in, out }).is_ok();
+        if !noted {
             self.by_in.remove(id_in);
         }
+        noted
     }
 
     /// Nobody will speak of this delivery again.
@@ -125,7 +129,7 @@ mod tests {
         let mut deliveries = Deliveries::default();
         // 12 was pre-settled and never noted: the out ids go on without a gap.
         for (id_in, id_out) in [(10, 0), (11, 1), (13, 2), (14, 3)] {
-            deliveries.passed(id_in, id_out, link);
+            assert!(deliveries.passed(id_in, id_out, link));
         }
         assert_eq!(runs(|runs| deliveries.in_ids(0, u32::MAX / 2, false, runs)), [(10, 11), (13, 14)]);
         assert_eq!(runs(|runs| deliveries.out_ids(11, 13, false, runs)), [(1, 2)]);
@@ -141,7 +145,7 @@ mod tests {
         let link = 'a';
         let mut deliveries = Deliveries::default();
         for step in 0..4 {
-            deliveries.passed(u32::MAX.wrapping_add(step), (u32::MAX - 2).wrapping_add(step), link);
+            assert!(deliveries.passed(u32::MAX.wrapping_add(step), (u32::MAX - 2).wrapping_add(step), link));
         }
         assert_eq!(runs(|runs| deliveries.in_ids(u32::MAX - 2, 0, true, runs)), [(u32::MAX, 2)]);
         assert_eq!(deliveries.len(), 0);
@@ -151,9 +155,10 @@ mod tests {
     fn a_link_takes_its_deliveries_along() {
         let (one, two) = ('a', 'b');
         let mut deliveries = Deliveries::default();
-        deliveries.passed(0, 0, one);
-        deliveries.passed(1, 1, two);
-        deliveries.passed(2, 2, one);
+        assert!(deliveries.passed(0, 0, one) && deliveries.passed(1, 1, two));
+        assert!(deliveries.passed(2, 2, one));
+        assert!(!deliveries.passed(1, 3, one), "ids only rise");
+        assert!(!deliveries.passed(1 << 31, 3, one), "too far ahead");
         deliveries.forget_link(one);
         assert_eq!(runs(|runs| deliveries.in_ids(0, 2, false, runs)), [(1, 1)]);
     }

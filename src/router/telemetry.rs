@@ -43,7 +43,9 @@ impl Happening for LinkRouted<'_> {
             // For people only: what goes on is the raw frame, vendor values included.
             match attach.typed() {
                 Ok(attach) => tracing::trace!(?attach, "the attach"),
-                Err(error) => tracing::trace!(%error, "the attach holds values beyond the specification's types"),
+                Err(error) => {
+                    tracing::trace!(%error, "the attach holds values beyond the specification's types")
+                }
             }
         }
     }

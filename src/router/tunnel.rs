@@ -104,16 +104,25 @@ impl Tunnel {
             Event::Detached { link, detach, answered, .. } => {
                 self.detached(side, link, &detach, answered, other)
             }
-            Event::Flow { link: Some(link), flow, .. } => self.flow(side, link, &flow, other),
+            Event::Flow { link: Some(link), flow, .. } => self.flow(side, link, &flow, this, other),
             Event::Flow { link: None, .. } => {}
             Event::Transfer { link, session, delivery_id, first, transfer } => {
                 self.transfer(side, link, session, &transfer, delivery_id, first, this, other);
             }
             Event::Disposition { session, disposition } => {
-                self.disposition(side, session, &disposition, other)
+                self.disposition(side, session, &disposition, this, other)
             }
             Event::SaslInit { .. } | Event::Opened(_) | Event::Closed(_) => {}
         }
+    }
+
+    /// Sessions, links and deliveries that are kept, those of both sides.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> (usize, usize, usize) {
+        let sessions = self.ends.iter().map(|ends| ends.sessions.len()).sum();
+        let links = self.ends.iter().map(|ends| ends.links.len()).sum();
+        let ends = self.ends.iter().flat_map(|ends| ends.sessions.iter());
+        (sessions, links, ends.map(|(_, end)| end.passed.len()).sum())
     }
 
     fn ends(&mut self, side: Side) -> &mut Ends {
@@ -128,13 +137,9 @@ impl Tunnel {
                 let end = SessionEnd { peer: session, passed: Deliveries::default() };
                 self.ends(side.other()).sessions.insert(peer, end);
             }
-            Err(_) => {
+            Err(misuse) => {
                 this.accept_begin(session);
-                let error = AmqpError::new(
-                    &Condition::ResourceLimitExceeded,
-                    Some("the other side has no free channel"),
-                );
-                this.end(session, Some(error));
+                this.end(session, Some(reason(misuse)));
             }
         }
     }
@@ -173,9 +178,7 @@ impl Tunnel {
                         emit(LinkRouted { side, attach: &attach });
                         return;
                     }
-                    Err(misuse) => {
-                        AmqpError::new(&Condition::ResourceLimitExceeded, Some(&misuse.to_string()))
-                    }
+                    Err(misuse) => reason(misuse),
                 },
             },
         };
@@ -216,19 +219,25 @@ impl Tunnel {
         }
     }
 
-    fn flow(&self, side: Side, link: LinkId, flow: &Flow, other: &mut Connection) {
+    fn flow(&mut self, side: Side, link: LinkId, flow: &Flow, this: &mut Connection, other: &mut Connection) {
         let Some(end) = self.ends[side.index()].links.get(link) else { return };
+        let (peer, session) = (end.peer, end.session);
+        let Some(known) = other.link(peer) else { return };
+        if known.role == Role::Sender && is_overdue(other, known.session) {
+            return self.end_both(side, session, reason(Misuse::Backlog), this, other);
+        }
         // The tunnel neither adds nor withholds a delivery, so both links count alike from the
-        // initial-delivery-count on, and what a peer says of its count holds for the other.
+        // initial-delivery-count on, and what a peer says of its count holds for the other. One that has not seen
+        // the sender's attach says none, and counts from there (AMQP 1.0 2.6.7).
         let numbers = LinkFlow {
-            delivery_count: flow.delivery_count,
+            delivery_count: flow.delivery_count.or(Some(known.initial_delivery_count)),
             link_credit: flow.link_credit.unwrap_or(0),
             available: flow.available,
             drain: flow.drain,
             echo: flow.echo,
             properties: flow.properties(),
         };
-        other.flow(end.peer, numbers);
+        other.flow(peer, numbers);
     }
 
     #[expect(
@@ -252,10 +261,14 @@ impl Tunnel {
             Ok(id_out) => id_out,
             // The link is being detached on the other side, and this side is about to hear of it.
             Err(Misuse::UnknownLink | Misuse::NotAttached) => return,
+            Err(Misuse::Backlog) => {
+                return self.end_both(side, session, reason(Misuse::Backlog), this, other);
+            }
             // A gap in a link that goes on would be a lost message.
             Err(misuse) => {
-                let error = AmqpError::new(&Condition::InternalError, Some(&misuse.to_string()));
-                return self.end_both(side, session, error, this, other);
+                let peer = end.peer;
+                this.detach(link, true, Some(reason(misuse)));
+                return other.detach(peer, true, Some(reason(misuse)));
             }
         };
         if first {
@@ -267,8 +280,8 @@ impl Tunnel {
                 pair.passed.forget_in(delivery_id);
             }
         } else if first {
-            pair.passed.passed(delivery_id, id_out, end.peer);
-            if pair.passed.len() > MAX_DELIVERIES {
+            let noted = pair.passed.passed(delivery_id, id_out, end.peer);
+            if !noted || pair.passed.len() > MAX_DELIVERIES {
                 emit(DeliveriesExceeded { side });
                 let why = "too many unsettled deliveries";
                 let error = AmqpError::new(&Condition::ResourceLimitExceeded, Some(why));
@@ -295,10 +308,14 @@ impl Tunnel {
         side: Side,
         session: SessionId,
         disposition: &Disposition,
+        this: &mut Connection,
         other: &mut Connection,
     ) {
         let Some(end) = self.ends[side.index()].sessions.get_mut(session) else { return };
         let peer = end.peer;
+        if disposition.role == Role::Sender && is_overdue(other, peer) {
+            return self.end_both(side, session, reason(Misuse::Backlog), this, other);
+        }
         let out = disposition.fields();
         let DispositionOut { role, first, last, settled, .. } = out;
         match role {
@@ -314,4 +331,20 @@ impl Tunnel {
             other.disposition(peer, DispositionOut { first: run.first, last: run.last, ..out });
         }
     }
+}
+
+/// Whether more waits for the window of a peer's session than may: the machine itself refuses transfers then.
+fn is_overdue(connection: &Connection, session: SessionId) -> bool {
+    connection.session_backlog_bytes(session) > connection.config().max_backlog_bytes
+}
+
+/// What a peer is told when the other side cannot carry on what it began.
+fn reason(misuse: Misuse) -> AmqpError {
+    let condition = match misuse {
+        Misuse::Tag => Condition::InvalidField,
+        Misuse::FrameTooLarge => Condition::FrameSizeTooSmall,
+        Misuse::Backlog | Misuse::NoHandle | Misuse::NoChannel => Condition::ResourceLimitExceeded,
+        _ => Condition::InternalError,
+    };
+    AmqpError::new(&condition, Some(&misuse.to_string()))
 }

@@ -148,7 +148,10 @@ impl Session {
     }
 
     pub(crate) fn backlog_bytes(&self) -> usize {
-        self.backlog.as_ref().map_or(0, |backlog| backlog.bytes.len())
+        // Flows without properties have no bytes; they take room all the same.
+        self.backlog
+            .as_ref()
+            .map_or(0, |backlog| backlog.bytes.len() + backlog.frames.len() * size_of::<Held>())
     }
 
     /// What the flows and dispositions cost that wait behind transfers, in bytes.
@@ -225,7 +228,7 @@ mod tests {
         let mut session = session();
         session.hold(Some(3), HeldKind::Transfer, |bytes| bytes.put_slice(b"one"));
         session.hold(Some(3), HeldKind::Detach, |bytes| bytes.put_slice(b"two"));
-        assert_eq!(session.backlog_bytes(), 6);
+        assert_eq!(session.backlog_bytes(), 6 + 2 * size_of::<Held>());
         assert!(session.release().is_none());
         session.remote_window(None, 1, u32::MAX - 1);
         let (held, bytes) = session.release().unwrap();

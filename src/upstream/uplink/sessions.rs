@@ -121,7 +121,7 @@ impl Uplink {
             !(device.is_idle() && device.session.is_none())
         });
         self.devices = devices;
-        if self.ending.iter_mut().any(|(_, since)| now >= *since + ANSWER_TIME_OUT) {
+        if self.ending.iter().any(|(_, since)| now >= *since + ANSWER_TIME_OUT) {
             // Its channel would be lost to us for ever.
             self.notices.push(Notice::Lost(String::from("the hub does not answer the end of a session")));
         }

@@ -1,0 +1,9 @@
+//! The tunnel between two engines that play device and hub, in memory and under a simulated clock.
+
+mod closing;
+mod credit;
+mod deliveries;
+mod hostile;
+mod kit;
+mod links;
+mod random;
