@@ -9,6 +9,7 @@ use std::thread;
 
 use fieldgate_mappings::rules::RuleSet;
 use thiserror::Error;
+use tokio::sync::Notify;
 
 use crate::adapters::Directory;
 use crate::config::{Config, MappingsError, Target};
@@ -102,8 +103,10 @@ pub fn run(config: Config, shutdown: &Shutdown) -> Result<(), AppError> {
 pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Started)) -> Result<(), AppError> {
     let config = Arc::new(config);
     let health = Arc::new(Health::default());
-    // Until a worker has reached the hub; without this a hub that is up would be all there is to see.
-    health.set(Component::Upstream, Status::Starting);
+    // Until every worker has reached the hub; without this a hub that is up would be all there is to see.
+    for worker in 0..config.runtime.workers().get() {
+        health.set_upstream(worker, Status::Starting);
+    }
     // All that can be refused is looked at before anything starts.
     let rules = Arc::new(config.mappings.load()?);
     let hub = match config.runs_hub() {
@@ -120,17 +123,29 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
     let listening = listening(&setups, &console)?;
     tracing::info!(hub = %target.address(), workers = setups.len(), "gateway started");
 
+    let ended = Arc::new(Notify::new());
     let workers: Vec<_> = setups
         .into_iter()
         .map(|setup| {
-            let shutdown = shutdown.clone();
-            thread::Builder::new()
-                .name(format!("worker-{}", setup.index))
-                .spawn(move || worker::run(setup, &shutdown))
+            let (shutdown, ended) = (shutdown.clone(), Tell(Arc::clone(&ended)));
+            thread::Builder::new().name(format!("worker-{}", setup.index)).spawn(move || {
+                let _ended = ended;
+                worker::run(setup, &shutdown)
+            })
         })
         .collect::<Result<_, _>>()?;
     tell(Started { health: Arc::clone(&health), listening });
-    serve_console(console, &health, shutdown)?;
+    let until = async {
+        tokio::select! {
+            () = shutdown.draining() => {}
+            () = ended.notified() => {}
+        }
+    };
+    serve_console(console, &health, until)?;
+    if !shutdown.is_draining() {
+        // Half a gateway would look alive to whoever watches the process.
+        return Err(AppError::Worker);
+    }
 
     let mut outcome = Ok(());
     for worker in workers {
@@ -156,7 +171,7 @@ pub fn run_hub(config: &Config, shutdown: &Shutdown) -> Result<(), AppError> {
     let health = Arc::new(Health::default());
     let hub = EmbeddedHub::start(config, &health, shutdown)?;
     let console = console::bind(&config.admin)?;
-    serve_console(console, &health, shutdown)?;
+    serve_console(console, &health, shutdown.draining())?;
     hub.stop()?;
     tracing::info!("stopped");
     Ok(())
@@ -263,8 +278,21 @@ fn listening(setups: &[Setup], console: &console::Bound) -> io::Result<Listening
     })
 }
 
-/// Serves metrics and health on the calling thread until the stop.
-fn serve_console(bound: console::Bound, health: &Arc<Health>, shutdown: &Shutdown) -> io::Result<()> {
+/// Serves metrics and health on the calling thread.
+fn serve_console(
+    bound: console::Bound,
+    health: &Arc<Health>,
+    until: impl Future<Output = ()>,
+) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(console::serve(bound, Arc::clone(health), shutdown.draining()))
+    runtime.block_on(console::serve(bound, Arc::clone(health), until))
+}
+
+/// Tells that a thread has ended, however it did.
+struct Tell(Arc<Notify>);
+
+impl Drop for Tell {
+    fn drop(&mut self) {
+        self.0.notify_one();
+    }
 }

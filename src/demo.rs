@@ -302,7 +302,7 @@ impl View {
     }
 
     fn judge(&self, end: End, options: Options) -> Result<(), DemoError> {
-        say(&self.tally.summary(self.began.elapsed()))?;
+        say(&format!("\n{}", self.tally.summary(self.began.elapsed()).trim_end()))?;
         let missing = self.tally.missing(options.messages.map_or(1, NonZeroU64::get));
         if end == End::Asked || missing.is_empty() { Ok(()) } else { Err(DemoError::Missing(missing)) }
     }

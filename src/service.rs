@@ -171,7 +171,7 @@ pub(crate) async fn put_token(
         |name: &str| answer.message().application_properties.as_ref().and_then(|map| map.get(name));
     let status = property("status-code").cloned();
     if status == Some(SimpleValue::Int(200)) || status == Some(SimpleValue::Int(202)) {
-        // The links stay until the session ends; a renewal would go through them.
+        // The token outlives the links, which end here; it is not renewed.
         let _ = receiver.accept(&answer).await;
         return Ok(());
     }

@@ -8,6 +8,8 @@
 //!
 //! Deliberately absent: payloads and secrets, in logs as in labels.
 
+mod limit;
+
 use std::fmt::Write as _;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
@@ -17,6 +19,7 @@ pub use prometheus_client::metrics::family::Family;
 pub use prometheus_client::metrics::gauge::Gauge;
 pub use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
+use tracing_subscriber::Layer as _;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
@@ -135,15 +138,34 @@ pub fn render() -> String {
 /// The media type of [`render`].
 pub const METRICS_MEDIA_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Sends the log to standard error, by level and module. The first call wins; later ones change nothing.
+static PANICS: LazyLock<Counter> = LazyLock::new(|| counter("panics", "Bugs that ended a task or a thread"));
+
+/// Counts and logs every panic of the process: a task that ends by one takes one connection with it, and must not do
+/// so unseen. The message may hold what a peer sent, so only the place is told.
+fn watch_panics() {
+    LazyLock::force(&PANICS);
+    std::panic::set_hook(Box::new(|panic| {
+        PANICS.inc();
+        let place = panic.location().map_or_else(String::new, ToString::to_string);
+        tracing::error!(%place, "a bug: a task ended by a panic; please report this line");
+    }));
+}
+
+/// Sends the log to standard error, by level and module and within a bound, and counts panics. The first call wins;
+/// later ones change nothing.
 pub fn init(log: &LogConfig) {
     let mut targets = Targets::new().with_default(log.level().filter());
     for (module, level) in &log.modules {
         targets = targets.with_target(module.as_str(), level.filter());
     }
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_filter(limit::Limit::new());
     // A second initialisation (tests, or a host program with its own log) keeps the first.
-    let _ = tracing_subscriber::registry().with(lines).with(targets).try_init();
+    if tracing_subscriber::registry().with(lines).with(targets).try_init().is_ok() {
+        watch_panics();
+    }
 }
 
 #[cfg(test)]

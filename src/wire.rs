@@ -6,19 +6,24 @@
 //! produce is written at the start of the next one, so each peer is flushed once a turn.
 
 use std::cell::RefCell;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 use tokio_util::io::poll_read_buf;
 
+use crate::shutdown::Shutdown;
+
 /// The most that one turn reads, in bytes.
 pub(crate) const READ_BYTES: usize = 64 * 1024;
+
+/// How long a peer may take to hear the last words and close its side.
+const LINGER: Duration = Duration::from_secs(2);
 
 thread_local! {
     /// The read buffer of this worker, lent to one connection at a time: a connection with
@@ -169,6 +174,30 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             self.unflushed = false;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Lets the last words arrive: a socket that is closed with unread input destroys what is still on its way.
+    pub(crate) async fn linger(mut self, mut machine: impl Machine, shutdown: &Shutdown) {
+        let mut patience = pin!(tokio::time::sleep(LINGER));
+        let mut abort = pin!(shutdown.aborting());
+        let mut said = false;
+        poll_fn(|cx| {
+            loop {
+                match self.poll_turn(cx, &mut machine, true) {
+                    Poll::Ready(Ok(Turn::Progress)) => {}
+                    Poll::Ready(Ok(Turn::Ended) | Err(_)) => return Poll::Ready(()),
+                    Poll::Pending => break,
+                }
+            }
+            if self.backlog() == 0 && !said {
+                said = self.poll_shutdown(cx).is_ready();
+            }
+            if said && self.has_ended() || patience.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(());
+            }
+            abort.as_mut().poll(cx)
+        })
+        .await;
     }
 
     /// Says goodbye on the stream: TLS close_notify and FIN.

@@ -28,6 +28,10 @@ use telemetry::{AcceptError, ConnectionClosed, ConnectionOpened, ConnectionRefus
 /// How long accepting pauses when the system has no descriptor or memory left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Threads that look up the hub's name. Each AMQP device has a hub connection of its own, so a burst of devices asks
+/// as often; with tokio's own bound it would have hundreds of threads.
+const MAX_RESOLVERS: usize = 4;
+
 /// What a worker is made of; built by the main thread and moved to the worker's own.
 #[derive(Debug)]
 pub(crate) struct Setup {
@@ -100,7 +104,10 @@ impl Worker {
 /// # Errors
 /// When the thread's runtime or a listener cannot be made.
 pub(crate) fn run(setup: Setup, shutdown: &Shutdown) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(MAX_RESOLVERS)
+        .build()?;
     LocalSet::new().block_on(&runtime, serve(setup, shutdown.clone()))
 }
 

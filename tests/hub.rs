@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
+#[path = "hub/client.rs"]
+mod client;
 #[path = "hub/commands.rs"]
 mod commands;
 #[path = "hub/connections.rs"]

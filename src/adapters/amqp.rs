@@ -5,13 +5,13 @@
 //! Container-id, capabilities and properties of an `open` go through as they came; frame size,
 //! channels, idle time-out and the host that is asked for belong to each side.
 
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fieldgate_amqp::connection::{ClientSecurity, CloseReason, Connection, ConnectionConfig, Event};
 use fieldgate_amqp::error::{AmqpError, Condition};
@@ -19,6 +19,7 @@ use fieldgate_amqp::performative::{Open, Patch};
 use fieldgate_amqp::sasl::{Mechanism, SaslCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
 use tokio_rustls::client::TlsStream;
 
 use crate::config::{self, Config};
@@ -33,6 +34,9 @@ use super::telemetry::{RouteClosed, RouteOpenError, RouteOpened};
 /// While this much waits to be written on one side, the other side is not read.
 const MAX_BACKLOG_BYTES: usize = 1024 * 1024;
 
+/// How long a side whose connection is over may take to read what is left for it.
+const LAST_WORDS: Duration = Duration::from_secs(10);
+
 /// What devices authenticate with here: nothing. They prove themselves to the hub, by a token.
 const MECHANISMS: [Mechanism; 2] = [Mechanism::Anonymous, Mechanism::Mssbcbs];
 
@@ -45,14 +49,18 @@ pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, worker: Rc<Worker
     let machine = Connection::server(Arc::clone(&config), &MECHANISMS, true, Instant::now());
     let mut device = End::new(stream, machine);
     let Some(open) = opened(&mut device, &worker).await else {
-        return emit(RouteClosed { peer, reason: device.reason });
+        emit(RouteClosed { peer, reason: device.reason });
+        return device.wire.linger(device.machine, &worker.shutdown).await;
     };
     match connect(&worker, &open).await {
         Ok(hub) => {
             emit(RouteOpened { peer, container: open.container_id() });
             let tunnel = Tunnel::new(policy(&worker, &open));
-            let reason = Route { device, hub, tunnel }.run(&worker).await;
-            emit(RouteClosed { peer, reason });
+            let mut route = Route { device, hub, tunnel };
+            route.run(&worker).await;
+            let Route { device, hub, .. } = route;
+            emit(RouteClosed { peer, reason: device.reason.or(hub.reason) });
+            device.wire.linger(device.machine, &worker.shutdown).await;
         }
         Err(error) => {
             emit(RouteOpenError { peer, error: &error });
@@ -151,11 +159,13 @@ struct End<S> {
     told: bool,
     /// Why, as far as the machine knows.
     reason: Option<CloseReason>,
+    /// Runs out when the last words were not taken.
+    patience: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
     fn new(stream: S, machine: Connection) -> Self {
-        Self { wire: Wire::new(stream), machine, finished: false, told: false, reason: None }
+        Self { wire: Wire::new(stream), machine, finished: false, told: false, reason: None, patience: None }
     }
 
     fn backlog(&self) -> usize {
@@ -172,10 +182,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
         match self.wire.poll_turn(cx, &mut self.machine, read) {
             Poll::Ready(Ok(Turn::Progress)) => {}
             Poll::Ready(Ok(Turn::Ended) | Err(_)) => self.finished = true,
-            Poll::Pending if closed && self.backlog() == 0 => self.finished = true,
+            Poll::Pending if closed && self.poll_last_words(cx).is_ready() => self.finished = true,
             Poll::Pending => return Poll::Pending,
         }
         Poll::Ready(())
+    }
+
+    /// Ready when the peer has taken all that was left for it, or has had its time: a machine that is closed has no
+    /// timers any more.
+    fn poll_last_words(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.backlog() == 0 {
+            return Poll::Ready(());
+        }
+        self.patience.get_or_insert_with(|| Box::pin(sleep(LAST_WORDS))).as_mut().poll(cx)
     }
 
     /// Lets the machine say its last words; its own timers bound that.
@@ -202,7 +221,7 @@ struct Route {
 }
 
 impl Route {
-    async fn run(mut self, worker: &Worker) -> Option<CloseReason> {
+    async fn run(&mut self, worker: &Worker) {
         let mut stop = pin!(worker.shutdown.draining());
         let mut abort = pin!(worker.shutdown.aborting());
         let mut stopping = false;
@@ -231,7 +250,6 @@ impl Route {
             }
         })
         .await;
-        self.device.reason.or(self.hub.reason)
     }
 
     /// Handles all that came, on both sides, until nothing follows from it.
@@ -288,5 +306,35 @@ fn said(reason: &CloseReason) -> Option<AmqpError> {
     match reason {
         CloseReason::Remote(error) => error.clone(),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fieldgate_amqp::frame::ProtocolHeader;
+    use tokio::io::AsyncWriteExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_that_does_not_read_its_last_words_is_not_waited_for() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (mut device, stream) = tokio::io::duplex(8);
+            let machine = Connection::server(Arc::default(), &MECHANISMS, true, Instant::now());
+            let mut end = End::new(stream, machine);
+            // The header is answered with one of eight bytes, which fill the pipe; the close stays behind it.
+            device.write_all(&ProtocolHeader::Amqp.bytes()).await.unwrap();
+            poll_fn(|cx| end.poll_turn(cx, true)).await;
+            assert!(end.machine.poll_event().is_none());
+            device.write_all(b"\0\0\0\x01\0\0\0\0").await.unwrap();
+            poll_fn(|cx| end.poll_turn(cx, true)).await;
+            assert!(matches!(end.machine.poll_event(), Some(Event::Closed(_))));
+            let waits = poll_fn(|cx| Poll::Ready(end.poll_turn(cx, true).is_pending())).await;
+            assert!(waits && !end.finished && end.backlog() > 0);
+            end.patience = Some(Box::pin(sleep(Duration::ZERO)));
+            poll_fn(|cx| end.poll_turn(cx, true)).await;
+            assert!(end.finished && end.backlog() > 0);
+        });
     }
 }

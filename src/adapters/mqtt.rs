@@ -17,9 +17,9 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use fieldgate_mqtt::{Config, Connection};
+use fieldgate_mqtt::Config;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -30,9 +30,6 @@ use crate::worker::Worker;
 
 use host::Host;
 use session::Session;
-
-/// How long a client may take to hear the last words and close its side.
-const LINGER: Duration = Duration::from_secs(2);
 
 /// What the machines of one worker share.
 pub(crate) fn machine_config(config: &MqttConfig) -> Arc<Config> {
@@ -67,7 +64,7 @@ where
         run(&mut wire, &mut session, &shutdown).await;
         session.finish(Instant::now())
     };
-    linger(wire, machine, &shutdown).await;
+    wire.linger(machine, &shutdown).await;
 }
 
 /// Bytes to the machine, its events to the hub, the hub's answers to the machine, bytes to the client; until nothing
@@ -102,33 +99,6 @@ where
                 Poll::Pending => return Poll::Pending,
             }
         }
-    })
-    .await;
-}
-
-/// Lets the last words arrive: a socket that is closed with unread input destroys what is still on its way.
-async fn linger<S>(mut wire: Wire<S>, mut machine: Connection, shutdown: &Shutdown)
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    let mut patience = pin!(tokio::time::sleep(LINGER));
-    let mut abort = pin!(shutdown.aborting());
-    let mut said = false;
-    poll_fn(|cx| {
-        loop {
-            match wire.poll_turn(cx, &mut machine, true) {
-                Poll::Ready(Ok(Turn::Progress)) => {}
-                Poll::Ready(Ok(Turn::Ended) | Err(_)) => return Poll::Ready(()),
-                Poll::Pending => break,
-            }
-        }
-        if wire.backlog() == 0 && !said {
-            said = wire.poll_shutdown(cx).is_ready();
-        }
-        if said && wire.has_ended() || patience.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        abort.as_mut().poll(cx)
     })
     .await;
 }

@@ -100,7 +100,10 @@ mod tests {
         let config = Config::parse("f", text, None).unwrap();
         let lines = summary(&config);
         let line = |what: &str| &lines.iter().find(|(name, _)| *name == what).unwrap().1;
-        assert_eq!(line("AMQP"), "0.0.0.0:5672   devices bring tokens to the hub; the configured addresses are routed");
+        assert_eq!(
+            line("AMQP"),
+            "0.0.0.0:5672   devices bring tokens to the hub; the configured addresses are routed"
+        );
         assert_eq!(line("MQTT"), "127.0.0.1:1883   devices are who they say they are");
         assert_eq!(line("CoAP"), "off");
         assert_eq!(line("hub"), "hub.example:5671");

@@ -47,7 +47,12 @@ pub struct Health {
     parts: watch::Sender<Parts>,
 }
 
-type Parts = [Status; COMPONENTS.len()];
+#[derive(Debug, Default)]
+struct Parts {
+    said: [Status; COMPONENTS.len()],
+    /// Each worker's connection to the hub; the worst of them is the part's state.
+    workers: Vec<Status>,
+}
 
 impl Default for Health {
     fn default() -> Self {
@@ -58,32 +63,43 @@ impl Default for Health {
 impl Health {
     /// Says how a part is from now on.
     pub fn set(&self, component: Component, status: Status) {
-        self.parts.send_modify(|parts| parts[component as usize] = status);
+        self.parts.send_modify(|parts| parts.said[component as usize] = status);
+    }
+
+    /// Says how the hub connection of one worker is from now on. The part is up when all of them are.
+    pub fn set_upstream(&self, worker: usize, status: Status) {
+        self.parts.send_modify(|parts| {
+            if parts.workers.len() <= worker {
+                parts.workers.resize(worker + 1, Status::Starting);
+            }
+            parts.workers[worker] = status;
+            parts.said[Component::Upstream as usize] = overall(&parts.workers);
+        });
     }
 
     /// How a part was said to be last.
     #[must_use]
     pub fn get(&self, component: Component) -> Status {
-        self.parts.borrow()[component as usize]
+        self.parts.borrow().said[component as usize]
     }
 
     /// Whether the process does its work: every part that is configured is up.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        overall(self.parts.borrow().as_slice()) == Status::Up
+        overall(&self.parts.borrow().said) == Status::Up
     }
 
     /// Waits until the process does its work; at once if it does. Cancel safe.
     pub async fn ready(&self) {
         let mut parts = self.parts.subscribe();
         // An error would mean that the sender is gone, and `self` holds it.
-        let _ = parts.wait_for(|parts| overall(parts) == Status::Up).await;
+        let _ = parts.wait_for(|parts| overall(&parts.said) == Status::Up).await;
     }
 
     /// The answer of `/healthz`: `{"status":"up","components":{"upstream":"up",…}}`.
     #[must_use]
     pub fn to_json(&self) -> String {
-        let parts = *self.parts.borrow();
+        let parts = self.parts.borrow().said;
         let components: serde_json::Map<String, serde_json::Value> = COMPONENTS
             .iter()
             .zip(parts)
@@ -150,5 +166,19 @@ mod tests {
         assert!(ready.as_mut().poll(&mut cx).is_pending());
         health.set(Component::Upstream, Status::Up);
         assert_eq!(ready.as_mut().poll(&mut cx), Poll::Ready(()));
+    }
+
+    #[test]
+    fn one_worker_without_the_hub_is_no_gateway_that_is_up() {
+        let health = Health::default();
+        health.set_upstream(1, Status::Up);
+        assert_eq!(health.get(Component::Upstream), Status::Starting, "worker 0 has said nothing yet");
+        health.set_upstream(0, Status::Up);
+        assert!(health.is_ready());
+        health.set_upstream(0, Status::Down);
+        health.set_upstream(1, Status::Up);
+        assert_eq!(health.get(Component::Upstream), Status::Down);
+        health.set_upstream(0, Status::Up);
+        assert!(health.is_ready());
     }
 }

@@ -110,7 +110,7 @@ async fn work(device: &mut Device, events: &mut Sender, commands: &mut Receiver)
             command = commands.recv::<Body<Value>>() => {
                 let command = command.map_err(|error| Trouble::new(describe_receive(&error)))?;
                 commands.accept(&command).await?;
-                device.tell(News::Command { text: text(command.body()), reply: "accepted" }).await;
+                device.tell(News::Command { text: text(command.body()), reply: "disposition" }).await;
                 continue;
             }
             () = device.stop.draining() => return Ok(()),
@@ -122,7 +122,7 @@ async fn work(device: &mut Device, events: &mut Sender, commands: &mut Receiver)
             .map_err(|error| Trouble::new(describe_send(&error)))?;
         device
             .tell(match describe_outcome(&outcome) {
-                None => News::Accepted { bytes, took: sent.elapsed(), reply: "accepted".into() },
+                None => News::Accepted { bytes, took: sent.elapsed(), reply: "disposition".into() },
                 Some(reply) => News::Refused { reply },
             })
             .await;

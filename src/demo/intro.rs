@@ -118,7 +118,7 @@ fn commands(places: &Places<'_>) -> String {
     let mut text = String::new();
     if let Some(address) = reachable(places.listening, Protocol::Mqtt) {
         text += &format!(
-            "A command: the first line waits for it, the second sends it and waits for the answer:\n\n\
+            "A command: the first line waits for it; the second, in one more terminal, sends it:\n\n\
              mosquitto_sub{} -i my-valve -q 1 -v -t 'devices/my-valve/messages/devicebound/#'\n{}\n\n",
             mosquitto_at(address),
             tool(places, "send my-valve 'open the valve'"),

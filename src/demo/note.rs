@@ -25,7 +25,7 @@ pub(super) enum News {
     Command { text: String, reply: &'static str },
     /// The device has no connection, and tries again.
     Trouble { what: String, again_in: Duration },
-    /// The hub has the command that the demo sent.
+    /// The demo sends a command.
     CommandSent { text: String },
     /// The hub told the demo what became of its command.
     CommandAnswered { status: String, is_taken: bool, took: Duration },

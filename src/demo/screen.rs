@@ -51,12 +51,12 @@ impl Line {
             }
             News::Refused { reply } => (Who::Device, format!("REFUSED: {reply}")),
             News::Command { text, reply } => {
-                (Who::Device, format!("command \"{text}\" received and accepted ({reply})"))
+                (Who::Device, format!("command \"{text}\" received, accepted ({reply})"))
             }
             News::Trouble { what, again_in } => {
                 (Who::Device, format!("DISCONNECTED: {what}; again in {}", shown(*again_in)))
             }
-            News::CommandSent { text } => (Who::Sender, format!("command \"{text}\" sent; the hub has it")),
+            News::CommandSent { text } => (Who::Sender, format!("command \"{text}\" sent to the hub")),
             News::CommandAnswered { status, took, .. } => {
                 (Who::Sender, format!("feedback {status}, {} after the command", shown(*took)))
             }
@@ -98,7 +98,7 @@ fn protocol(device: &str) -> &'static str {
 /// A duration with the digits that somebody looks at.
 fn shown(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
-    if seconds < 1.0 { format!("{:.1} ms", seconds * 1_000.0) } else { format!("{seconds:.1} s") }
+    if seconds < 0.1 { format!("{:.1} ms", seconds * 1_000.0) } else { format!("{seconds:.1} s") }
 }
 
 /// The heading over the lines.
@@ -154,7 +154,7 @@ mod tests {
         let command = line("amqp-press", News::CommandSent { text: "pressure 175 bar".into() });
         assert_eq!(
             command,
-            "  12.345  sender amqp-press   AMQP 1.0   command \"pressure 175 bar\" sent; the hub has it"
+            "  12.345  sender amqp-press   AMQP 1.0   command \"pressure 175 bar\" sent to the hub"
         );
     }
 
@@ -168,7 +168,7 @@ mod tests {
             for news in [
                 News::Accepted { bytes, took, reply: longest },
                 News::CommandSent { text: text.clone() },
-                News::Command { text, reply: "accepted" },
+                News::Command { text, reply: "disposition" },
                 News::CommandAnswered { status: "Success".into(), is_taken: true, took },
             ] {
                 let line = line(plan.id, news);

@@ -38,7 +38,8 @@ pub(super) async fn run(
     stop: Shutdown,
 ) -> Service {
     tokio::select! {
-        () = all_listen(&mut targets) => {}
+        // Not for ever: one device that is refused must not keep the others from their commands.
+        _ = timeout(PATIENCE, all_listen(&mut targets)) => {}
         () = stop.draining() => return service,
     }
     let mut rounds = tokio::time::interval_at(Instant::now() + FIRST, EVERY);
@@ -86,8 +87,7 @@ async fn ask(
     text: String,
     teller: &Teller,
 ) -> Result<Record, ServiceError> {
+    teller.tell(target.plan, News::CommandSent { text: text.clone() }).await;
     let command = Command { device: &target.id, text: &text, ttl: Some(PATIENCE), properties: &[] };
-    let sent = command::send(service, command).await?;
-    teller.tell(target.plan, News::CommandSent { text }).await;
-    sent.answer().await
+    command::send(service, command).await?.answer().await
 }

@@ -85,23 +85,22 @@ impl Tally {
 
     /// The table at the end.
     pub(super) fn summary(&self, lasted: Duration) -> String {
-        let mut text = format!("\nIn {:.1} s:\n", lasted.as_secs_f64());
+        let lasted = format!("after {:.1} s", lasted.as_secs_f64());
+        let row = |name: &str, accepted: &str, received: &str, commands: &str| {
+            let row = format!("{name:<13}{accepted:>17}{received:>18}{commands:>20}");
+            format!("{}\n", row.trim_end())
+        };
+        let mut text = row(&lasted, "messages accepted", "seen at the hub", "commands accepted");
         for protocol in PROTOCOLS {
             let Seen { expected, accepted, received, commands } = self.seen[protocol as usize];
             if !expected {
                 continue;
             }
-            text += &format!(
-                "  {:<9} {accepted:>5} messages accepted, {received:>5} seen at the hub",
-                label(protocol)
-            );
-            if COMMANDED.contains(&protocol) {
-                text += &format!(", {commands:>3} commands accepted");
-            }
-            text.push('\n');
+            let commands = if COMMANDED.contains(&protocol) { commands.to_string() } else { String::new() };
+            text += &row(label(protocol), &accepted.to_string(), &received.to_string(), &commands);
         }
         if self.others > 0 {
-            text += &format!("  {:<9} {:>5}                    seen at the hub\n", "yours", self.others);
+            text += &row("yours", "", &self.others.to_string(), "");
         }
         text
     }
@@ -154,7 +153,8 @@ mod tests {
         assert!(tally.missing(1).is_empty());
         assert_eq!(
             tally.summary(Duration::from_millis(1_500)),
-            "\nIn 1.5 s:\n  CoAP          1 messages accepted,     1 seen at the hub\n"
+            "after 1.5 s  messages accepted   seen at the hub   commands accepted\n\
+             CoAP                         1                 1\n"
         );
     }
 
@@ -165,10 +165,7 @@ mod tests {
         tally.event(None);
         let summary = tally.summary(Duration::from_secs(3));
         let lines: Vec<_> = summary.lines().collect();
-        assert_eq!(
-            lines[2],
-            "  AMQP 1.0      0 messages accepted,     0 seen at the hub,   0 commands accepted"
-        );
-        assert_eq!(lines[6], "  yours         2                    seen at the hub");
+        assert_eq!(lines[1], "AMQP 1.0                     0                 0                   0");
+        assert_eq!(lines[5], "yours                                          2");
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use fieldgate_amqp::error::AmqpError;
-use fieldgate_amqp::performative::Role;
+use fieldgate_amqp::performative::Attach;
 
 use crate::telemetry::{Counter, Happening, counter};
 
@@ -29,15 +29,25 @@ pub(super) fn deliveries() -> &'static Counter {
 }
 
 /// A link was paired with one on the other side.
-pub(super) struct LinkRouted {
+pub(super) struct LinkRouted<'a> {
     pub(super) side: Side,
-    pub(super) role: Role,
+    pub(super) attach: &'a Attach,
 }
 
-impl Happening for LinkRouted {
+impl Happening for LinkRouted<'_> {
     fn emit(self) {
+        let Self { side, attach } = self;
         METRICS.routed.inc();
-        tracing::debug!(from = ?self.side, role = ?self.role, "link routed");
+        tracing::debug!(from = ?side, role = ?attach.role(), "link routed");
+        if tracing::enabled!(tracing::Level::TRACE) {
+            // For people only: what goes on is the raw frame, vendor values included.
+            match attach.typed() {
+                Ok(attach) => tracing::trace!(?attach, "the attach"),
+                Err(error) => {
+                    tracing::trace!(%error, "the attach holds values beyond the specification's types")
+                }
+            }
+        }
     }
 }
 

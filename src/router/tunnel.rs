@@ -175,7 +175,7 @@ impl Tunnel {
                         self.ends(side.other())
                             .links
                             .insert(peer, LinkEnd { peer: link, session: peer_session });
-                        emit(LinkRouted { side, role: attach.role() });
+                        emit(LinkRouted { side, attach: &attach });
                         return;
                     }
                     Err(misuse) => reason(misuse),

@@ -14,7 +14,7 @@ use tokio::time::Sleep;
 use tokio_rustls::client::TlsStream;
 
 use crate::config::Config;
-use crate::console::{Component, Health, Status};
+use crate::console::{Health, Status};
 use crate::shutdown::Shutdown;
 use crate::telemetry::emit;
 use crate::wire::{Turn, Wire};
@@ -22,7 +22,7 @@ use crate::wire::{Turn, Wire};
 use super::Upstream;
 use super::backoff::Backoff;
 use super::target::Hub;
-use super::telemetry::{ConnectFailed, ConnectionLost, ConnectionReady, TokenAccepted};
+use super::telemetry::{ConnectFailed, ConnectionClosed, ConnectionLost, ConnectionReady, TokenAccepted};
 use super::uplink::Notice;
 
 /// Most sessions of the connection; the hub's own channel-max may allow fewer.
@@ -77,7 +77,7 @@ impl Driver {
 
     /// Keeps the connection until the worker closes it.
     pub(super) async fn run(mut self) {
-        self.health.set(Component::Upstream, Status::Starting);
+        self.health.set_upstream(self.index, Status::Starting);
         loop {
             let why = match self.hub.connect().await {
                 Ok(stream) => self.serve(stream).await,
@@ -87,7 +87,7 @@ impl Driver {
             if self.is_closing() {
                 return;
             }
-            self.health.set(Component::Upstream, Status::Down);
+            self.health.set_upstream(self.index, Status::Down);
             let again_in = self.backoff.next(number(&self.random));
             emit(ConnectFailed { worker: self.index, error: &why, again_in });
             self.pause(again_in).await;
@@ -167,8 +167,10 @@ impl Driver {
             }
         })
         .await;
-        if ready {
-            emit(ConnectionLost { worker: self.index, why: &why, asked_for: self.is_closing() });
+        match (ready, self.is_closing()) {
+            (true, true) => emit(ConnectionClosed { worker: self.index }),
+            (true, false) => emit(ConnectionLost { worker: self.index, why: &why }),
+            (false, _) => {}
         }
         // What the machine said last, a close mostly, goes out if the stream takes it at once.
         let shared = &self.upstream.shared;
@@ -208,7 +210,7 @@ impl Driver {
         }
         uplink.ready(Instant::now());
         self.backoff.reset();
-        self.health.set(Component::Upstream, Status::Up);
+        self.health.set_upstream(self.index, Status::Up);
         emit(ConnectionReady { worker: self.index, hub: self.hub.name() });
         true
     }

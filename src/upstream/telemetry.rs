@@ -83,19 +83,26 @@ impl Happening for ConnectionReady<'_> {
 pub(super) struct ConnectionLost<'a> {
     pub(super) worker: usize,
     pub(super) why: &'a str,
-    /// The gateway itself has closed it.
-    pub(super) asked_for: bool,
 }
 
 impl Happening for ConnectionLost<'_> {
     fn emit(self) {
-        let Self { worker, why, asked_for } = self;
+        let Self { worker, why } = self;
         METRICS.up.dec();
-        if asked_for {
-            return tracing::debug!(worker, "closed the connection to the hub");
-        }
         METRICS.lost.inc();
         tracing::warn!(worker, why, "the connection to the hub is gone");
+    }
+}
+
+/// A connection that worked was closed because the gateway stops.
+pub(super) struct ConnectionClosed {
+    pub(super) worker: usize,
+}
+
+impl Happening for ConnectionClosed {
+    fn emit(self) {
+        METRICS.up.dec();
+        tracing::info!(worker = self.worker, "closed the connection to the hub");
     }
 }
 

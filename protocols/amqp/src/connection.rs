@@ -206,7 +206,7 @@ impl Connection {
     }
 
     /// Closes the connection because the peer broke a rule.
-    fn fail(&mut self, violation: Violation) {
+    pub(crate) fn fail(&mut self, violation: Violation) {
         if matches!(self.phase, Phase::Open | Phase::Answering | Phase::Running) {
             self.write_own_open();
             encode::put_close(self.output.now(), Some(&AmqpError::from(&violation)));

@@ -49,6 +49,8 @@ pub(crate) struct Session {
 struct Backlog {
     frames: VecDeque<Held>,
     bytes: BytesMut,
+    /// What the flows and dispositions among the frames cost, in bytes.
+    asides: usize,
 }
 
 /// A frame that waits: its bytes stand in the backlog's buffer, in the same order.
@@ -74,6 +76,17 @@ pub(crate) enum HeldKind {
     Disposition,
     /// An encoded end frame.
     End,
+}
+
+impl Held {
+    /// What this costs beyond the transfers, whose bytes are bounded by themselves, and beyond detaches and ends, of
+    /// which there is one for each link and session.
+    fn aside_bytes(&self) -> usize {
+        match self.kind {
+            HeldKind::Flow(_) | HeldKind::Disposition => self.len as usize + size_of::<Self>(),
+            HeldKind::Transfer | HeldKind::Detach | HeldKind::End => 0,
+        }
+    }
 }
 
 /// The numbers of a flow that waits.
@@ -141,6 +154,11 @@ impl Session {
             .map_or(0, |backlog| backlog.bytes.len() + backlog.frames.len() * size_of::<Held>())
     }
 
+    /// What the flows and dispositions cost that wait behind transfers, in bytes.
+    pub(crate) fn aside_bytes(&self) -> usize {
+        self.backlog.as_ref().map_or(0, |backlog| backlog.asides)
+    }
+
     pub(crate) fn has_backlog(&self) -> bool {
         self.backlog.is_some()
     }
@@ -152,7 +170,9 @@ impl Session {
         let before = backlog.bytes.len();
         write(&mut backlog.bytes);
         let len = u32::try_from(backlog.bytes.len() - before).expect("a frame's size fits 32 bits");
-        backlog.frames.push_back(Held { len, link, kind });
+        let held = Held { len, link, kind };
+        backlog.asides += held.aside_bytes();
+        backlog.frames.push_back(held);
     }
 
     /// The next frame that may go now, with its bytes.
@@ -163,6 +183,7 @@ impl Session {
             return None;
         }
         let held = backlog.frames.pop_front()?;
+        backlog.asides -= held.aside_bytes();
         let bytes = backlog.bytes.split_to(held.len as usize);
         if backlog.frames.is_empty() {
             self.backlog = None;

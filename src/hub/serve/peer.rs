@@ -52,9 +52,9 @@ const MAX_PARTIAL_BYTES: usize = 8 * 1024 * 1024;
 pub(super) fn connection_config(container_id: String) -> ConnectionConfig {
     ConnectionConfig {
         container_id,
-        // A gateway has a session for each of its devices.
-        channel_max: 1023,
-        max_links: 4096,
+        // A worker of a gateway has a session for each of its devices, and as many of them as it may have connections.
+        channel_max: 8191,
+        max_links: 4 * 8192,
         // Announced as 4 minutes, as IoT Hub does; twice that ends a silent connection.
         idle_time_out: Some(Duration::from_secs(240)),
         ..ConnectionConfig::default()

@@ -6,7 +6,7 @@
 use super::encode::{self, FRAME_HEADER};
 use super::event::{LinkId, LinkInfo, SessionId};
 use super::{Connection, Phase, write};
-use crate::error::{AmqpError, Condition, Misuse};
+use crate::error::{AmqpError, Condition, Misuse, Violation};
 use crate::link::Half;
 use crate::performative::{Attach, DispositionOut, Role, TransferOut};
 use crate::session::{HeldFlow, HeldKind};
@@ -168,9 +168,10 @@ impl Connection {
         if link.held > 0 {
             link.held += 1;
             let properties = flow.properties.unwrap_or_default();
-            let session = &mut self.sessions[link.session as usize];
-            return session
+            let at = link.session as usize;
+            self.sessions[at]
                 .hold(Some(place), HeldKind::Flow(numbers), |out| out.extend_from_slice(properties));
+            return self.judge_asides(at);
         }
         self.write_link_flow(place, numbers, flow.properties);
     }
@@ -281,8 +282,16 @@ impl Connection {
             session.hold(None, HeldKind::Disposition, |out| {
                 encode::put_disposition(out, channel, &disposition);
             });
+            self.judge_asides(place);
         } else {
             encode::put_disposition(self.output.frames(), channel, &disposition);
+        }
+    }
+
+    /// Closes the connection of a peer that shuts its window and goes on asking for what can only follow behind it.
+    fn judge_asides(&mut self, session: usize) {
+        if self.sessions[session].aside_bytes() > self.config.max_backlog_bytes {
+            self.fail(Violation::Limit("too much waits for the incoming-window of a session"));
         }
     }
 

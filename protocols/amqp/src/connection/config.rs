@@ -34,7 +34,8 @@ pub struct ConnectionConfig {
     /// Default 10 s.
     pub open_time_out: Duration,
     /// The most bytes that `transfer` holds back in a session while the peer's incoming-window is shut.
-    /// Default 1 MiB. At the limit `transfer` refuses with `Misuse::BacklogFull`.
+    /// Default 1 MiB. At the limit `transfer` refuses with `Misuse::Backlog`. As much again may be flows and
+    /// dispositions that wait behind the transfers; a peer that causes more has its connection closed.
     pub max_backlog_bytes: usize,
     /// The first transfer-id and delivery-id of our sessions. Default 0; tests start near the wrap.
     pub first_transfer_id: u32,

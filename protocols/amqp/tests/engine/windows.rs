@@ -15,7 +15,10 @@ fn names(bytes: Option<bytes::Bytes>) -> Vec<&'static str> {
 
 /// A peer with a receiving link on handle 0, whose window is `incoming_window` transfers.
 fn narrow(incoming_window: u32) -> (Raw, fieldgate_amqp::connection::LinkId) {
-    let mut raw = Raw::with_session();
+    narrowed(Raw::with_session(), incoming_window)
+}
+
+fn narrowed(mut raw: Raw, incoming_window: u32) -> (Raw, fieldgate_amqp::connection::LinkId) {
     let events = raw.attach("l", Role::Receiver, 0);
     let Event::Attached { link, .. } = events[0] else { panic!("{events:?}") };
     raw.flow(window(0, incoming_window));
@@ -236,4 +239,33 @@ fn credit_given_early_counts_from_the_senders_first_delivery() {
     assert_eq!(raw.connection.link(link).unwrap().credit, 1);
     raw.connection.transfer(link, TransferOut { settled: Some(true), ..message(b"b") }, b"").unwrap();
     assert_eq!(raw.connection.link(link).unwrap().credit, 0);
+}
+
+#[test]
+fn a_shut_window_is_no_store_for_what_waits_behind_it() {
+    let held = |ask: &dyn Fn(&mut Raw, fieldgate_amqp::connection::LinkId)| {
+        let max_backlog_bytes = 4096;
+        let raw = Raw::with_session_of(ConnectionConfig { max_backlog_bytes, ..config() });
+        let (mut raw, link) = narrowed(raw, 0);
+        raw.connection.transfer(link, message(b"t"), b"waits").unwrap();
+        let mut asked = 0;
+        while !raw.connection.is_closed() {
+            ask(&mut raw, link);
+            asked += 1;
+            assert!(asked < 1000, "it holds all that it is asked for");
+        }
+        let Some(Event::Closed(reason)) = raw.connection.poll_event() else { panic!("nobody is told") };
+        assert!(reason.to_string().contains("incoming-window"), "{reason}");
+        assert!(names(raw.connection.poll_transmit()).ends_with(&["close"]));
+        asked
+    };
+    let flow = LinkFlow { link_credit: 1, ..LinkFlow::default() };
+    let asked = held(&|raw, link| raw.connection.flow(link, flow));
+    assert!(asked > 20, "an honest peer asks as often: {asked}");
+    let role = Role::Sender;
+    let settle = DispositionOut { role, first: 0, last: 0, settled: true, state: None, batchable: false };
+    held(&|raw, link| {
+        let session = raw.connection.session_of_link(link).unwrap();
+        raw.connection.disposition(session, settle);
+    });
 }

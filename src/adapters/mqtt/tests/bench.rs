@@ -42,13 +42,16 @@ pub(super) struct Ledger {
     pub(super) dropped: Cell<usize>,
 }
 
+/// A subscription's node, credit and sink.
+type Subscribed = (Address, u32, Rc<dyn CommandSink>);
+
 /// The hub, and what a worker has besides.
 pub(super) struct Bench {
     pub(super) config: Config,
     rules: Arc<RuleSet>,
     directory: Arc<Directory>,
     pub(super) sent: RefCell<VecDeque<Sent>>,
-    pub(super) subscribed: RefCell<Vec<(Address, u32, Rc<dyn CommandSink>)>>,
+    pub(super) subscribed: RefCell<Vec<Subscribed>>,
     pub(super) ledger: Rc<Ledger>,
 }
 

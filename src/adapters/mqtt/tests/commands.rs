@@ -167,7 +167,7 @@ fn the_subscription_goes_with_its_last_filter() {
     assert_eq!(unsubscribe(&["quick/d1", "never/asked"]), answer(vec![0x00, 0x11]));
     assert_eq!(bench.ledger.dropped.get(), 0);
     bench.command(1, "late");
-    assert_eq!(unsubscribe(&["in/d1"])[1..], answer(vec![0x00]), "after the PUBLISH");
+    assert_eq!(unsubscribe(&["in/d1"]), answer(vec![0x00]), "and no command after it");
     assert_eq!((bench.ledger.dropped.get(), bench.settled()), (1, vec![]), "the hub keeps it");
     assert_eq!(unsubscribe(&["in/d1"]), answer(vec![0x11]));
 }

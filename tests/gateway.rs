@@ -1,0 +1,32 @@
+//! The gateway in this process, over real sockets and TLS: devices of each protocol on one side, on the other the
+//! embedded hub, or a hub of the test that does what it is told.
+
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+
+#[path = "hub/client.rs"]
+mod client;
+#[path = "gateway/hub.rs"]
+mod hub;
+#[path = "gateway/mqtt.rs"]
+mod mqtt;
+#[path = "gateway/requests.rs"]
+mod requests;
+#[path = "gateway/world.rs"]
+mod world;
+
+#[path = "gateway/bounds.rs"]
+mod bounds;
+#[path = "gateway/commands.rs"]
+mod commands;
+#[path = "gateway/console.rs"]
+mod console;
+#[path = "gateway/order.rs"]
+mod order;
+#[path = "gateway/outcomes.rs"]
+mod outcomes;
+#[path = "gateway/routes.rs"]
+mod routes;
+#[path = "gateway/stop.rs"]
+mod stop;
+#[path = "gateway/takeover.rs"]
+mod takeover;

@@ -1,0 +1,81 @@
+//! One client identifier, one connection: the newest, on whatever worker it is.
+
+use fieldgate_mqtt::Version::{V5, V311};
+use fieldgate_mqtt::client::{ConnectOptions, ServerPacket};
+use fieldgate_mqtt::{PublishReply, QoS};
+
+use super::hub::{Answer, Hub};
+use super::mqtt::{Mqtt, Told};
+use super::world::{Gateway, Lines, within};
+
+/// So many connections that it would be a wonder if one of two workers had them all.
+const CONNECTIONS: usize = 24;
+
+#[tokio::test]
+async fn the_newest_connection_takes_over_from_any_worker() {
+    within(async {
+        let mut hub = Hub::start();
+        let gateway = Gateway::scripted(&hub, Lines { runtime: "workers = 2", ..Lines::default() }).await;
+        let mut device = gateway.mqtt(V5, "dev").await;
+        let mut connections = std::collections::BTreeSet::new();
+        for round in 1..CONNECTIONS {
+            let version = if round % 2 == 0 { V5 } else { V311 };
+            let next = gateway.mqtt(version, "dev").await;
+            match device.version {
+                V5 => {
+                    assert_eq!(device.packet().await, Some(ServerPacket::Disconnect { reason: 0x8E }));
+                    assert_eq!(device.packet().await, None);
+                }
+                V311 => assert_eq!(device.packet().await, None),
+            }
+            device = next;
+            let packet_id = device.event("dev", b"x").await;
+            let message = hub.message().await;
+            connections.insert(message.place.connection);
+            hub.settle(&message, &Answer::Accept);
+            assert_eq!(device.told(packet_id).await, Told::PubAck(0));
+        }
+        assert_eq!(connections.len(), 2, "both workers had a part in it");
+        device.ping().await;
+    })
+    .await;
+}
+
+/// The will of a connection that was taken over is sent (MQTT 5 3.1.4-3), and its commands stay at the hub.
+#[tokio::test]
+async fn a_take_over_sends_the_will_and_gives_the_commands_to_the_newest() {
+    within(async {
+        let mut hub = Hub::start();
+        let gateway = Gateway::scripted(&hub, Lines { runtime: "workers = 2", ..Lines::default() }).await;
+        let filter = "devices/dev/messages/devicebound/#";
+        let will = fieldgate_mqtt::Will {
+            topic: "devices/dev/messages/events".into(),
+            payload: bytes::Bytes::from_static(b"will"),
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            properties: Default::default(),
+            delay: std::time::Duration::ZERO,
+        };
+        let options = ConnectOptions { will: Some(&will), ..ConnectOptions::new(V5, "dev") };
+        let (mut first, connack) = Mqtt::ask(gateway.ports.mqtt, &options).await;
+        assert_eq!(connack.code, 0);
+        assert_eq!(first.subscribe(filter).await, 1);
+        let old = hub.subscription("dev").await;
+        hub.send(old, "open");
+        first.command().await;
+
+        let mut second = gateway.mqtt(V5, "dev").await;
+        assert_eq!(first.packet().await, Some(ServerPacket::Disconnect { reason: 0x8E }));
+        let message = hub.message_of("will").await;
+        hub.settle(&message, &Answer::Accept);
+        hub.detached(old).await;
+        assert_eq!(second.subscribe(filter).await, 1);
+        let new = hub.subscription("dev").await;
+        hub.send(new, "again");
+        let (packet_id, _, payload) = second.command().await;
+        assert_eq!(payload, "again");
+        second.acknowledge(packet_id, PublishReply::Success).await;
+        assert_eq!(hub.outcome_of("again").await, "accepted");
+    })
+    .await;
+}
