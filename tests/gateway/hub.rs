@@ -459,10 +459,7 @@ impl Peer {
                 let mut outcomes = Vec::new();
                 if let Some(unsettled) = self.unsettled.get_mut(&session) {
                     unsettled.on_disposition(machine, session, &disposition, |settled| {
-                        outcomes.push((
-                            settled.value,
-                            settled.state.map_or_else(String::new, word),
-                        ));
+                        outcomes.push((settled.value, settled.state.map_or_else(String::new, word)));
                     });
                 }
                 outcomes.into_iter().for_each(|(body, outcome)| self.saw(Seen::Outcome { body, outcome }));
