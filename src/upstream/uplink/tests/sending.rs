@@ -265,6 +265,23 @@ fn a_shut_window_keeps_messages_unsent() {
 }
 
 #[test]
+fn what_was_given_up_does_not_come_late() {
+    let hub = ConnectionConfig { incoming_window: 2, max_frame_bytes: 512, ..Setup::default().hub };
+    let mut bench = Bench::ready(Setup { hub, ..Setup::default() });
+    bench.send("d");
+    bench.accept_all();
+    bench.deaf = true;
+    let large = bench.send_with("d", "events", 5000, bench.patience(60, true));
+    bench.wait(Duration::from_secs(31));
+    assert_eq!(bench.outcome(large), Some(Outcome::Unknown));
+    let next = bench.send("d");
+    bench.deaf = false;
+    bench.accept_all();
+    assert_eq!(bench.outcome(next), Some(Outcome::Accepted));
+    assert!(!bench.received().contains(&large));
+}
+
+#[test]
 fn a_device_may_send_to_many_addresses_but_not_hold_them_all() {
     let mut bench = with(Script::default());
     for at in 0..100 {
