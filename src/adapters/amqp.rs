@@ -153,6 +153,8 @@ async fn connect(worker: &Worker, open: &Open) -> Result<End<TlsStream<TcpStream
 struct End<S> {
     wire: Wire<S>,
     machine: Connection,
+    /// The peer is not held back.
+    reads: bool,
     /// Nothing comes or goes any more.
     finished: bool,
     /// The other side has been told so.
@@ -165,11 +167,17 @@ struct End<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
     fn new(stream: S, machine: Connection) -> Self {
-        Self { wire: Wire::new(stream), machine, finished: false, told: false, reason: None, patience: None }
+        let wire = Wire::new(stream);
+        Self { wire, machine, reads: true, finished: false, told: false, reason: None, patience: None }
     }
 
     fn backlog(&self) -> usize {
         self.wire.backlog() + self.machine.output_bytes()
+    }
+
+    /// Whether the other side may go on: what waits here is not too much, or goes nowhere any more.
+    fn takes_more(&self) -> bool {
+        self.finished || self.backlog() < MAX_BACKLOG_BYTES
     }
 
     /// Ready when something happened on this side.
@@ -179,6 +187,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
         }
         let closed = self.machine.is_closed();
         let read = read && !closed && self.machine.wants_input();
+        // The silence of a peer that is held back is ours.
+        match (self.reads, read) {
+            (true, false) => self.machine.paused(Instant::now()),
+            (false, true) => self.machine.resumed(Instant::now()),
+            _ => {}
+        }
+        self.reads = read;
         match self.wire.poll_turn(cx, &mut self.machine, read) {
             Poll::Ready(Ok(Turn::Progress)) => {}
             Poll::Ready(Ok(Turn::Ended) | Err(_)) => self.finished = true,
@@ -240,8 +255,7 @@ impl Route {
                     return Poll::Ready(());
                 }
                 // A side that does not take what it is sent holds the other back, not the memory.
-                let read_device = self.hub.backlog() < MAX_BACKLOG_BYTES;
-                let read_hub = self.device.backlog() < MAX_BACKLOG_BYTES;
+                let (read_device, read_hub) = (self.hub.takes_more(), self.device.takes_more());
                 let device = self.device.poll_turn(cx, read_device);
                 let hub = self.hub.poll_turn(cx, read_hub);
                 if device.is_pending() && hub.is_pending() {

@@ -82,6 +82,7 @@ enum Order {
     Send { link: LinkId, body: Bytes },
     Detach { link: LinkId, error: AmqpError },
     End { session: SessionId, error: AmqpError },
+    Deafen,
     Close { error: AmqpError },
     Cut,
 }
@@ -314,6 +315,11 @@ impl Hub {
         self.tell(connection, Order::Close { error: error(condition) });
     }
 
+    /// Lets the connection read nothing more.
+    pub(crate) fn deafen(&self, connection: u64) {
+        self.tell(connection, Order::Deafen);
+    }
+
     /// Drops the connection without a word.
     pub(crate) fn cut(&self, connection: u64) {
         self.tell(connection, Order::Cut);
@@ -387,6 +393,7 @@ impl Peer {
     ) -> Option<CloseReason> {
         let mut reason = None;
         let mut input = BytesMut::new();
+        let mut is_deaf = false;
         loop {
             while let Some(event) = self.machine.poll_event() {
                 match event {
@@ -405,12 +412,13 @@ impl Peer {
                 return reason;
             }
             tokio::select! {
-                read = stream.read_buf(&mut input) => match read {
+                read = stream.read_buf(&mut input), if !is_deaf => match read {
                     Ok(0) | Err(_) => return reason,
                     Ok(_) => self.machine.handle_input(Instant::now(), input.split().freeze()),
                 },
                 order = orders.recv() => match order {
                     Some(Order::Cut) | None => return reason,
+                    Some(Order::Deafen) => is_deaf = true,
                     Some(order) => self.obey(order),
                 },
             }
@@ -532,7 +540,7 @@ impl Peer {
             Order::Detach { link, error } => machine.detach(link, true, Some(error)),
             Order::End { session, error } => machine.end(session, Some(error)),
             Order::Close { error } => machine.close(Some(error)),
-            Order::Cut => {}
+            Order::Deafen | Order::Cut => {}
         }
     }
 }

@@ -1,5 +1,9 @@
 //! Native AMQP devices through the route, with a client that is not ours: what the hub says is what the device hears.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use bytes::BytesMut;
 use fe2o3_amqp::sasl_profile::SaslProfile;
 use fe2o3_amqp::types::definitions::{ConnectionError, ErrorCondition};
@@ -9,7 +13,12 @@ use fe2o3_amqp::{Connection, Sender};
 use fieldgate::hub::device_key;
 use fieldgate::sas::{SharedKey, Signer};
 use fieldgate_amqp::codec::{put_map, put_str, put_symbol};
+use fieldgate_amqp::connection::{ClientSecurity, Connection as Machine, ConnectionConfig, Event};
+use fieldgate_amqp::endpoint::{OutgoingMessage, Sender as LinkSender, Unsettled};
+use fieldgate_amqp::message::put_data;
+use fieldgate_amqp::performative::{AttachOut, SourceOut, TargetOut};
 use fieldgate_mappings::DeviceId;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::client::{Client, annotation, body, data};
@@ -17,6 +26,8 @@ use super::hub::{Answer, Hub, Seen, error};
 use super::world::{Gateway, Lines, in_an_hour, within};
 
 const EVENTS: &str = "devices/dev/messages/events";
+/// A peer that does nothing for so long is held back.
+const STALL: Duration = Duration::from_millis(500);
 const BOUND: &str = "devices/dev/messages/devicebound";
 
 async fn device(gateway: &Gateway) -> Client {
@@ -160,6 +171,116 @@ async fn the_end_of_the_hubs_connection_is_the_devices() {
         let connection = hub.opened().await;
         device.connection.close().await.unwrap();
         assert!(hub.ended(connection).await.is_some());
+        gateway.stop().await;
+    })
+    .await;
+}
+
+/// A device that sends as fast as its socket takes it.
+struct Pusher {
+    stream: TcpStream,
+    machine: Machine,
+    sender: LinkSender,
+    unsettled: Unsettled<()>,
+}
+
+impl Pusher {
+    /// A device whose link has credit.
+    async fn connect(address: SocketAddr) -> Self {
+        let config = ConnectionConfig { container_id: "pusher".into(), ..ConnectionConfig::default() };
+        let open = config.open();
+        let mut machine = Machine::client(Arc::new(config), ClientSecurity::Anonymous, open, Instant::now());
+        let session = machine.begin().unwrap();
+        let source = SourceOut::default().build();
+        let target = TargetOut { address: Some(EVENTS), ..TargetOut::default() }.build();
+        let attach = AttachOut::sender("pusher", &source, &target).build();
+        let sender = LinkSender::new(machine.attach(session, &attach).unwrap());
+        let stream = TcpStream::connect(address).await.unwrap();
+        let mut device = Self { stream, machine, sender, unsettled: Unsettled::new() };
+        while device.sender.credit(&device.machine) == 0 {
+            assert!(device.write().await && device.read().await);
+        }
+        device
+    }
+
+    /// False when the socket takes nothing for a while.
+    async fn write(&mut self) -> bool {
+        while let Some(bytes) = self.machine.poll_transmit() {
+            if tokio::time::timeout(STALL, self.stream.write_all(&bytes)).await.is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// False when nothing comes for a while.
+    async fn read(&mut self) -> bool {
+        let mut input = BytesMut::new();
+        let Ok(read) = tokio::time::timeout(STALL, self.stream.read_buf(&mut input)).await else {
+            return false;
+        };
+        assert!(read.unwrap() > 0);
+        self.machine.handle_input(Instant::now(), input.freeze());
+        while let Some(event) = self.machine.poll_event() {
+            if let Event::Flow { link: Some(_), flow, .. } = event {
+                self.sender.on_flow(&mut self.machine, &flow);
+            }
+        }
+        true
+    }
+
+    /// Sends one message; false when that does not get away.
+    async fn push(&mut self, body: &[u8]) -> bool {
+        let mut message = BytesMut::new();
+        put_data(&mut message, body);
+        let out = OutgoingMessage { message: &message, ..OutgoingMessage::default() };
+        self.sender.send(&mut self.machine, &mut self.unsettled, out, ()).unwrap();
+        let session = self.machine.session_of_link(self.sender.link()).unwrap();
+        while self.write().await {
+            if self.machine.session_backlog_bytes(session) == 0 {
+                return true;
+            }
+            // The window is used up: only the other side opens it again.
+            if !self.read().await {
+                return false;
+            }
+        }
+        false
+    }
+}
+
+/// The bytes of a hub that does not read stay with the device: credit alone would let through 60 MB.
+#[tokio::test]
+async fn a_hub_that_does_not_read_holds_the_device_back() {
+    within(async {
+        let mut hub = Hub::start();
+        let lines = Lines { amqp: "idle_time_out = \"1s\"", ..Lines::default() };
+        let gateway = Gateway::scripted(&hub, lines).await;
+        hub.opened().await;
+        // The other client would keep in memory what its socket does not take.
+        let mut device = Pusher::connect(gateway.ports.amqp).await;
+        let connection = hub.opened().await;
+        hub.deafen(connection);
+        let mut sent = 0;
+        while device.push(&[b'x'; 60_000]).await {
+            sent += 1;
+            assert!(sent < 900, "{sent} messages went somewhere");
+        }
+        // Others have their own connections.
+        let mut http = gateway.http().await;
+        http.event("http", b"other").await;
+        let other = hub.message_of("other").await;
+        hub.settle(&other, &Answer::Accept);
+        assert_eq!(http.answer().await.status, 204);
+        // A device that is not read cannot be heard: its silence may last. Here time itself is what is tested.
+        tokio::time::sleep(Duration::from_millis(2500)).await;
+        hub.cut(connection);
+        let mut said = Vec::new();
+        let lost = b"the connection to the hub was lost";
+        while !said.windows(lost.len()).any(|bytes| bytes == lost) {
+            assert!(device.stream.read_buf(&mut said).await.unwrap() > 0, "{}", said.escape_ascii());
+        }
+        drop(device);
         gateway.stop().await;
     })
     .await;
