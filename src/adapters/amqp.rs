@@ -5,6 +5,9 @@
 //! Container-id, capabilities and properties of an `open` go through as they came; frame size,
 //! channels, idle time-out and the host that is asked for belong to each side.
 
+#[cfg(test)]
+mod pressure;
+
 use std::future::{Future as _, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -24,6 +27,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::config::{self, Config};
 use crate::router::{Authorise, Policy, Side, Tunnel};
+use crate::shutdown::Shutdown;
 use crate::telemetry::emit;
 use crate::upstream::ConnectError;
 use crate::wire::{Turn, Wire};
@@ -57,7 +61,7 @@ pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, worker: Rc<Worker
             emit(RouteOpened { peer, container: open.container_id() });
             let tunnel = Tunnel::new(policy(&worker, &open));
             let mut route = Route { device, hub, tunnel };
-            route.run(&worker).await;
+            route.run(&worker.shutdown).await;
             let Route { device, hub, .. } = route;
             emit(RouteClosed { peer, reason: device.reason.or(hub.reason) });
             device.wire.linger(device.machine, &worker.shutdown).await;
@@ -153,12 +157,12 @@ async fn connect(worker: &Worker, open: &Open) -> Result<End<TlsStream<TcpStream
 struct End<S> {
     wire: Wire<S>,
     machine: Connection,
-    /// The peer is not held back.
-    reads: bool,
     /// Nothing comes or goes any more.
     finished: bool,
     /// The other side has been told so.
     told: bool,
+    /// The peer is read. Otherwise its silence is not its own.
+    reading: bool,
     /// Why, as far as the machine knows.
     reason: Option<CloseReason>,
     /// Runs out when the last words were not taken.
@@ -167,16 +171,23 @@ struct End<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
     fn new(stream: S, machine: Connection) -> Self {
-        let wire = Wire::new(stream);
-        Self { wire, machine, reads: true, finished: false, told: false, reason: None, patience: None }
+        Self {
+            wire: Wire::new(stream),
+            machine,
+            finished: false,
+            told: false,
+            reading: true,
+            reason: None,
+            patience: None,
+        }
     }
 
     fn backlog(&self) -> usize {
         self.wire.backlog() + self.machine.output_bytes()
     }
 
-    /// Whether the other side may go on: what waits here is not too much, or goes nowhere any more.
-    fn takes_more(&self) -> bool {
+    /// Whether more may be said to this side.
+    fn has_room(&self) -> bool {
         self.finished || self.backlog() < MAX_BACKLOG_BYTES
     }
 
@@ -187,13 +198,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
         }
         let closed = self.machine.is_closed();
         let read = read && !closed && self.machine.wants_input();
-        // The silence of a peer that is held back is ours.
-        match (self.reads, read) {
-            (true, false) => self.machine.paused(Instant::now()),
-            (false, true) => self.machine.resumed(Instant::now()),
-            _ => {}
+        if read != std::mem::replace(&mut self.reading, read) {
+            let now = Instant::now();
+            if read { self.machine.resumed(now) } else { self.machine.paused(now) }
         }
-        self.reads = read;
         match self.wire.poll_turn(cx, &mut self.machine, read) {
             Poll::Ready(Ok(Turn::Progress)) => {}
             Poll::Ready(Ok(Turn::Ended) | Err(_)) => self.finished = true,
@@ -229,16 +237,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
 }
 
 /// Both sides of a device.
-struct Route {
-    device: End<TcpStream>,
-    hub: End<TlsStream<TcpStream>>,
+struct Route<D, H> {
+    device: End<D>,
+    hub: End<H>,
     tunnel: Tunnel,
 }
 
-impl Route {
-    async fn run(&mut self, worker: &Worker) {
-        let mut stop = pin!(worker.shutdown.draining());
-        let mut abort = pin!(worker.shutdown.aborting());
+impl<D: AsyncRead + AsyncWrite + Unpin, H: AsyncRead + AsyncWrite + Unpin> Route<D, H> {
+    async fn run(&mut self, shutdown: &Shutdown) {
+        let mut stop = pin!(shutdown.draining());
+        let mut abort = pin!(shutdown.aborting());
         let mut stopping = false;
         poll_fn(|cx| {
             if !stopping && stop.as_mut().poll(cx).is_ready() {
@@ -254,11 +262,14 @@ impl Route {
                 if self.device.finished && self.hub.finished {
                     return Poll::Ready(());
                 }
-                // A side that does not take what it is sent holds the other back, not the memory.
-                let (read_device, read_hub) = (self.hub.takes_more(), self.device.takes_more());
-                let device = self.device.poll_turn(cx, read_device);
-                let hub = self.hub.poll_turn(cx, read_hub);
-                if device.is_pending() && hub.is_pending() {
+                let (from_device, from_hub) =
+                    (self.may_pass(Side::Downstream), self.may_pass(Side::Upstream));
+                let device = self.device.poll_turn(cx, from_device);
+                let hub = self.hub.poll_turn(cx, from_hub);
+                // What was written has perhaps made room for what the other side was not asked for.
+                let held_back = !from_device && self.may_pass(Side::Downstream)
+                    || !from_hub && self.may_pass(Side::Upstream);
+                if device.is_pending() && hub.is_pending() && !held_back {
                     return Poll::Pending;
                 }
             }
@@ -266,44 +277,68 @@ impl Route {
         .await;
     }
 
-    /// Handles all that came, on both sides, until nothing follows from it.
-    fn pump(&mut self) {
+    /// Whether what comes from a side may be passed on now. A peer that does not take what it is sent, be it the stream
+    /// or a session's window that is shut, holds the other one back, and not the memory. Where both hold each other
+    /// back by their windows, both are heard: only so can a window open.
+    fn may_pass(&self, from: Side) -> bool {
         let Self { device, hub, tunnel } = self;
+        let device_holds = tunnel.held_bytes(Side::Downstream, &device.machine) >= MAX_BACKLOG_BYTES;
+        let hub_holds = tunnel.held_bytes(Side::Upstream, &hub.machine) >= MAX_BACKLOG_BYTES;
+        match from {
+            Side::Downstream => hub.has_room() && (!hub_holds || device_holds),
+            Side::Upstream => device.has_room() && (!device_holds || hub_holds),
+        }
+    }
+
+    /// Handles what came on both sides, as far as it may be passed on, until nothing follows from it.
+    fn pump(&mut self) {
         loop {
             let mut quiet = true;
-            while let Some(event) = device.machine.poll_event() {
-                quiet = false;
-                match event {
-                    Event::Closed(reason) => {
-                        hub.machine.close(said(&reason));
-                        device.reason = Some(reason);
+            let (from_device, from_hub) = (self.may_pass(Side::Downstream), self.may_pass(Side::Upstream));
+            let Self { device, hub, tunnel } = self;
+            let (mut device_silent, mut hub_silent) = (false, false);
+            while from_device && hub.has_room() && !device_silent {
+                match device.machine.poll_event() {
+                    None => device_silent = true,
+                    Some(event) => {
+                        quiet = false;
+                        match event {
+                            Event::Closed(reason) => {
+                                hub.machine.close(said(&reason));
+                                device.reason = Some(reason);
+                            }
+                            event => {
+                                tunnel.pass(Side::Downstream, event, &mut device.machine, &mut hub.machine)
+                            }
+                        }
                     }
-                    event => tunnel.pass(Side::Downstream, event, &mut device.machine, &mut hub.machine),
                 }
             }
-            while let Some(event) = hub.machine.poll_event() {
-                quiet = false;
-                match event {
-                    Event::Opened(open) => device.machine.open(open),
-                    Event::Closed(reason) => {
-                        let error = match &reason {
-                            CloseReason::Remote(error) => error.clone(),
-                            CloseReason::Local => None,
-                            other => Some(lost(&format!("the connection to the hub ended: {other}"))),
-                        };
-                        device.machine.close(error);
-                        hub.reason = Some(reason);
+            while from_hub && device.has_room() && !hub_silent {
+                match hub.machine.poll_event() {
+                    None => hub_silent = true,
+                    Some(event) => {
+                        quiet = false;
+                        match event {
+                            Event::Opened(open) => device.machine.open(open),
+                            Event::Closed(reason) => {
+                                device.machine.close(told(&reason));
+                                hub.reason = Some(reason);
+                            }
+                            event => {
+                                tunnel.pass(Side::Upstream, event, &mut hub.machine, &mut device.machine)
+                            }
+                        }
                     }
-                    event => tunnel.pass(Side::Upstream, event, &mut hub.machine, &mut device.machine),
                 }
             }
-            // A stream that ended without a close: the other side is told once.
-            if device.finished && !device.told {
+            // A stream that ended without a close: the other side is told once, behind what came before.
+            if device.finished && device_silent && !device.told {
                 device.told = true;
                 hub.machine.close(None);
                 quiet = false;
             }
-            if hub.finished && !hub.told {
+            if hub.finished && hub_silent && !hub.told {
                 hub.told = true;
                 device.machine.close(Some(lost("the connection to the hub was lost")));
                 quiet = false;
@@ -312,6 +347,15 @@ impl Route {
                 return;
             }
         }
+    }
+}
+
+/// What a device is told when the hub's connection is over.
+fn told(reason: &CloseReason) -> Option<AmqpError> {
+    match reason {
+        CloseReason::Remote(error) => error.clone(),
+        CloseReason::Local => None,
+        other => Some(lost(&format!("the connection to the hub ended: {other}"))),
     }
 }
 

@@ -116,6 +116,12 @@ impl Tunnel {
         }
     }
 
+    /// Bytes that wait until the peer of `side` opens the windows of its sessions.
+    pub(crate) fn held_bytes(&self, side: Side, connection: &Connection) -> usize {
+        let sessions = self.ends[side.index()].sessions.iter();
+        sessions.map(|(session, _)| connection.session_backlog_bytes(session)).sum()
+    }
+
     /// Sessions, links and deliveries that are kept, those of both sides.
     #[cfg(test)]
     pub(super) fn kept(&self) -> (usize, usize, usize) {

@@ -5,9 +5,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use fieldgate_amqp::codec::{self, put_composite, put_descriptor, put_list, put_map};
-use fieldgate_amqp::connection::{
-    ClientSecurity, CloseReason, Connection, ConnectionConfig, Event, LinkId, SessionId,
-};
+use fieldgate_amqp::connection::{ClientSecurity, Connection, ConnectionConfig, Event, LinkId, SessionId};
 use fieldgate_amqp::error::AmqpError;
 use fieldgate_amqp::frame::{FrameKind, put_frame};
 use fieldgate_amqp::performative::{
@@ -112,14 +110,6 @@ impl Peer {
             _ => None,
         });
         begun.expect("a session")
-    }
-
-    /// How the connection ended.
-    pub(super) fn closed(&self) -> Option<&CloseReason> {
-        match self.events.last() {
-            Some(Event::Closed(reason)) => Some(reason),
-            _ => None,
-        }
     }
 }
 

@@ -43,6 +43,9 @@ impl Fact {
 /// Something said of a delivery: the speaker's role, whether it settles, the state.
 type Word = (Role, bool, Vec<u8>);
 
+/// A delivery's id and tag.
+type Sent = (u32, Vec<u8>);
+
 /// A delivery that has begun and is not whole.
 #[derive(Default)]
 struct Partial {
@@ -63,7 +66,7 @@ struct Book {
     sending: HashMap<LinkId, Partial>,
     receiving: HashMap<LinkId, Partial>,
     /// Deliveries of a session by id: those sent, and those received.
-    deliveries: HashMap<(SessionId, Role), Vec<(u32, Vec<u8>)>>,
+    deliveries: HashMap<(SessionId, Role), Vec<Sent>>,
     said: HashMap<Key, Vec<Fact>>,
     heard: HashMap<Key, Vec<Fact>>,
     words_said: HashMap<Vec<u8>, Vec<Word>>,
@@ -332,7 +335,7 @@ impl World {
         let settled = random.chance(2);
         let said = DispositionOut { role, first, last, settled, state: Some(state), batchable: false };
         peer.machine.disposition(session, said);
-        for (_, tag) in deliveries[from..=to].to_vec() {
+        for (_, tag) in deliveries[from..=to].iter().cloned() {
             book.words_said.entry(tag).or_default().push((role, settled, state.to_vec()));
         }
     }

@@ -70,7 +70,7 @@ impl World {
         Self {
             bench: Bench::apart(setup),
             random,
-            calm: seed % 3 != 0,
+            calm: !seed.is_multiple_of(3),
             subscribed: Vec::new(),
             told: HashMap::new(),
             next_command: 0,
@@ -91,13 +91,12 @@ impl World {
             61..=65 => self.commands(),
             66..=72 => self.settle(),
             73..=75 => self.subscribe(),
-            76 | 77 => {
-                if !self.subscribed.is_empty() {
-                    let at = self.random.below(self.subscribed.len());
-                    let gone = self.subscribed.swap_remove(at);
-                    self.bench.uplink.unsubscribe(&id(gone.device), gone.serial);
-                }
+            76 | 77 if !self.subscribed.is_empty() => {
+                let at = self.random.below(self.subscribed.len());
+                let gone = self.subscribed.swap_remove(at);
+                self.bench.uplink.unsubscribe(&id(gone.device), gone.serial);
             }
+            76 | 77 => {}
             78..=80 => self.trouble(),
             81..=84 => {
                 let time = *self.random.pick(&[0, 1, 200, 900, 1_000, 2_500, 31_000]);
