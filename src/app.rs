@@ -107,6 +107,10 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
     for worker in 0..config.runtime.workers().get() {
         health.set_upstream(worker, Status::Starting);
     }
+    // Systems give 1,024 descriptors unless asked, and every device is one. What the system grants is enough: the
+    // listeners bear having none left.
+    let descriptors = rlimit::increase_nofile_limit(u64::MAX).ok();
+    tracing::debug!(?descriptors, "open files");
     // All that can be refused is looked at before anything starts.
     let rules = Arc::new(config.mappings.load()?);
     let hub = match config.runs_hub() {

@@ -64,6 +64,12 @@ impl Shutdown {
         *self.stage.borrow() >= Stage::Draining
     }
 
+    /// True once nobody is to wait for work in flight any longer.
+    #[must_use]
+    pub fn is_aborting(&self) -> bool {
+        *self.stage.borrow() >= Stage::Aborting
+    }
+
     /// Waits until the stop is asked for; at once if it was already. Cancel safe.
     pub async fn draining(&self) {
         self.reached(Stage::Draining).await;

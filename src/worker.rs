@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldgate_mappings::rules::RuleSet;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
@@ -24,6 +25,9 @@ use crate::upstream::{Hub, Upstream};
 mod telemetry;
 
 use telemetry::{AcceptError, ConnectionClosed, ConnectionOpened, ConnectionRefused};
+
+/// A connection without a byte for this long is probed by the kernel.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(120);
 
 /// How long accepting pauses when the system has no descriptor or memory left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -198,7 +202,9 @@ where
                 continue;
             };
             // Machines gather what they say in turns: waiting for more would only add delay.
-            if stream.set_nodelay(true).is_err() {
+            // A device that is gone without a word, and that its protocol lets be silent, is found by the kernel.
+            let probing = TcpKeepalive::new().with_time(KEEPALIVE_TIME);
+            if stream.set_nodelay(true).and(SockRef::from(&stream).set_tcp_keepalive(&probing)).is_err() {
                 continue;
             }
             emit(ConnectionOpened { protocol, peer });

@@ -84,7 +84,7 @@ impl Driver {
                 Err(error) => error.to_string(),
             };
             self.upstream.shared.uplink.borrow_mut().lost();
-            if self.is_closing() {
+            if self.is_closing() || self.shutdown.is_aborting() {
                 return;
             }
             self.health.set_upstream(self.index, Status::Down);
