@@ -185,7 +185,7 @@ pub(crate) fn command(id: &str, device: &str) -> Message<Data> {
 async fn a_command_survives_devices_that_leave() {
     within(async {
         let gateway = Gateway::embedded(Lines { hub: "max_delivery_count = 2", ..Lines::default() }).await;
-        let mut service = service(&gateway.state).await;
+        let mut service = service(gateway.state.path()).await;
         let mut feedback = service.receiver("/messages/serviceBound/feedback").await;
         let mut sender = service.sender("/messages/devicebound").await;
         // It exists from its first message on.

@@ -24,7 +24,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio_rustls::TlsAcceptor;
 
-use super::world;
+use super::world::Directory;
 
 /// What the hub does by itself.
 #[derive(Clone, Debug)]
@@ -118,6 +118,8 @@ pub(crate) fn error(condition: &str) -> AmqpError {
 pub(crate) struct Hub {
     pub(crate) port: u16,
     ca_file: PathBuf,
+    /// Of the CA.
+    _directory: Directory,
     control: Arc<Control>,
     seen: mpsc::UnboundedReceiver<Seen>,
     /// What was seen while something else was waited for.
@@ -141,7 +143,8 @@ impl Control {
 impl Hub {
     /// A hub that takes connections and links, and gives credit.
     pub(crate) fn start() -> Self {
-        let state = StateDir::locate(Some(&world::directory())).unwrap().lock().unwrap();
+        let directory = Directory::new();
+        let state = StateDir::locate(Some(directory.path())).unwrap().lock().unwrap();
         let config = tls::server(state.hub_identity("localhost").unwrap()).unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
@@ -165,7 +168,8 @@ impl Hub {
             });
         });
         let (stop, thread) = (Some(stop), Some(thread));
-        Self { port, ca_file: state.ca_file(), control, seen, kept: VecDeque::new(), stop, thread }
+        let ca_file = state.ca_file();
+        Self { port, ca_file, _directory: directory, control, seen, kept: VecDeque::new(), stop, thread }
     }
 
     /// The gateway's settings for this hub.

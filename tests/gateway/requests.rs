@@ -38,7 +38,7 @@ impl Coap {
     pub(crate) async fn connect(address: SocketAddr) -> Self {
         let socket = UdpSocket::bind((address.ip(), 0)).await.unwrap();
         socket.connect(address).await.unwrap();
-        Self { socket, client: Client::new(Config::default(), u64::from(super::world::number())) }
+        Self { socket, client: Client::new(Config::default(), super::world::number()) }
     }
 
     /// Posts an event of device `id`, and does not wait.

@@ -316,7 +316,7 @@ async fn without_a_hub_the_device_is_told_so() {
 async fn a_device_proves_itself_to_the_embedded_hub() {
     within(async {
         let gateway = Gateway::embedded(Lines::default()).await;
-        let owner = std::fs::read_to_string(gateway.state.join("policy-key")).unwrap();
+        let owner = std::fs::read_to_string(gateway.state.path().join("policy-key")).unwrap();
         let owner = SharedKey::from_base64(owner.trim()).unwrap();
         let key = device_key(&owner, &DeviceId::new("dev").unwrap());
         let token = Signer::new(None, key).token("localhost/devices/dev", in_an_hour());
@@ -334,7 +334,7 @@ async fn a_device_proves_itself_to_the_embedded_hub() {
             other => panic!("{other:?}"),
         }
         let mut bound = device.receiver(BOUND).await;
-        let mut service = super::commands::service(&gateway.state).await;
+        let mut service = super::commands::service(gateway.state.path()).await;
         let mut to = service.sender("/messages/devicebound").await;
         assert!(to.send(super::commands::command("c", "dev")).await.unwrap().is_accepted());
         for count in 0..2 {

@@ -1,9 +1,9 @@
 //! A gateway on addresses of its own, stopped and joined when the test lets go of it.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
@@ -35,17 +35,30 @@ pub(crate) fn in_an_hour() -> u64 {
 }
 
 /// A number for everything in this process that must not meet another.
-pub(crate) fn number() -> u8 {
-    static NUMBER: AtomicU8 = AtomicU8::new(1);
-    NUMBER.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |number| number.checked_add(1)).unwrap()
+pub(crate) fn number() -> u64 {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    NUMBER.fetch_add(1, Ordering::Relaxed)
 }
 
-/// A fresh directory.
-pub(crate) fn directory() -> PathBuf {
-    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("gateway-{}", number()));
-    match std::fs::remove_dir_all(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => panic!("{error}"),
-        _ => path,
+/// A directory that nobody else uses; it goes with this value.
+#[derive(Debug)]
+pub(crate) struct Directory(PathBuf);
+
+impl Directory {
+    pub(crate) fn new() -> Self {
+        let name = format!("gateway-{}-{}", std::process::id(), number());
+        Self(PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // It may never have been made; one that stays harms nobody.
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
@@ -70,7 +83,7 @@ impl From<Listening> for Ports {
 pub(crate) struct Gateway {
     pub(crate) ports: Ports,
     pub(crate) health: Arc<Health>,
-    pub(crate) state: PathBuf,
+    pub(crate) state: Directory,
     pub(crate) trigger: Trigger,
     /// Closed when the thread is about to end.
     ended: mpsc::Receiver<()>,
@@ -112,12 +125,13 @@ impl Gateway {
     }
 
     async fn start(lines: Lines<'_>) -> Self {
-        let state = directory();
+        let state = Directory::new();
+        let directory = state.path();
         let Lines { runtime, amqp, mqtt, coap, http, hub, upstream } = lines;
         let workers = if runtime.contains("workers") { "" } else { "workers = 1" };
         let free = "listen = [\"127.0.0.1:0\"]";
         let text = format!(
-            "[runtime]\n{workers}\n{runtime}\n[state]\ndirectory = {state:?}\n\
+            "[runtime]\n{workers}\n{runtime}\n[state]\ndirectory = {directory:?}\n\
              [amqp]\n{free}\n{amqp}\n[mqtt]\n{free}\n{mqtt}\n[coap]\n{free}\n{coap}\n[http]\n{free}\n{http}\n\
              [admin]\n{free}\n[hub]\n{free}\nfeedback_delay = \"20ms\"\npartitions = 1\n{hub}\n\
              [upstream]\nretry_max = \"1s\"\n{upstream}\n"
