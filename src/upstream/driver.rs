@@ -4,7 +4,7 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fieldgate_amqp::connection::{Connection, ConnectionConfig};
 use fieldgate_amqp::performative::OpenOut;
@@ -79,9 +79,11 @@ impl Driver {
     pub(super) async fn run(mut self) {
         self.health.set_upstream(self.index, Status::Starting);
         loop {
-            let why = match self.hub.connect().await {
-                Ok(stream) => self.serve(stream).await,
-                Err(error) => error.to_string(),
+            let connected = self.meanwhile(self.hub.connect()).await;
+            let why = match connected {
+                Some(Ok(stream)) => self.serve(stream).await,
+                Some(Err(error)) => error.to_string(),
+                None => return self.upstream.shared.uplink.borrow_mut().lost(),
             };
             self.upstream.shared.uplink.borrow_mut().lost();
             if self.is_closing() || self.shutdown.is_aborting() {
@@ -90,8 +92,7 @@ impl Driver {
             self.health.set_upstream(self.index, Status::Down);
             let again_in = self.backoff.next(number(&self.random));
             emit(ConnectFailed { worker: self.index, error: &why, again_in });
-            self.pause(again_in).await;
-            if self.is_closing() {
+            if self.meanwhile(tokio::time::sleep(again_in)).await.is_none() {
                 return;
             }
         }
@@ -101,10 +102,11 @@ impl Driver {
         self.upstream.shared.uplink.borrow().is_closing()
     }
 
-    /// Waits before the next attempt. Messages that wait go on expiring meanwhile.
-    async fn pause(&self, how_long: Duration) {
+    /// Waits for something while there is no connection: messages that wait go on expiring. Nothing when the worker
+    /// wants no connection any more.
+    async fn meanwhile<T>(&self, what: impl Future<Output = T>) -> Option<T> {
         let mut timer = Timer::default();
-        let mut pause = pin!(tokio::time::sleep(how_long));
+        let mut what = pin!(what);
         let mut stop = pin!(self.shutdown.aborting());
         poll_fn(|cx| {
             self.upstream.shared.listen(cx);
@@ -113,11 +115,11 @@ impl Driver {
                 uplink.handle_timeout(Instant::now());
             }
             if uplink.is_closing() || stop.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(());
+                return Poll::Ready(None);
             }
-            pause.as_mut().poll(cx)
+            what.as_mut().poll(cx).map(Some)
         })
-        .await;
+        .await
     }
 
     /// Runs one connection until it is gone; says why it went.

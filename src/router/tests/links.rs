@@ -112,6 +112,29 @@ fn a_name_may_be_used_in_both_directions_and_in_every_session() {
 }
 
 #[test]
+fn attaches_that_cross_make_one_link() {
+    for hub_first in [false, true] {
+        let mut bench = Bench::new(Setup::default());
+        let (at_device, at_hub) = bench.session();
+        let (ours, theirs) = (full_attach("x", Role::Sender, 1), full_attach("x", Role::Receiver, 2));
+        let link = bench.device.machine.attach(at_device, &ours).expect("attached");
+        let mirror = bench.hub.machine.attach(at_hub, &theirs).expect("attached");
+        // Whose attach the gateway sees first makes no difference.
+        let mut call = 0;
+        bench.step(|| {
+            call += 1;
+            if (call == 1) == hub_first { 0 } else { usize::MAX }
+        });
+        bench.run();
+        let (known, seen) = bench.device.attached().expect("the hub's is the answer");
+        assert_eq!((known, fields(&seen)), (link, fields(&theirs)));
+        let (known, seen) = bench.hub.attached().expect("the device's is the answer");
+        assert_eq!((known, fields(&seen)), (mirror, fields(&ours)));
+        assert_eq!(bench.tunnel.kept(), (2, 2, 0));
+    }
+}
+
+#[test]
 fn the_gateways_own_name_becomes_the_hubs_and_back() {
     let addressed = |address: &str| {
         let source = SourceOut::default().build();

@@ -88,7 +88,7 @@ fn the_window_counts_from_what_the_peer_has_seen() {
 
 #[test]
 fn what_waits_is_bounded() {
-    let small = ConnectionConfig { max_backlog_bytes: 1000, ..config() };
+    let small = ConnectionConfig { max_backlog_bytes: 1200, ..config() };
     let mut raw = Raw::with_session_of(small);
     let events = raw.attach("l", Role::Receiver, 0);
     let Event::Attached { link, session, .. } = events[0] else { panic!("{events:?}") };
