@@ -485,7 +485,7 @@ impl Peer {
             Event::SessionEnded { session, .. } => {
                 self.saw(Seen::SessionEnded { connection: self.connection, session });
             }
-            Event::Flow { link: None, .. } | Event::Closed(_) => {}
+            Event::Flow { link: None, .. } | Event::Authenticated | Event::Closed(_) => {}
         }
     }
 
