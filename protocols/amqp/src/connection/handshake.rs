@@ -11,8 +11,15 @@ use crate::sasl::{self, Mechanism, SaslCode};
 /// What only matters until both sides have opened.
 #[derive(Debug)]
 pub(crate) enum Handshake {
-    Server { mechanisms: Box<[Mechanism]>, allow_bare: bool },
-    Client { security: ClientSecurity, open: Open },
+    Server {
+        mechanisms: Box<[Mechanism]>,
+        allow_bare: bool,
+    },
+    /// Without an `open` the application says it once it is let in.
+    Client {
+        security: ClientSecurity,
+        open: Option<Open>,
+    },
 }
 
 impl Handshake {
@@ -22,7 +29,7 @@ impl Handshake {
 }
 
 impl Connection {
-    pub(crate) fn start_client(&mut self, security: ClientSecurity, open: Open) {
+    pub(crate) fn start_client(&mut self, security: ClientSecurity, open: Option<Open>) {
         let bare = security == ClientSecurity::Bare;
         self.handshake = Some(Box::new(Handshake::Client { security, open }));
         if bare {
@@ -83,6 +90,10 @@ impl Connection {
         Step::Again
     }
 
+    fn has_open(&self) -> bool {
+        matches!(self.handshake.as_deref(), Some(Handshake::Client { open: Some(_), .. }))
+    }
+
     fn is_client(&self) -> bool {
         matches!(self.handshake.as_deref(), Some(Handshake::Client { .. }))
     }
@@ -97,7 +108,12 @@ impl Connection {
             (Phase::Mechanisms, descriptor::SASL_MECHANISMS) => Ok(self.on_sasl_mechanisms(&body)),
             (Phase::Outcome, descriptor::SASL_OUTCOME) => {
                 match body.u8(0).and_then(SaslCode::from_wire) {
-                    Some(SaslCode::Ok) => self.send_header_and_open(),
+                    Some(SaslCode::Ok) if self.has_open() => self.send_header_and_open(),
+                    Some(SaslCode::Ok) => {
+                        self.phase = Phase::LetIn;
+                        self.clock.no_deadline();
+                        return Ok(Step::Event(Event::Authenticated));
+                    }
                     code => self.finish(CloseReason::SaslFailed(code)),
                 }
                 Ok(Step::Again)
@@ -180,12 +196,20 @@ impl Connection {
         Ok(Step::Event(Event::Opened(open)))
     }
 
-    /// Server: answers [`Event::Opened`]. max-frame-size, channel-max and idle-time-out are set from the
-    /// configuration. Without such an event before it, it has no effect.
+    /// Server: answers [`Event::Opened`]; client: follows [`Event::Authenticated`]. max-frame-size, channel-max and
+    /// idle-time-out are set from the configuration. Without such an event before it, it has no effect.
     pub fn open(&mut self, open: Open) {
-        if self.phase == Phase::Answering {
-            self.write_open(&open);
-            self.run();
+        match (self.phase, self.handshake.as_deref_mut()) {
+            (Phase::Answering, _) => {
+                self.write_open(&open);
+                self.run();
+            }
+            (Phase::LetIn, Some(Handshake::Client { open: ours, .. })) => {
+                *ours = Some(open);
+                self.clock.new_deadline();
+                self.send_header_and_open();
+            }
+            _ => {}
         }
     }
 
@@ -205,7 +229,7 @@ impl Connection {
             return;
         }
         let open = match self.handshake.as_deref() {
-            Some(Handshake::Client { open, .. }) => open.clone(),
+            Some(Handshake::Client { open: Some(open), .. }) => open.clone(),
             _ => self.config.open(),
         };
         self.write_open(&open);
