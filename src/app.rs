@@ -247,8 +247,8 @@ fn setups(
             http: Vec::new(),
         })
         .collect();
-    for address in &config.amqp.listen {
-        let sockets = listener::tcp("amqp", *address, workers)?;
+    for address in config.listeners.iter().map(|listener| listener.address) {
+        let sockets = listener::tcp("amqp", address, workers)?;
         setups.iter_mut().zip(sockets).for_each(|(setup, socket)| setup.amqp.push(socket));
         health.set(Component::Amqp, Status::Up);
     }
