@@ -7,6 +7,8 @@ use std::fmt::Write as _;
 
 use ring::digest::{SHA256, digest};
 
+use crate::tls::Stream;
+
 /// `2.5.4.3`, id-at-commonName (RFC 5280 appendix A.1).
 const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 
@@ -22,8 +24,15 @@ const IA5_STRING: u8 = 0x16;
 /// `[0]`, the version of a TBSCertificate.
 const VERSION: u8 = 0xa0;
 
+/// The identity of the peer, where it has shown a certificate that TLS found good.
+pub(super) fn peer(stream: &Stream) -> Option<Box<str>> {
+    let Stream::Tls(stream) = stream else { return None };
+    let chain = stream.get_ref().1.peer_certificates()?;
+    Some(identity(chain.first()?).into())
+}
+
 /// The identity of the holder of this certificate (DER): its common name, else `sha256:` and its thumbprint.
-pub(super) fn identity(certificate: &[u8]) -> String {
+fn identity(certificate: &[u8]) -> String {
     common_name(certificate).map_or_else(|| thumbprint(certificate), str::to_owned)
 }
 

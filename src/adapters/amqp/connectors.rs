@@ -22,6 +22,7 @@ pub(crate) struct Connector {
     pub(super) index: usize,
     pub(super) name: Arc<str>,
     pub(super) mode: Mode,
+    pub(super) is_tls: bool,
     pub(super) hub: Arc<Hub>,
     /// What the hub's connections are told: room for whatever the device side admits.
     pub(super) machine: Arc<ConnectionConfig>,
@@ -39,6 +40,7 @@ impl Connector {
             index,
             name: Arc::clone(&connector.name),
             mode: connector.mode,
+            is_tls: connector.is_tls(),
             machine: Arc::new(machine_config(connector, config, &hub)),
             hub,
             retry_max: connector.retry_max,

@@ -8,10 +8,10 @@ use std::time::Instant;
 use fieldgate_amqp::connection::CloseReason;
 
 use crate::router::DeviceKey;
+use crate::tls::Stream;
 
 use super::end::End;
 use super::routing::Routing;
-use super::stream::Stream;
 
 /// Turns after which others have theirs: a device that sends without a pause must not keep the worker.
 pub(super) const TURNS: usize = 2;

@@ -1,22 +1,19 @@
 //! A listener as the tasks of its devices see it: everything is worked out once, and shared.
 
-use std::fmt;
 use std::sync::Arc;
 
 use fieldgate_amqp::connection::ConnectionConfig;
 use fieldgate_amqp::sasl::Mechanism;
-use rustls::ServerConfig;
-use tokio_rustls::TlsAcceptor;
 
 use crate::config::{self, Limits};
 use crate::router::{Authorise, MAX_BACKLOG_BYTES};
+use crate::tls::Acceptor;
 
 /// A place where devices connect.
+#[derive(Debug)]
 pub(crate) struct Listener {
     pub(super) name: Arc<str>,
-    pub(super) tls: Option<TlsAcceptor>,
-    /// With `tls`: nothing else is spoken.
-    pub(super) require_ssl: bool,
+    pub(super) acceptor: Acceptor,
     /// A device may skip SASL.
     pub(super) allow_bare: bool,
     /// What a device with a certificate is offered, and what others are.
@@ -30,23 +27,16 @@ pub(crate) struct Listener {
     pub(crate) max_connections: usize,
 }
 
-impl fmt::Debug for Listener {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Listener").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
 impl Listener {
     /// A listener of a worker, one of so many.
-    pub(crate) fn new(config: &config::Listener, tls: Option<Arc<ServerConfig>>, workers: usize) -> Self {
+    pub(crate) fn new(config: &config::Listener, acceptor: Acceptor, workers: usize) -> Self {
         let offered = |certified: bool| {
             let all = config.sasl_mechanisms.iter().copied();
             all.filter(|mechanism| certified || *mechanism != Mechanism::External).collect()
         };
         Self {
             name: Arc::clone(&config.name),
-            tls: tls.map(TlsAcceptor::from),
-            require_ssl: config.require_ssl,
+            acceptor,
             allow_bare: !config.authenticate_peer,
             mechanisms: [offered(true), offered(false)],
             connector: config.connector,

@@ -7,9 +7,9 @@ use fieldgate_amqp::connection::{CloseReason, Connection, Event};
 use fieldgate_amqp::error::AmqpError;
 
 use crate::shutdown::Shutdown;
+use crate::tls::Stream;
 
 use super::end::End;
-use super::stream::Stream;
 
 /// A stream, its machine, and why they ended.
 pub(super) struct Party {

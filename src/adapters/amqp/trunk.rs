@@ -14,13 +14,13 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use crate::console::Link;
 use crate::router::TrunkKey;
 use crate::telemetry::emit;
+use crate::tls::Stream;
 use crate::upstream::Backoff;
 
 use super::connectors::Connector;
 use super::device::TURNS;
 use super::end::End;
 use super::routing::Routing;
-use super::stream::Stream;
 use super::telemetry::{TrunkClosed, TrunkConnected, TrunkFailed};
 use super::trace;
 
@@ -107,7 +107,7 @@ impl Trunk {
     async fn serve(&mut self, stream: Stream) -> (bool, String) {
         let Self { connector, config, routing, key, number, .. } = &*self;
         let open = connector.own_open(&config.container_id);
-        let security = connector.hub.shared_security();
+        let security = connector.hub.security();
         let now = Instant::now();
         let mut machine = Connection::client(Arc::clone(config), security, open, now);
         trace::watch(&mut machine, routing.traced, format_args!("{} {number}", connector.name));

@@ -21,18 +21,15 @@ use tokio::net::TcpStream;
 
 use crate::config::Mode;
 use crate::telemetry::emit;
+use crate::tls::Stream;
 use crate::worker::Worker;
 
 use super::certificate;
 use super::connectors::Connector;
 use super::listeners::Listener;
 use super::party::Party;
-use super::stream::Stream;
 use super::telemetry::{DeviceGone, HubUnreachable, TlsRefused};
 use super::trace;
-
-/// The first byte of a TLS record that begins a handshake (RFC 8446 5.1).
-const TLS_HANDSHAKE: u8 = 22;
 
 /// A device that has opened.
 pub(super) struct Guest {
@@ -94,10 +91,11 @@ async fn receive(
         secured = secure(stream, listener) => secured,
         () = worker.shutdown.draining() => return Err(Lost::Never),
     };
-    let (stream, identity) = stream.map_err(|error| {
+    let stream = stream.map_err(|error| {
         emit(TlsRefused { peer, listener: &listener.name, error });
         Lost::Never
     })?;
+    let identity = certificate::peer(&stream);
     let mechanisms = listener.mechanisms(identity.is_some());
     let config = Arc::clone(&listener.machine);
     let mut machine = Connection::server(config, mechanisms, listener.allow_bare, since);
@@ -124,21 +122,10 @@ async fn receive(
     }
 }
 
-/// TLS where the listener has it: the stream, and who the device's certificate says it is.
-async fn secure(stream: TcpStream, listener: &Listener) -> Result<(Stream, Option<Box<str>>), String> {
-    let Some(tls) = &listener.tls else { return Ok((stream.into(), None)) };
-    let handshake = async {
-        let mut first = [0];
-        if !listener.require_ssl && stream.peek(&mut first).await? > 0 && first[0] != TLS_HANDSHAKE {
-            return Ok((stream.into(), None));
-        }
-        let stream = tls.accept(stream).await?;
-        let certificates = stream.get_ref().1.peer_certificates();
-        let identity = certificates.and_then(|chain| chain.first()).map(|der| certificate::identity(der).into());
-        Ok((stream.into(), identity))
-    };
-    match tokio::time::timeout(listener.machine.open_time_out, handshake).await {
-        Ok(done) => done.map_err(|error: std::io::Error| error.to_string()),
+/// TLS where the listener has it.
+async fn secure(stream: TcpStream, listener: &Listener) -> Result<Stream, String> {
+    match tokio::time::timeout(listener.machine.open_time_out, listener.acceptor.accept(stream)).await {
+        Ok(done) => done.map_err(|error| error.to_string()),
         Err(_) => Err("it took too long".into()),
     }
 }
@@ -196,7 +183,7 @@ async fn judge(
         emit(HubUnreachable { peer, connector: &connector.name, error: &error });
         SaslCode::SysTemp
     };
-    if !connector.hub.is_tls() {
+    if !connector.is_tls {
         // The configuration refuses this; a password is not to leave in the clear by a later mistake either.
         return Err(SaslCode::SysPerm);
     }
@@ -204,7 +191,7 @@ async fn judge(
     let PlainCredentials { user, password, .. } = credentials;
     let security = ClientSecurity::Plain { user, password };
     let machine = Connection::client_deferred(Arc::clone(&connector.machine), security, Instant::now());
-    let mut hub = Party::new(stream.into(), machine);
+    let mut hub = Party::new(stream, machine);
     trace::watch(&mut hub.machine, worker, "hub", peer);
     loop {
         match hub.event().await {
@@ -241,9 +228,9 @@ async fn way(
         forced("the gateway cannot reach the hub now; connect again later")
     })?;
     let config = Arc::clone(&connector.machine);
-    let security = connector.hub.device_security();
+    let security = connector.hub.security();
     let machine = Connection::client(config, security, connector.open_for(open), Instant::now());
-    let mut hub = Party::new(stream.into(), machine);
+    let mut hub = Party::new(stream, machine);
     trace::watch(&mut hub.machine, worker, "hub", peer);
     Ok(Way::Paired { hub, connector })
 }
