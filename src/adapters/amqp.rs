@@ -23,12 +23,12 @@ use fieldgate_amqp::sasl::{Mechanism, SaslCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
-use tokio_rustls::client::TlsStream;
 
 use crate::config::{self, Config};
 use crate::router::{Authorise, Policy, Side, Tunnel};
 use crate::shutdown::Shutdown;
 use crate::telemetry::emit;
+use crate::tls::Stream;
 use crate::upstream::ConnectError;
 use crate::wire::{Turn, Wire};
 use crate::worker::Worker;
@@ -144,7 +144,7 @@ async fn opened(device: &mut End<TcpStream>, worker: &Worker) -> Option<Open> {
     .await
 }
 
-async fn connect(worker: &Worker, open: &Open) -> Result<End<TlsStream<TcpStream>>, ConnectError> {
+async fn connect(worker: &Worker, open: &Open) -> Result<End<Stream>, ConnectError> {
     let config = Arc::new(hub_config(&worker.config));
     let stream = worker.hub.connect().await?;
     let open = open_for_hub(open, worker.hub.name());
