@@ -29,7 +29,6 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Instant;
 
-use fieldgate_amqp::connection::CloseReason;
 use tokio::net::TcpStream;
 
 use crate::router::{DeviceInfo, Policy};
@@ -78,4 +77,27 @@ pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, listener: Rc<List
             Box::pin(async {}).await;
         }
     }
+}
+
+/// A device that shares its hub connections with others, once the router has it.
+fn share(guest: Guest, listener: &Listener, worker: &Worker) -> Device {
+    let Guest { device: Party { end, machine, .. }, peer, open, identity, .. } = guest;
+    emit(DeviceConnected { peer, container: open.container_id(), identity: identity.as_deref(), alone: None });
+    let info = DeviceInfo {
+        container: open.container_id().into(),
+        identity,
+        dialled: open.hostname().map(Into::into),
+        authorise: listener.authorise,
+        max_tokens: listener.max_tokens,
+        bound_to: listener.connector,
+    };
+    let routing = &worker.routing;
+    let key = routing.turn(|router| router.add_device(machine, info, Instant::now(), unix_now()));
+    Device::new(end, Member::new(key, routing))
+}
+
+/// A device and the hub connection that is its alone, once the router has both.
+fn pair(guest: Guest, listener: &Listener, worker: &Worker) -> Pair<Stream, Stream> {
+    let Guest { device, peer, open, identity, way } = guest;
+    todo!()
 }

@@ -9,14 +9,13 @@ use std::time::Instant;
 use fieldgate_amqp::connection::{Connection, ConnectionConfig};
 use fieldgate_amqp::performative::OpenOut;
 use ring::rand::{SecureRandom as _, SystemRandom};
-use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
 
 use crate::config::Config;
 use crate::console::{Health, Status};
 use crate::shutdown::Shutdown;
 use crate::telemetry::emit;
 use crate::timer::Timer;
+use crate::tls::Stream;
 use crate::wire::{Turn, Wire};
 
 use super::Upstream;
@@ -123,7 +122,7 @@ impl Driver {
     }
 
     /// Runs one connection until it is gone; says why it went.
-    async fn serve(&mut self, stream: TlsStream<TcpStream>) -> String {
+    async fn serve(&mut self, stream: Stream) -> String {
         let open = OpenOut {
             container_id: &self.config.container_id,
             hostname: self.config.hostname.as_deref(),

@@ -23,13 +23,11 @@ pub(crate) struct Listener {
     pub(super) authorise: Authorise,
     /// What the devices' connections are told.
     pub(super) machine: Arc<ConnectionConfig>,
-    /// Connections of this worker.
-    pub(crate) max_connections: usize,
 }
 
 impl Listener {
-    /// A listener of a worker, one of so many.
-    pub(crate) fn new(config: &config::Listener, acceptor: Acceptor, workers: usize) -> Self {
+    /// The listener that is configured so.
+    pub(crate) fn new(config: &config::Listener, acceptor: Acceptor) -> Self {
         let offered = |certified: bool| {
             let all = config.sasl_mechanisms.iter().copied();
             all.filter(|mechanism| certified || *mechanism != Mechanism::External).collect()
@@ -45,7 +43,6 @@ impl Listener {
                 config::Authorise::Any => Authorise::Any,
             },
             machine: Arc::new(machine_config(&config.limits)),
-            max_connections: config.limits.max_connections.get().div_ceil(workers),
         }
     }
 
