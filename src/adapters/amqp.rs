@@ -27,18 +27,19 @@ mod welcome;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use tokio::net::TcpStream;
 
-use crate::router::{DeviceInfo, Policy};
+use crate::router::DeviceInfo;
 use crate::telemetry::emit;
 use crate::worker::Worker;
 
+use connectors::Connector;
 use device::Device;
 use pair::Pair;
 use party::Party;
-use telemetry::{DeviceConnected, DeviceGone};
+use telemetry::{Counted, DeviceConnected, DeviceGone};
 use welcome::{Guest, Way, welcome};
 
 pub(crate) use listeners::Listener;
@@ -47,7 +48,7 @@ pub(crate) use routing::Routing;
 /// Serves one device until its connection is over.
 pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, listener: Rc<Listener>, worker: Rc<Worker>) {
     // What only matters until the device has opened is not kept with it: an idle device is to cost little.
-    let Some(guest) = Box::pin(welcome(stream, peer, &listener, &worker)).await else { return };
+    let Some(welcomed) = Box::pin(welcome(stream, peer, &listener, &worker)).await else { return };
     let Guest { device, open, identity, way } = *guest;
     let alone = match &way {
         Way::Paired { connector, .. } => Some(&*connector.name),
@@ -81,7 +82,7 @@ pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, listener: Rc<List
 
 /// A device that shares its hub connections with others, once the router has it.
 fn share(guest: Guest, listener: &Listener, worker: &Worker) -> Device {
-    let Guest { device: Party { end, machine, .. }, peer, open, identity, .. } = guest;
+    let Guest { device: Party { end, machine, .. }, peer, open, identity } = guest;
     emit(DeviceConnected { peer, container: open.container_id(), identity: identity.as_deref(), alone: None });
     let info = DeviceInfo {
         container: open.container_id().into(),
@@ -93,11 +94,21 @@ fn share(guest: Guest, listener: &Listener, worker: &Worker) -> Device {
     };
     let routing = &worker.routing;
     let key = routing.turn(|router| router.add_device(machine, info, Instant::now(), unix_now()));
-    Device::new(end, Member::new(key, routing))
+    Device::new(end, key, routing)
 }
 
 /// A device and the hub connection that is its alone, once the router has both.
-fn pair(guest: Guest, listener: &Listener, worker: &Worker) -> Pair<Stream, Stream> {
-    let Guest { device, peer, open, identity, way } = guest;
-    todo!()
+fn pair(guest: Guest, hub: Party, connector: &Connector, listener: &Listener, worker: &Worker) -> Pair {
+    let Guest { device, peer, open, identity } = guest;
+    let alone = Some(&*connector.name);
+    emit(DeviceConnected { peer, container: open.container_id(), identity: identity.as_deref(), alone });
+    let policy = connector.policy(listener.authorise, open.hostname());
+    let keys = worker.routing.turn(|router| router.add_pair(device.machine, hub.machine, policy));
+    let count = Counted::new(&connector.metrics);
+    Pair::new(device.end, hub.end, keys, &worker.routing, Some(count))
+}
+
+/// The time that tokens expire by, in seconds.
+fn unix_now() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs()
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use fieldgate_amqp::connection::ConnectionConfig;
 use fieldgate_amqp::performative::{Open, OpenOut, Patch};
 
-use crate::config::{self, Config, Connect, Mode};
-use crate::router::{ConnectorSettings, MAX_BACKLOG_BYTES};
+use crate::config::{self, Config, Connect, Mode, RouteAddress};
+use crate::router::{Authorise, ConnectorSettings, Policy, MAX_BACKLOG_BYTES};
 use crate::upstream::Hub;
 
 use super::telemetry::ConnectorMetrics;
@@ -23,6 +23,10 @@ pub(crate) struct Connector {
     pub(super) name: Arc<str>,
     pub(super) mode: Mode,
     pub(super) is_tls: bool,
+    /// Its connections are to be there before any device needs them.
+    pub(super) is_awaited: bool,
+    /// Addresses that are routed to it.
+    prefixes: Arc<[String]>,
     pub(super) hub: Arc<Hub>,
     /// What the hub's connections are told: room for whatever the device side admits.
     pub(super) machine: Arc<ConnectionConfig>,
@@ -41,6 +45,8 @@ impl Connector {
             name: Arc::clone(&connector.name),
             mode: connector.mode,
             is_tls: connector.is_tls(),
+            is_awaited: connector.connect == Connect::Start && connector.mode == Mode::Shared,
+            prefixes: prefixes(index, config),
             machine: Arc::new(machine_config(connector, config, &hub)),
             hub,
             retry_max: connector.retry_max,
@@ -60,7 +66,7 @@ impl Connector {
             patience: connector.connect_time_out,
             devices_per_connection: connector.devices_per_connection.get(),
             max_connections: connector.max_connections.get().div_ceil(workers),
-            at_start: connector.connect == Connect::Start && connector.mode == Mode::Shared,
+            at_start: self.is_awaited,
         }
     }
 
@@ -83,6 +89,11 @@ impl Connector {
         .build()
     }
 
+    /// What the links of a device with a connection of its own may name.
+    pub(super) fn policy(&self, authorise: Authorise, dialled: Option<&str>) -> Policy {
+        Policy::new(authorise, Arc::clone(&self.prefixes), Arc::clone(self.hub.name()), dialled)
+    }
+
     /// The smallest number that no shared connection of this worker has: as long as there is one connection, it is
     /// always the same. Brokers that keep state for a container know the gateway by it again.
     pub(super) fn take_number(&self) -> usize {
@@ -101,6 +112,16 @@ impl Connector {
             *taken = false;
         }
     }
+}
+
+fn prefixes(index: usize, config: &Config) -> Arc<[String]> {
+    let routes = config.link_routes.iter().filter(|route| route.connector == index);
+    routes
+        .filter_map(|route| match &route.address {
+            RouteAddress::Prefix(prefix) => Some(prefix.to_string()),
+            RouteAddress::Pattern(_) => None,
+        })
+        .collect()
 }
 
 fn machine_config(connector: &config::Connector, config: &Config, hub: &Hub) -> ConnectionConfig {

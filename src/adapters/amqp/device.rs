@@ -16,32 +16,38 @@ use super::routing::Routing;
 /// Turns after which others have theirs: a device that sends without a pause must not keep the worker.
 pub(super) const TURNS: usize = 2;
 
-/// A device in the router. Dropped, it leaves it.
-pub(super) struct Device {
-    end: End<Stream>,
-    key: DeviceKey,
-    routing: Rc<Routing>,
+/// The place of a device in the router. Dropped, it is given up.
+pub(super) struct Place {
+    pub(super) key: DeviceKey,
+    pub(super) routing: Rc<Routing>,
 }
 
-impl Drop for Device {
+impl Drop for Place {
     fn drop(&mut self) {
         self.routing.turn(|router| router.remove_device(self.key));
     }
 }
 
+/// A device in the router.
+pub(super) struct Device {
+    end: End<Stream>,
+    place: Place,
+}
+
 impl Device {
     /// A device that the router knows under this key.
-    pub(super) fn new(end: End<Stream>, key: DeviceKey, routing: Rc<Routing>) -> Self {
-        Self { end, key, routing }
+    pub(super) fn new(end: End<Stream>, key: DeviceKey, routing: &Rc<Routing>) -> Self {
+        Self { end, place: Place { key, routing: Rc::clone(routing) } }
     }
 
-    /// Serves the device until its stream is over; why it is, as far as the machine knows.
-    pub(super) async fn run(&mut self) -> Option<Box<CloseReason>> {
-        poll_fn(|cx| self.poll(cx)).await
+    /// Serves the device until its stream is over: that, and why it is, as far as the machine knows.
+    pub(super) async fn run(mut self) -> (End<Stream>, Option<Box<CloseReason>>) {
+        let reason = poll_fn(|cx| self.poll(cx)).await;
+        (self.end, reason)
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Box<CloseReason>>> {
-        let Self { end, key, routing } = self;
+        let Self { end, place: Place { key, routing } } = self;
         let key = *key;
         routing.turn(|router| {
             let now = Instant::now();

@@ -21,6 +21,8 @@ pub(crate) struct Listener {
     /// Where all its devices go.
     pub(super) connector: Option<usize>,
     pub(super) authorise: Authorise,
+    /// Tokens that one connection may have put.
+    pub(super) max_tokens: usize,
     /// What the devices' connections are told.
     pub(super) machine: Arc<ConnectionConfig>,
 }
@@ -42,6 +44,7 @@ impl Listener {
                 config::Authorise::Token => Authorise::Token,
                 config::Authorise::Any => Authorise::Any,
             },
+            max_tokens: config.limits.max_tokens.get(),
             machine: Arc::new(machine_config(&config.limits)),
         }
     }

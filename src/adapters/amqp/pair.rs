@@ -10,29 +10,19 @@ use fieldgate_amqp::connection::CloseReason;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::router::{DeviceKey, Router, TrunkKey};
+use crate::tls::Stream;
 
-use super::device::TURNS;
+use super::device::{Place, TURNS};
 use super::end::End;
 use super::routing::Routing;
 
-/// Both sides of a device. Dropped, they leave the router.
-pub(super) struct Pair<D, H> {
-    ends: Ends<D, H>,
-    routing: Rc<Routing>,
-}
-
-/// The streams, and the keys of what speaks on them.
-struct Ends<D, H> {
+/// A device and its hub, in the router.
+pub(super) struct Pair<D = Stream, H = Stream> {
     device: End<D>,
     hub: End<H>,
-    device_key: DeviceKey,
+    place: Place,
     hub_key: TrunkKey,
-}
-
-impl<D, H> Drop for Pair<D, H> {
-    fn drop(&mut self) {
-        self.routing.turn(|router| router.remove_device(self.ends.device_key));
-    }
+    _counted: Option<Counted>,
 }
 
 impl<D: AsyncRead + AsyncWrite + Unpin, H: AsyncRead + AsyncWrite + Unpin> Pair<D, H> {
@@ -40,25 +30,26 @@ impl<D: AsyncRead + AsyncWrite + Unpin, H: AsyncRead + AsyncWrite + Unpin> Pair<
     pub(super) fn new(
         device: End<D>,
         hub: End<H>,
-        (device_key, hub_key): (DeviceKey, TrunkKey),
-        routing: Rc<Routing>,
+        (key, hub_key): (DeviceKey, TrunkKey),
+        routing: &Rc<Routing>,
+        counted: Option<Counted>,
     ) -> Self {
-        Self { ends: Ends { device, hub, device_key, hub_key }, routing }
+        let place = Place { key, routing: Rc::clone(routing) };
+        Self { device, hub, place, hub_key, _counted: counted }
     }
 
-    /// Serves the device until both streams are over; why they are, as far as the machines know.
-    pub(super) async fn run(&mut self) -> Option<Box<CloseReason>> {
-        poll_fn(|cx| {
-            let Self { ends, routing } = self;
-            routing.turn(|router| ends.poll(cx, router))
+    /// Serves the device until both streams are over: its stream, and why it is, as far as the machines know.
+    pub(super) async fn run(mut self) -> (End<D>, Option<Box<CloseReason>>) {
+        let reason = poll_fn(|cx| {
+            let routing = Rc::clone(&self.place.routing);
+            routing.turn(|router| self.poll(cx, router))
         })
-        .await
+        .await;
+        (self.device, reason)
     }
-}
 
-impl<D: AsyncRead + AsyncWrite + Unpin, H: AsyncRead + AsyncWrite + Unpin> Ends<D, H> {
     fn poll(&mut self, cx: &mut Context<'_>, router: &mut Router) -> Poll<Option<Box<CloseReason>>> {
-        let Self { device, hub, device_key, hub_key } = self;
+        let Self { device, hub, place: Place { key: device_key, .. }, hub_key, .. } = self;
         let (device_key, hub_key) = (*device_key, *hub_key);
         let now = Instant::now();
         let mut turns = 0;

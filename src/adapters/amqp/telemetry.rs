@@ -70,6 +70,25 @@ impl ConnectorMetrics {
     }
 }
 
+/// A device with a hub connection of its own, and that connection; counted as long as this lives.
+pub(super) struct Counted(ConnectorMetrics);
+
+impl Counted {
+    pub(super) fn new(metrics: &ConnectorMetrics) -> Self {
+        metrics.connects.inc();
+        metrics.connections.inc();
+        metrics.devices.inc();
+        Self(metrics.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.dec();
+        self.0.devices.dec();
+    }
+}
+
 /// A device came in.
 pub(super) struct DeviceConnected<'a> {
     pub(super) peer: SocketAddr,

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use fieldgate_amqp::connection::{Connection, ConnectionConfig};
+use fieldgate_amqp::connection::{CloseReason, Connection, ConnectionConfig};
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use crate::console::Link;
-use crate::router::TrunkKey;
+use crate::console::{Link, Status};
+use crate::router::{Router, TrunkKey};
 use crate::telemetry::emit;
 use crate::tls::Stream;
 use crate::upstream::Backoff;
@@ -21,7 +21,7 @@ use super::connectors::Connector;
 use super::device::TURNS;
 use super::end::End;
 use super::routing::Routing;
-use super::telemetry::{TrunkClosed, TrunkConnected, TrunkFailed};
+use super::telemetry::{TrunkClosed, TrunkConnected, TrunkLost};
 use super::trace;
 
 /// What the task works with. Dropped, the router forgets the connection.
@@ -33,10 +33,15 @@ struct Trunk {
     number: usize,
     config: Arc<ConnectionConfig>,
     link: Link,
+    /// Devices on it, as they were told to the metrics.
+    devices: usize,
+    /// It is up, as was told to the metrics.
+    up: bool,
 }
 
 impl Drop for Trunk {
     fn drop(&mut self) {
+        self.tell(false, 0);
         self.routing.turn(|router| router.remove_trunk(self.key));
         self.connector.give_number(self.number);
         self.routing.trunk_ended();
@@ -50,8 +55,9 @@ pub(super) async fn run(routing: Rc<Routing>, connector: Rc<Connector>, key: Tru
         container_id: format!("{}-{}-{number}", routing.container, routing.worker),
         ..(*connector.machine).clone()
     };
-    let link = routing.health.connect(&connector.name);
-    let mut trunk = Trunk { key, connector, routing, number, config: Arc::new(config), link };
+    let link = routing.health.add_link(&connector.name, connector.is_awaited);
+    let config = Arc::new(config);
+    let mut trunk = Trunk { key, connector, routing, number, config, link, devices: 0, up: false };
     trunk.keep().await;
 }
 
@@ -59,31 +65,46 @@ impl Trunk {
     async fn keep(&mut self) {
         let (random, mut backoff) = (SystemRandom::new(), Backoff::new(self.connector.retry_max));
         loop {
-            let connected = self.while_wanted(self.connector.hub.connect()).await;
-            let Some(connected) = connected else { return };
+            let Some(connected) = self.while_wanted(self.connector.hub.connect()).await else { break };
             let (was_up, why) = match connected {
-                Ok(stream) => Box::pin(self.serve(stream)).await,
+                Ok(stream) => self.serve(stream).await,
                 Err(error) => (false, error.to_string()),
             };
-            self.link.down();
+            self.tell(false, self.devices);
             let wanted = self.routing.turn(|router| {
-                router.trunk_lost(self.key, &why, Instant::now());
+                router.trunk_lost(self.key, Instant::now(), &why);
                 router.is_trunk_wanted(self.key)
             });
-            let connector = &self.connector.name;
             if !wanted {
-                emit(TrunkClosed { connector, why: &why });
-                return;
+                break;
             }
             if was_up {
                 backoff.reset();
             }
-            let again_in = backoff.next(number(&random));
-            self.connector.metrics.lost(was_up);
-            emit(TrunkFailed { connector, error: &why, was_up, again_in });
+            self.link.set(Status::Down);
+            let again_in = backoff.next(random_number(&random));
+            let Connector { name, metrics, .. } = &*self.connector;
+            emit(TrunkLost { connector: name, metrics, was_up, why: &why, again_in });
             if self.while_wanted(tokio::time::sleep(again_in)).await.is_none() {
-                return;
+                break;
             }
+        }
+        emit(TrunkClosed { connector: &self.connector.name });
+    }
+
+    /// Tells health and metrics how the connection is.
+    fn tell(&mut self, up: bool, devices: usize) {
+        let metrics = &self.connector.metrics;
+        if up != std::mem::replace(&mut self.up, up) {
+            metrics.connections.inc_by(if up { 1 } else { -1 });
+            if up {
+                self.link.set(Status::Up);
+            }
+        }
+        if devices != self.devices {
+            let before = std::mem::replace(&mut self.devices, devices);
+            metrics.devices.inc_by(devices as i64 - before as i64);
+            self.link.set_devices(devices);
         }
     }
 
@@ -105,67 +126,71 @@ impl Trunk {
 
     /// Runs one connection until it is gone: whether it ever did its work, and why it went.
     async fn serve(&mut self, stream: Stream) -> (bool, String) {
-        let Self { connector, config, routing, key, number, .. } = &*self;
-        let open = connector.own_open(&config.container_id);
-        let security = connector.hub.security();
         let now = Instant::now();
-        let mut machine = Connection::client(Arc::clone(config), security, open, now);
-        trace::watch(&mut machine, routing.traced, format_args!("{} {number}", connector.name));
-        routing.turn(|router| router.trunk_connected(*key, machine, now));
+        let (open, security) =
+            (self.connector.own_open(&self.config.container_id), self.connector.hub.security());
+        let mut machine = Connection::client(Arc::clone(&self.config), security, open, now);
+        trace::watch(&mut machine, &self.routing, format_args!("{} {}", self.connector.name, self.number));
+        self.routing.turn(|router| router.trunk_connected(self.key, machine, now));
         let mut end = End::new(stream);
-        let mut up = false;
-        poll_fn(|cx| self.poll(cx, &mut end, &mut up)).await;
-        let reason = self.routing.turn(|router| router.trunk(self.key).and_then(|seat| seat.reason.take()));
-        if up && !self.routing.shutdown.is_aborting() {
-            // A close of ours or of the hub's arrives before the stream ends.
-            end.linger(&self.routing.shutdown).await;
-        }
-        (up, reason.map_or_else(|| "the hub ended the stream".into(), |reason| reason.to_string()))
+        let mut was_up = false;
+        let routing = Rc::clone(&self.routing);
+        let reason = poll_fn(|cx| {
+            let turn = routing.turn(|router| self.poll(cx, &mut end, router));
+            was_up |= self.up;
+            turn
+        })
+        .await;
+        // A close of ours arrives before the stream ends.
+        end.linger(&self.routing.shutdown).await;
+        (was_up, reason.map_or_else(|| "the hub ended the stream".into(), |reason| reason.to_string()))
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, end: &mut End<Stream>, up: &mut bool) -> Poll<()> {
-        let Self { key, routing, connector, link, .. } = self;
-        let key = *key;
-        routing.turn(|router| {
-            let now = Instant::now();
-            let mut turns = 0;
-            loop {
-                router.handle_trunk(key, now);
-                let wanted = router.is_trunk_wanted(key);
-                let Some(seat) = router.trunk(key) else { return Poll::Ready(()) };
-                if !wanted {
-                    seat.machine.close(None);
-                }
-                if !*up && seat.machine.is_open() {
-                    *up = true;
-                    link.up();
-                    connector.metrics.connected();
-                    emit(TrunkConnected { connector: &connector.name, hub: connector.hub.name() });
-                }
-                let had_room = seat.has_room();
-                let turn = end.poll_turn(cx, &mut seat.machine, true);
-                seat.wire_backlog = end.backlog();
-                if end.is_finished() {
-                    seat.finished = true;
-                    router.handle_trunk(key, now);
-                    return Poll::Ready(());
-                }
-                if turn.is_pending() && seat.has_room() == had_room {
-                    router.park_trunk(key, cx);
-                    return Poll::Pending;
-                }
-                turns += 1;
-                if turns == TURNS {
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        end: &mut End<Stream>,
+        router: &mut Router,
+    ) -> Poll<Option<Box<CloseReason>>> {
+        let key = self.key;
+        let now = Instant::now();
+        let mut turns = 0;
+        loop {
+            router.handle_trunk(key, now);
+            let (wanted, devices) = (router.is_trunk_wanted(key), router.trunk_devices(key));
+            let Some(seat) = router.trunk(key) else { return Poll::Ready(None) };
+            if !wanted {
+                seat.machine.close(None);
             }
-        })
+            let is_open = seat.machine.is_open();
+            if is_open && !self.up {
+                let Connector { name, metrics, hub, .. } = &*self.connector;
+                emit(TrunkConnected { connector: name, metrics, hub: hub.name() });
+            }
+            self.tell(is_open, devices);
+            let had_room = seat.has_room();
+            let turn = end.poll_turn(cx, &mut seat.machine, true);
+            seat.wire_backlog = end.backlog();
+            if end.is_finished() {
+                // What came before the end is handled before the end is.
+                router.handle_trunk(key, now);
+                return Poll::Ready(router.trunk(key).and_then(|seat| seat.reason.take()));
+            }
+            if turn.is_pending() && seat.has_room() == had_room {
+                router.park_trunk(key, cx);
+                return Poll::Pending;
+            }
+            turns += 1;
+            if turns == TURNS {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+        }
     }
 }
 
 /// A uniform random number. Without the system's randomness jitter is fixed: no harm.
-fn number(random: &SystemRandom) -> u64 {
+fn random_number(random: &SystemRandom) -> u64 {
     let mut bytes = [0; 8];
     let _ = random.fill(&mut bytes);
     u64::from_be_bytes(bytes)

@@ -37,7 +37,7 @@ pub(super) struct Guest {
     pub(super) open: Open,
     /// Who its certificate says it is.
     pub(super) identity: Option<Box<str>>,
-    pub(super) way: Way,
+    pub(super) peer: SocketAddr,
 }
 
 /// How a device reaches its hub.
@@ -45,7 +45,7 @@ pub(super) enum Way {
     /// Over connections that it shares with others.
     Shared,
     /// Over this one, which is its alone; our `open` has been said on it.
-    Paired { hub: Party, connector: Rc<Connector> },
+    Paired { hub: Box<Party>, connector: Rc<Connector> },
 }
 
 /// Why a device did not get as far as its `open`, or will not get any further.
@@ -64,9 +64,9 @@ pub(super) async fn welcome(
     peer: SocketAddr,
     listener: &Listener,
     worker: &Rc<Worker>,
-) -> Option<Guest> {
+) -> Option<Box<(Guest, Way)>> {
     let lost = match receive(stream, peer, listener, worker).await {
-        Ok(guest) => return Some(guest),
+        Ok(welcomed) => return Some(Box::new(welcomed)),
         Err(lost) => lost,
     };
     match lost {
@@ -85,7 +85,7 @@ async fn receive(
     peer: SocketAddr,
     listener: &Listener,
     worker: &Rc<Worker>,
-) -> Result<Guest, Lost> {
+) -> Result<(Guest, Way), Lost> {
     let since = Instant::now();
     let stream = tokio::select! {
         secured = secure(stream, listener) => secured,
@@ -109,13 +109,13 @@ async fn receive(
     match opened {
         Ok((open, hub)) => {
             let way = match hub {
-                Some((hub, connector)) => Way::Paired { hub, connector },
+                Some((hub, connector)) => Way::Paired { hub: Box::new(hub), connector },
                 None => match way(&open, peer, listener, worker).await {
                     Ok(way) => way,
                     Err(error) => return Err(Lost::Refused(device, error)),
                 },
             };
-            Ok(Guest { device, open, identity, way })
+            Ok((Guest { device, open, identity, peer }, way))
         }
         Err(Some(error)) => Err(Lost::Refused(device, error)),
         Err(None) => Err(Lost::Gone(device)),
@@ -232,7 +232,7 @@ async fn way(
     let machine = Connection::client(config, security, connector.open_for(open), Instant::now());
     let mut hub = Party::new(stream, machine);
     trace::watch(&mut hub.machine, worker, "hub", peer);
-    Ok(Way::Paired { hub, connector })
+    Ok(Way::Paired { hub: Box::new(hub), connector })
 }
 
 pub(super) fn forced(what: &str) -> AmqpError {
