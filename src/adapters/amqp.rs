@@ -27,7 +27,7 @@ mod welcome;
 
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use tokio::net::TcpStream;
 
@@ -43,6 +43,8 @@ use telemetry::{Counted, DeviceConnected, DeviceGone};
 use welcome::{Guest, Way, welcome};
 
 pub(crate) use listeners::Listener;
+use routing::unix_now;
+
 pub(crate) use routing::Routing;
 
 /// Serves one device until its connection is over.
@@ -106,9 +108,4 @@ fn pair(guest: Guest, hub: Party, connector: &Connector, listener: &Listener, wo
     let keys = worker.routing.turn(|router| router.add_pair(device.machine, hub.machine, policy));
     let count = Counted::new(&connector.metrics);
     Pair::new(device.end, hub.end, keys, &worker.routing, Some(count))
-}
-
-/// The time that tokens expire by, in seconds.
-fn unix_now() -> u64 {
-    SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs()
 }

@@ -5,7 +5,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use tokio::sync::Notify;
 
@@ -27,7 +27,10 @@ pub(crate) struct Routing {
     pub(super) health: Arc<Health>,
     pub(super) worker: usize,
     pub(super) shutdown: Shutdown,
+    /// Frames are written to standard error.
     pub(super) traced: bool,
+    /// What the container-ids of shared hub connections begin with: the same after a restart.
+    pub(super) container: String,
     /// For when the task that keeps the router's time is to look again.
     timer: RefCell<Option<Waker>>,
     /// When it will look by itself.
@@ -64,6 +67,7 @@ impl Routing {
             worker,
             shutdown,
             traced: config.log.trace_frames,
+            container: container(),
             timer: RefCell::default(),
             due: Cell::new(None),
             trunks: Cell::new(0),
@@ -132,7 +136,7 @@ impl Routing {
                 if timer.poll(cx, due).is_pending() {
                     return Poll::<()>::Pending;
                 }
-                self.turn(|router| router.handle_timeout(Instant::now()));
+                self.turn(|router| router.handle_timeout(Instant::now(), unix_now()));
             }
         })
         .await;
@@ -140,6 +144,20 @@ impl Routing {
 
     async fn drain(self: Rc<Self>) {
         self.shutdown.draining().await;
-        self.turn(|router| router.drain(Instant::now()));
+        self.turn(Router::drain);
+    }
+}
+
+/// The time that tokens expire by, in seconds.
+pub(super) fn unix_now() -> u64 {
+    SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs()
+}
+
+/// What this gateway is called towards hubs; brokers keep state under that name.
+fn container() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match host.trim() {
+        "" => "fieldgate".into(),
+        host => format!("fieldgate-{host}"),
     }
 }

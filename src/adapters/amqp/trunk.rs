@@ -66,18 +66,27 @@ impl Trunk {
         let (random, mut backoff) = (SystemRandom::new(), Backoff::new(self.connector.retry_max));
         loop {
             let Some(connected) = self.while_wanted(self.connector.hub.connect()).await else { break };
-            let (was_up, why) = match connected {
+            let (was_up, why, end) = match connected {
                 Ok(stream) => self.serve(stream).await,
-                Err(error) => (false, error.to_string()),
+                Err(error) => (false, error.to_string(), None),
             };
             self.tell(false, self.devices);
             let wanted = self.routing.turn(|router| {
                 router.trunk_lost(self.key, Instant::now(), &why);
                 router.is_trunk_wanted(self.key)
             });
+            // A close of ours arrives before the stream ends.
+            let shutdown = self.routing.shutdown.clone();
+            let linger = async move {
+                if let Some(end) = end {
+                    end.linger(&shutdown).await;
+                }
+            };
             if !wanted {
+                linger.await;
                 break;
             }
+            tokio::task::spawn_local(linger);
             if was_up {
                 backoff.reset();
             }
@@ -124,8 +133,8 @@ impl Trunk {
         .await
     }
 
-    /// Runs one connection until it is gone: whether it ever did its work, and why it went.
-    async fn serve(&mut self, stream: Stream) -> (bool, String) {
+    /// Runs one connection until it is gone: whether it ever did its work, why it went, and its stream.
+    async fn serve(&mut self, stream: Stream) -> (bool, String, Option<End<Stream>>) {
         let now = Instant::now();
         let (open, security) =
             (self.connector.own_open(&self.config.container_id), self.connector.hub.security());
@@ -141,9 +150,8 @@ impl Trunk {
             turn
         })
         .await;
-        // A close of ours arrives before the stream ends.
-        end.linger(&self.routing.shutdown).await;
-        (was_up, reason.map_or_else(|| "the hub ended the stream".into(), |reason| reason.to_string()))
+        let why = reason.map_or_else(|| "the hub ended the stream".into(), |reason| reason.to_string());
+        (was_up, why, Some(end))
     }
 
     fn poll(

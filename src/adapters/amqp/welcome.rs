@@ -99,7 +99,7 @@ async fn receive(
     let mechanisms = listener.mechanisms(identity.is_some());
     let config = Arc::clone(&listener.machine);
     let mut machine = Connection::server(config, mechanisms, listener.allow_bare, since);
-    trace::watch(&mut machine, worker, "device", peer);
+    trace::watch(&mut machine, &worker.routing, format_args!("device {peer}"));
     let mut device = Party::new(stream, machine);
 
     let opened = tokio::select! {
@@ -192,7 +192,7 @@ async fn judge(
     let security = ClientSecurity::Plain { user, password };
     let machine = Connection::client_deferred(Arc::clone(&connector.machine), security, Instant::now());
     let mut hub = Party::new(stream, machine);
-    trace::watch(&mut hub.machine, worker, "hub", peer);
+    trace::watch(&mut hub.machine, &worker.routing, format_args!("{} for {peer}", connector.name));
     loop {
         match hub.event().await {
             Some(Event::Authenticated) => return Ok(hub),
@@ -231,7 +231,7 @@ async fn way(
     let security = connector.hub.security();
     let machine = Connection::client(config, security, connector.open_for(open), Instant::now());
     let mut hub = Party::new(stream, machine);
-    trace::watch(&mut hub.machine, worker, "hub", peer);
+    trace::watch(&mut hub.machine, &worker.routing, format_args!("{} for {peer}", connector.name));
     Ok(Way::Paired { hub: Box::new(hub), connector })
 }
 
