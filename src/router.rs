@@ -5,8 +5,16 @@
 //! know frames, windows and handles; what it adds is which link belongs to which, which
 //! delivery has which id on the other side, and who may attach where.
 
+#[cfg_attr(not(test), expect(dead_code, reason = "the router of shared connections will use it"))]
+mod access;
+#[cfg_attr(not(test), expect(dead_code, reason = "the router of shared connections will use it"))]
+mod claims;
 mod deliveries;
+#[cfg_attr(not(test), expect(dead_code, reason = "the router of shared connections will use it"))]
+mod names;
 mod policy;
+#[cfg_attr(not(test), expect(dead_code, reason = "the router of shared connections will use it"))]
+mod routes;
 mod telemetry;
 #[cfg(test)]
 mod tests;
