@@ -51,35 +51,16 @@ pub(crate) use routing::Routing;
 pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, listener: Rc<Listener>, worker: Rc<Worker>) {
     // What only matters until the device has opened is not kept with it: an idle device is to cost little.
     let Some(welcomed) = Box::pin(welcome(stream, peer, &listener, &worker)).await else { return };
-    let Guest { device, open, identity, way } = *guest;
-    let alone = match &way {
-        Way::Paired { connector, .. } => Some(&*connector.name),
-        Way::Shared => None,
-    };
-    emit(DeviceConnected { peer, container: open.container_id(), identity: identity.as_deref(), alone });
-    let Party { end, machine, .. } = device;
-    match way {
-        Way::Shared => {
-            let info = DeviceInfo {
-                container: open.container_id().into(),
-                identity,
-                dialled: open.hostname().map(Into::into),
-                authorise: listener.authorise,
-            };
-            drop((open, listener));
-            let now = Instant::now();
-            let key = worker.routing.turn(|router| router.add_device(machine, info, now));
-            let mut device = Device::new(end, key, Rc::clone(&worker.routing));
-            let reason = device.run().await;
-            let end = device.leave();
-            farewell(end, peer, reason, &worker).await;
-        }
+    let (guest, way) = *welcomed;
+    let (end, reason) = match way {
+        Way::Shared => share(guest, &listener, &worker).run().await,
+        // Boxed: two streams would make the task of every device larger.
         Way::Paired { hub, connector } => {
-            drop(listener);
-            // Boxed: two streams would make every device's task larger.
-            Box::pin(async {}).await;
+            Box::pin(pair(guest, *hub, &connector, &listener, &worker).run()).await
         }
-    }
+    };
+    emit(DeviceGone { peer, reason: reason.as_deref() });
+    Box::pin(end.linger(&worker.shutdown)).await;
 }
 
 /// A device that shares its hub connections with others, once the router has it.

@@ -190,7 +190,7 @@ async fn judge(
     let stream = connector.hub.connect().await.map_err(|error| unreachable(error.to_string()))?;
     let PlainCredentials { user, password, .. } = credentials;
     let security = ClientSecurity::Plain { user, password };
-    let machine = Connection::client_deferred(Arc::clone(&connector.machine), security, Instant::now());
+    let machine = Connection::client_to_open(Arc::clone(&connector.machine), security, Instant::now());
     let mut hub = Party::new(stream, machine);
     trace::watch(&mut hub.machine, &worker.routing, format_args!("{} for {peer}", connector.name));
     loop {
