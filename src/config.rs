@@ -5,8 +5,14 @@
 
 mod address;
 mod check;
+mod connectors;
 mod error;
+mod listeners;
 mod mappings;
+mod mechanisms;
+mod names;
+mod profiles;
+mod routes;
 mod sections;
 mod units;
 
@@ -17,9 +23,17 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub use address::{HubUrl, parse_listen};
+use connectors::ConnectorSection;
+pub use connectors::{Connect, Connector, HostPort, Hosts, Mode, Reach, Sasl};
 pub use error::{ConfigError, Place};
 use error::{Source, beside, name_of};
+use listeners::ListenerSection;
+pub use listeners::{Limits, Listener};
 pub use mappings::MappingsError;
+use profiles::ProfileSection;
+pub use profiles::{ClientCertificates, IdentityFiles, SslProfile, TlsVersion};
+use routes::RouteSection;
+pub use routes::{Direction, LinkRoute, RouteAddress};
 use sections::UpstreamSection;
 pub use sections::{
     AdminConfig, AmqpConfig, Authorise, CoapConfig, HttpConfig, HubConfig, LogConfig, MappingsConfig,
@@ -54,6 +68,12 @@ pub struct Config {
     pub upstream: Upstream,
     /// What a device message means.
     pub mappings: MappingsConfig,
+    /// Where native AMQP devices connect.
+    pub listeners: Vec<Listener>,
+    /// Where native AMQP devices' links go; never empty.
+    pub connectors: Vec<Connector>,
+    /// Which links go to which connector.
+    pub link_routes: Vec<LinkRoute>,
 }
 
 /// Where device messages go, and how.
@@ -103,11 +123,15 @@ struct Document {
     hub: HubConfig,
     upstream: UpstreamSection,
     mappings: MappingsConfig,
+    ssl_profile: Vec<ProfileSection>,
+    listener: Vec<ListenerSection>,
+    connector: Vec<ConnectorSection>,
+    link_route: Vec<RouteSection>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self::from_document(Document::default(), Target::Embedded)
+        Self::parse("defaults", "", None).expect("a test shows that an empty file is good")
     }
 }
 
@@ -115,6 +139,13 @@ impl Default for Config {
 #[must_use]
 pub fn sample() -> &'static str {
     include_str!("config/sample.toml")
+}
+
+impl Document {
+    /// Whether the file itself holds a key or a password.
+    fn holds_secret(&self) -> bool {
+        self.upstream.holds_secret() || self.connector.iter().any(ConnectorSection::holds_secret)
+    }
 }
 
 impl Config {
@@ -127,7 +158,7 @@ impl Config {
         let text = std::fs::read_to_string(path).map_err(|error| unreadable_file(&name, &error))?;
         let source = Source { name: &name, text: &text };
         let document = check::read(&source)?;
-        if document.upstream.holds_secret() {
+        if document.holds_secret() {
             refuse_if_world_readable(path)?;
         }
         Self::finish(&source, document, path.parent())
@@ -150,12 +181,17 @@ impl Config {
             *path = beside(base, path);
         }
         let target = read_target(source, &document.upstream, base)?;
-        Ok(Self::from_document(document, target))
-    }
-
-    fn from_document(document: Document, target: Target) -> Self {
-        let Document { log, runtime, state, amqp, mqtt, coap, http, admin, hub, upstream, mappings } =
+        let Document { log, runtime, state, amqp, mqtt, coap, http, admin, hub, upstream, mappings, .. } =
             document;
+        let profiles = profiles::resolve(source, document.ssl_profile, base)?;
+        let named = document.link_route.iter().any(RouteSection::names_upstream)
+            || document.listener.iter().any(ListenerSection::names_upstream);
+        let mut connectors = connectors::resolve(source, document.connector, &upstream, &profiles, base)?;
+        if connectors.is_empty() || named {
+            connectors.push(connectors::upstream(&upstream));
+        }
+        let link_routes = routes::resolve(source, &document.link_route, &amqp.link_routes, &connectors)?;
+        let listeners = listeners::resolve(source, &document.listener, &amqp, &profiles, &connectors)?;
         let upstream = Upstream {
             target,
             ca_file: upstream.ca_file,
@@ -166,13 +202,40 @@ impl Config {
             token_ttl: upstream.token_ttl,
             max_in_flight: upstream.max_in_flight,
         };
-        Self { log, runtime, state, amqp, mqtt, coap, http, admin, hub, upstream, mappings }
+        Ok(Self {
+            log,
+            runtime,
+            state,
+            amqp,
+            mqtt,
+            coap,
+            http,
+            admin,
+            hub,
+            upstream,
+            mappings,
+            listeners,
+            connectors,
+            link_routes,
+        })
+    }
+
+    /// Whether anything goes to the hub of `[upstream]`: messages of MQTT, CoAP or HTTP devices, or routed links.
+    #[must_use]
+    pub fn needs_upstream(&self) -> bool {
+        self.maps() || self.connectors.iter().any(|connector| connector.reach == Reach::Upstream)
+    }
+
+    /// Whether anybody listens for devices whose messages are mapped.
+    #[must_use]
+    pub fn maps(&self) -> bool {
+        [&self.mqtt.listen, &self.coap.listen, &self.http.listen].iter().any(|listen| !listen.is_empty())
     }
 
     /// Whether `fieldgate run` starts the embedded hub: when nothing else is said, if there is no other hub.
     #[must_use]
     pub fn runs_hub(&self) -> bool {
-        self.hub.enabled.unwrap_or(self.upstream.target == Target::Embedded)
+        self.hub.enabled.unwrap_or(self.upstream.target == Target::Embedded && self.needs_upstream())
     }
 
     /// Whether the gateway has a hub at all. Asked for last, because the command line may name one.
@@ -180,7 +243,7 @@ impl Config {
     /// # Errors
     /// What is missing, and the settings that would give it.
     pub fn require_hub(&self) -> Result<(), ConfigError> {
-        if self.upstream.target != Target::Embedded {
+        if self.upstream.target != Target::Embedded || !self.needs_upstream() {
             return Ok(());
         }
         if !self.runs_hub() {
@@ -245,10 +308,8 @@ fn read_target(
         (None, Some(file), None) => {
             let path = beside(base, file);
             let wrong = |what: String| source.wrong(&["upstream", "connection_string_file"], what);
-            let text = std::fs::read_to_string(&path)
-                .map_err(|error| wrong(format!("{} cannot be read: {error}", path.display())))?;
-            refuse_if_world_readable(&path)?;
-            connection_string(text.trim())
+            let text = read_secret_file(&path, wrong)?;
+            connection_string(text.expose())
                 .map_err(|what| policy(wrong(format!("in {}: {what}", path.display()))))
         }
         (None, None, Some(url)) => HubUrl::parse(url.expose())
@@ -276,6 +337,14 @@ fn connection_string(text: &str) -> Result<Target, String> {
         return Err("this connection string is for an Event Hub; a gateway needs the IoT Hub's own".into());
     }
     Ok(Target::ConnectionString(parsed))
+}
+
+/// The text of a file that is its user's own, without the line's end.
+fn read_secret_file(path: &Path, wrong: impl Fn(String) -> ConfigError) -> Result<Secret, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| wrong(format!("{} cannot be read: {error}", path.display())))?;
+    refuse_if_world_readable(path)?;
+    Ok(Secret::new(text.trim()))
 }
 
 /// A secret that every user of the machine can read is none.

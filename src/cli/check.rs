@@ -55,7 +55,10 @@ fn summary(config: &Config) -> Vec<(&'static str, String)> {
         Target::Url(url) => format!("{}:{}", url.host, url.port),
     };
     let mut lines = vec![
-        ("AMQP", listener(&config.amqp.listen, tokens)),
+        (
+            "AMQP",
+            listener(&config.listeners.iter().map(|listener| listener.address).collect::<Vec<_>>(), tokens),
+        ),
         ("MQTT", listener(&config.mqtt.listen, anonymous(config.mqtt.allow_anonymous()))),
         ("CoAP", listener(&config.coap.listen, anonymous(config.coap.allow_anonymous()))),
         ("HTTP", listener(&config.http.listen, anonymous(config.http.allow_anonymous()))),

@@ -48,7 +48,7 @@ fn amqp_authorisation(source: &Source<'_>, amqp: &AmqpConfig) -> Result<(), Conf
             "`authorise = \"any\"` lets everybody in, `allow_anonymous = false` nobody without a token";
         return Err(source.wrong(&["amqp", "authorise"], what).with_help("keep one of the two"));
     }
-    match off_loopback(&amqp.listen) {
+    match off_loopback(amqp.listen()) {
         Some((at, address))
             if amqp.authorise != Some(Authorise::Token) && amqp.allow_anonymous != Some(true) =>
         {

@@ -133,7 +133,10 @@ impl Source<'_> {
     /// The `[section]` whose header stands last before this place.
     fn section_at(&self, offset: usize) -> Option<&str> {
         let (start, _) = self.line_bounds(offset);
-        self.text[..start].lines().rev().find_map(|line| line.trim().strip_prefix('[')?.split(']').next())
+        self.text[..start]
+            .lines()
+            .rev()
+            .find_map(|line| line.trim().strip_prefix('[')?.trim_start_matches('[').split(']').next())
     }
 
     fn place(&self, span: Range<usize>) -> Place {
@@ -154,6 +157,11 @@ impl Source<'_> {
     pub(super) fn wrong(&self, path: &[&str], what: impl Into<String>) -> ConfigError {
         let place = self.find(path).map(|span| self.place(span));
         ConfigError { source: self.name.into(), place, what: what.into(), help: None }
+    }
+
+    /// The line (from 1) in which the value at this path stands; 0 if nothing of it is written.
+    pub(super) fn line(&self, path: &[&str]) -> usize {
+        self.find(path).map_or(0, |span| self.place(span).line)
     }
 
     /// Where the value at this path stands; if it is not written, where the nearest table above it stands.
@@ -184,7 +192,7 @@ impl Source<'_> {
 
 fn may_hold_secret(line: &str) -> bool {
     let setting = line.trim_start();
-    ["connection_string", "url"].iter().any(|key| setting.starts_with(key))
+    ["connection_string", "url", "sasl_password"].iter().any(|key| setting.starts_with(key))
         || ["SharedAccess", "://"].iter().any(|mark| line.contains(mark))
 }
 
