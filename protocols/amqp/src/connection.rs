@@ -52,7 +52,7 @@ use crate::session::Session;
 ///
 /// ```text
 /// server  Header -> [Init -> Judging -> AmqpHeader] -> Open -> Answering -> Running -> Closing -> Closed
-/// client  [SaslHeader -> Mechanisms -> Outcome -> [LetIn]] -> AmqpHeader -> Open -> Running -> Closing -> Closed
+/// client  [SaslHeader -> Mechanisms -> Outcome] -> AmqpHeader -> Open -> Running -> Closing -> Closed
 /// ```
 ///
 /// What stands in brackets is skipped without SASL. `Closed` can follow on anything.
@@ -70,8 +70,6 @@ enum Phase {
     Mechanisms,
     /// Client: sasl-outcome is awaited.
     Outcome,
-    /// Client: SASL has succeeded, the application is to say its `open`.
-    LetIn,
     /// The peer's AMQP header is awaited.
     AmqpHeader,
     /// The peer's open is awaited.
@@ -120,19 +118,7 @@ impl Connection {
     /// are set from `config`.
     pub fn client(config: Arc<ConnectionConfig>, security: ClientSecurity, open: Open, now: Instant) -> Self {
         let mut connection = Self::new(config, now);
-        connection.start_client(security, Some(open));
-        connection
-    }
-
-    /// A connection that we opened, whose `open` depends on whether the server lets us in: it follows
-    /// [`Event::Authenticated`]. `security` is one with SASL.
-    pub fn client_without_open(
-        config: Arc<ConnectionConfig>,
-        security: ClientSecurity,
-        now: Instant,
-    ) -> Self {
-        let mut connection = Self::new(config, now);
-        connection.start_client(security, None);
+        connection.start_client(security, open);
         connection
     }
 
@@ -197,7 +183,7 @@ impl Connection {
     /// Takes one header or frame from the input.
     fn step(&mut self) -> Result<Step, Violation> {
         match self.phase {
-            Phase::Judging | Phase::LetIn | Phase::Answering | Phase::Closed => Ok(Step::Wait),
+            Phase::Judging | Phase::Answering | Phase::Closed => Ok(Step::Wait),
             Phase::Header | Phase::SaslHeader | Phase::AmqpHeader => {
                 match self.input.take_protocol_header() {
                     Some(header) => Ok(self.on_header(header)),
@@ -274,9 +260,7 @@ impl Connection {
     pub fn wants_input(&self) -> bool {
         match self.phase {
             Phase::Closed => false,
-            Phase::Judging | Phase::LetIn | Phase::Answering => {
-                self.input.len() < self.config.max_frame_bytes as usize
-            }
+            Phase::Judging | Phase::Answering => self.input.len() < self.config.max_frame_bytes as usize,
             _ => true,
         }
     }

@@ -33,8 +33,6 @@ pub(crate) struct Session {
     pub(crate) next_incoming_id: u32,
     /// Transfer frames that the peer may still send.
     pub(crate) incoming_window: u32,
-    /// The application takes no more for the time being: the window is not opened again.
-    pub(crate) stalled: bool,
     /// Delivery-id that the peer used last.
     pub(crate) last_delivery_id: Option<u32>,
     /// The greatest handle that we may use.
@@ -116,7 +114,6 @@ impl Session {
             next_incoming_id: 0,
             // The peer may not send before our begin.
             incoming_window: 0,
-            stalled: false,
             last_delivery_id: None,
             remote_handle_max: u32::MAX,
             handles: NumberPool::default(),
@@ -192,19 +189,6 @@ impl Session {
             self.backlog = None;
         }
         Some((held, bytes))
-    }
-
-    /// The encoded transfer frames that wait, in their order.
-    pub(crate) fn held_transfers(&self) -> impl Iterator<Item = &[u8]> {
-        let mut at = 0;
-        self.backlog
-            .iter()
-            .flat_map(|backlog| backlog.frames.iter().map(|held| (held, &backlog.bytes)))
-            .filter_map(move |(held, bytes)| {
-                let frame = &bytes[at..at + held.len as usize];
-                at += held.len as usize;
-                (held.kind == HeldKind::Transfer).then_some(frame)
-            })
     }
 
     pub(crate) fn drop_backlog(&mut self) {

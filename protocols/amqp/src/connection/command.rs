@@ -3,14 +3,12 @@
 //! A command for something that the peer, or the engine, has just ended does nothing: its event tells. Where the
 //! caller has to know, the command gives [`Misuse`].
 
-use bytes::Bytes;
-
 use super::encode::{self, FRAME_HEADER};
 use super::event::{LinkId, LinkInfo, SessionId};
 use super::{Connection, Phase, write};
 use crate::error::{AmqpError, Condition, Misuse, Violation};
 use crate::link::Half;
-use crate::performative::{Attach, Begin, DispositionOut, Role, Transfer, TransferOut};
+use crate::performative::{Attach, DispositionOut, Role, TransferOut};
 use crate::session::{HeldFlow, HeldKind};
 
 /// The most bytes of a delivery-tag (2.8.7).
@@ -44,27 +42,6 @@ impl Connection {
         let place = self.new_session().ok_or(Misuse::NoChannel)?;
         self.write_begin(place);
         Ok(self.session_id(place))
-    }
-
-    /// As [`begin`](Self::begin), with the capabilities and properties of `begin`, and whatever else stands in it: for
-    /// whoever passes on another peer's. Channel, ids, windows and handle-max are ours.
-    ///
-    /// # Errors
-    /// As [`begin`](Self::begin).
-    pub fn begin_as(&mut self, begin: &Begin) -> Result<SessionId, Misuse> {
-        self.check_open()?;
-        let place = self.new_session().ok_or(Misuse::NoChannel)?;
-        self.write_begin_as(place, begin);
-        Ok(self.session_id(place))
-    }
-
-    /// Answers the peer's begin as [`begin_as`](Self::begin_as) begins.
-    pub fn accept_begin_as(&mut self, session: SessionId, begin: &Begin) {
-        if let Ok(place) = self.session_place(session)
-            && self.sessions[place].local == Half::Idle
-        {
-            self.write_begin_as(place, begin);
-        }
     }
 
     /// Answers the peer's begin.
@@ -197,37 +174,6 @@ impl Connection {
             return self.judge_asides(at);
         }
         self.write_link_flow(place, numbers, flow.properties);
-    }
-
-    /// Opens the session's incoming-window no further, until [`resume`](Self::resume): what its transfers lead to is not
-    /// taken at the moment. The peer may still send what the window allows.
-    pub fn stall(&mut self, session: SessionId) {
-        if let Ok(place) = self.session_place(session) {
-            self.sessions[place].stalled = true;
-        }
-    }
-
-    /// Takes [`stall`](Self::stall) back. Where half of the window is used up the peer is told at once.
-    pub fn resume(&mut self, session: SessionId) {
-        let Ok(place) = self.session_place(session) else { return };
-        let half = self.config.incoming_window / 2;
-        let session = &mut self.sessions[place];
-        if std::mem::take(&mut session.stalled)
-            && session.local == Half::Open
-            && session.incoming_window <= half
-        {
-            self.write_session_flow(place, false);
-        }
-    }
-
-    /// The delivery-id of the first delivery none of whose frames the peer's incoming-window has let through: that one
-    /// and all after it have certainly not been sent. `None` where there is none.
-    pub fn unsent_from(&self, session: SessionId) -> Option<u32> {
-        let place = self.session_place(session).ok()?;
-        self.sessions[place].held_transfers().find_map(|frame| {
-            let body = frame.get(FRAME_HEADER..)?;
-            Transfer::decode(Bytes::copy_from_slice(body)).ok()?.delivery_id
-        })
     }
 
     /// Sends a flow of the session alone.
@@ -368,7 +314,6 @@ impl Connection {
             delivery_count: link.delivery_count,
             credit: link.credit,
             drain: link.drain,
-            delivery: link.delivery,
         })
     }
 

@@ -11,15 +11,8 @@ use crate::sasl::{self, Mechanism, SaslCode};
 /// What only matters until both sides have opened.
 #[derive(Debug)]
 pub(crate) enum Handshake {
-    Server {
-        mechanisms: Box<[Mechanism]>,
-        allow_bare: bool,
-    },
-    /// Without an `open` the application says it once it is let in.
-    Client {
-        security: ClientSecurity,
-        open: Option<Open>,
-    },
+    Server { mechanisms: Box<[Mechanism]>, allow_bare: bool },
+    Client { security: ClientSecurity, open: Open },
 }
 
 impl Handshake {
@@ -29,7 +22,7 @@ impl Handshake {
 }
 
 impl Connection {
-    pub(crate) fn start_client(&mut self, security: ClientSecurity, open: Option<Open>) {
+    pub(crate) fn start_client(&mut self, security: ClientSecurity, open: Open) {
         let bare = security == ClientSecurity::Bare;
         self.handshake = Some(Box::new(Handshake::Client { security, open }));
         if bare {
@@ -90,10 +83,6 @@ impl Connection {
         Step::Again
     }
 
-    fn has_open(&self) -> bool {
-        matches!(self.handshake.as_deref(), Some(Handshake::Client { open: Some(_), .. }))
-    }
-
     fn is_client(&self) -> bool {
         matches!(self.handshake.as_deref(), Some(Handshake::Client { .. }))
     }
@@ -108,12 +97,7 @@ impl Connection {
             (Phase::Mechanisms, descriptor::SASL_MECHANISMS) => Ok(self.on_sasl_mechanisms(&body)),
             (Phase::Outcome, descriptor::SASL_OUTCOME) => {
                 match body.u8(0).and_then(SaslCode::from_wire) {
-                    Some(SaslCode::Ok) if self.has_open() => self.send_header_and_open(),
-                    Some(SaslCode::Ok) => {
-                        self.phase = Phase::LetIn;
-                        self.clock.no_deadline();
-                        return Ok(Step::Event(Event::Authenticated));
-                    }
+                    Some(SaslCode::Ok) => self.send_header_and_open(),
                     code => self.finish(CloseReason::SaslFailed(code)),
                 }
                 Ok(Step::Again)
@@ -196,20 +180,12 @@ impl Connection {
         Ok(Step::Event(Event::Opened(open)))
     }
 
-    /// Server: answers [`Event::Opened`]; client: follows [`Event::Authenticated`]. max-frame-size, channel-max and
-    /// idle-time-out are set from the configuration. Without such an event before it, it has no effect.
+    /// Server: answers [`Event::Opened`]. max-frame-size, channel-max and idle-time-out are set from the
+    /// configuration. Without such an event before it, it has no effect.
     pub fn open(&mut self, open: Open) {
-        match (self.phase, self.handshake.as_deref_mut()) {
-            (Phase::Answering, _) => {
-                self.write_open(&open);
-                self.run();
-            }
-            (Phase::LetIn, Some(Handshake::Client { open: ours, .. })) => {
-                *ours = Some(open);
-                self.clock.new_deadline();
-                self.send_header_and_open();
-            }
-            _ => {}
+        if self.phase == Phase::Answering {
+            self.write_open(&open);
+            self.run();
         }
     }
 
@@ -229,7 +205,7 @@ impl Connection {
             return;
         }
         let open = match self.handshake.as_deref() {
-            Some(Handshake::Client { open: Some(open), .. }) => open.clone(),
+            Some(Handshake::Client { open, .. }) => open.clone(),
             _ => self.config.open(),
         };
         self.write_open(&open);

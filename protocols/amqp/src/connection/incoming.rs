@@ -259,7 +259,7 @@ impl Connection {
         let in_credit = !first || link.begin_delivery();
         link.delivery = (transfer.more && !transfer.aborted).then_some(delivery_id);
         let local = link.local;
-        if left <= self.config.incoming_window / 2 && !self.sessions[at].stalled {
+        if left <= self.config.incoming_window / 2 {
             self.write_session_flow(at, false);
         }
         if local == Half::Ended {

@@ -9,8 +9,7 @@ use crate::error::{AmqpError, Condition, Misuse};
 use crate::frame::{FrameKind, put_frame};
 use crate::link::{Half, Link};
 use crate::performative::{
-    Attach, AttachOut, Begin, DeliveryState, FlowOut, Patch, RcvSettleMode, Role, SndSettleMode, modified,
-    rejected,
+    Attach, AttachOut, DeliveryState, FlowOut, Patch, RcvSettleMode, Role, SndSettleMode, modified, rejected,
 };
 use crate::session::{Held, HeldFlow, HeldKind, Session};
 
@@ -55,31 +54,6 @@ impl Connection {
             session.incoming_window,
             self.config.handle_max,
         );
-    }
-
-    /// Writes a begin that says what `begin` does beyond the numbers, which are ours. What does not fit into a frame of
-    /// the peer is left out.
-    pub(crate) fn write_begin_as(&mut self, place: usize, begin: &Begin) {
-        let session = &mut self.sessions[place];
-        let remote_channel = (session.remote == Half::Open).then_some(session.remote_channel);
-        let patches = [
-            (0, remote_channel.map_or(Patch::Null, Patch::U16)),
-            (1, Patch::U32(session.next_outgoing_id)),
-            (2, Patch::U32(self.config.incoming_window)),
-            (3, Patch::U32(encode::OUTGOING_WINDOW)),
-            (4, Patch::U32(self.config.handle_max)),
-        ];
-        let channel = session.channel;
-        let out = self.output.frames();
-        let start = out.len();
-        put_frame(out, FrameKind::Amqp, channel, |out| begin.write_patched(out, &patches));
-        if out.len() - start > self.peer_max_frame_bytes as usize && self.phase == Phase::Running {
-            out.truncate(start);
-            return self.write_begin(place);
-        }
-        let session = &mut self.sessions[place];
-        session.local = Half::Open;
-        session.incoming_window = self.config.incoming_window;
     }
 
     /// Writes the attach of a link, unless it is larger than a frame of the peer.
@@ -162,12 +136,10 @@ impl Connection {
         encode::put_flow(self.output.frames(), self.sessions[at].channel, &numbers);
     }
 
-    /// The session's part of a flow. Every flow opens our incoming-window again, unless the session is stalled.
+    /// The session's part of a flow. Every flow opens our incoming-window again.
     fn session_numbers(&mut self, place: usize) -> FlowOut<'static> {
         let session = &mut self.sessions[place];
-        if !session.stalled {
-            session.incoming_window = self.config.incoming_window;
-        }
+        session.incoming_window = self.config.incoming_window;
         FlowOut {
             next_incoming_id: (session.remote != Half::Idle).then_some(session.next_incoming_id),
             incoming_window: session.incoming_window,
