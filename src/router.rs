@@ -26,4 +26,5 @@ mod tests;
 
 pub(crate) use ends::{ConnectorSettings, DeviceInfo, DeviceKey, Side, TrunkKey};
 pub(crate) use machine::Router;
+pub(crate) use seat::MAX_BACKLOG_BYTES;
 pub(crate) use policy::{Authorise, Policy};

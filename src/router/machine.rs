@@ -141,6 +141,12 @@ impl Router {
         }
     }
 
+    /// Notes that the task of a device and the hub connection that is its alone is awake.
+    pub(crate) fn unpark_pair(&mut self, device: DeviceKey, trunk: TrunkKey) {
+        self.device(device).into_iter().for_each(Seat::unpark);
+        self.trunk(trunk).into_iter().for_each(Seat::unpark);
+    }
+
     /// Handles what came from a device, as far as the other side takes it.
     pub(crate) fn handle_device(&mut self, key: DeviceKey, now: Instant) {
         let all = loop {
@@ -357,7 +363,7 @@ impl Router {
             Event::Disposition { session, disposition } => {
                 self.device_disposition(key, session, &disposition);
             }
-            Event::Closed(reason) => self.device_closed(key, &reason),
+            Event::Closed(reason) => self.device_closed(key, reason),
             Event::SaslInit { .. } | Event::Authenticated | Event::Opened(_) => {}
         }
     }
@@ -385,20 +391,22 @@ impl Router {
                 self.trunk_disposition(key, session, &disposition);
             }
             Event::Opened(open) => self.trunk_opened(key, open, now),
-            Event::Closed(reason) => self.trunk_closed(key, &reason),
+            Event::Closed(reason) => self.trunk_closed(key, reason),
             // A transfer on a link that leads nowhere any more: its detach is on the way.
             Event::Transfer { .. } | Event::Flow { link: None, .. } => {}
             Event::SaslInit { .. } | Event::Authenticated => {}
         }
     }
 
-    fn device_closed(&mut self, key: DeviceKey, reason: &CloseReason) {
-        let Some(device) = self.devices.get(key) else { return };
+    fn device_closed(&mut self, key: DeviceKey, reason: CloseReason) {
+        let Some(device) = self.devices.get_mut(key) else { return };
+        let said = said(&reason);
+        device.seat.reason = Some(Box::new(reason));
         match &device.way {
             Way::Paired { trunk, .. } => {
                 let trunk = *trunk;
                 if let Some(hub) = self.trunk(trunk) {
-                    hub.machine.close(said(reason));
+                    hub.machine.close(said);
                 }
             }
             Way::Shared(_) => self.leave_trunks(key),
@@ -419,13 +427,17 @@ impl Router {
         }
     }
 
-    fn trunk_closed(&mut self, key: TrunkKey, reason: &CloseReason) {
-        let Some(trunk) = self.trunks.get(key) else { return };
+    fn trunk_closed(&mut self, key: TrunkKey, reason: CloseReason) {
+        let Some(trunk) = self.trunks.get_mut(key) else { return };
+        let told = told(&reason);
+        if let Some(seat) = &mut trunk.seat {
+            seat.reason = Some(Box::new(reason));
+        }
         // That a shared one is over its driver tells, once the stream is.
         if let TrunkKind::Paired(device) = trunk.kind
             && let Some(seat) = self.device(device)
         {
-            seat.machine.close(told(reason));
+            seat.machine.close(told);
         }
     }
 
