@@ -24,7 +24,9 @@ mod telemetry;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use ends::{ConnectorSettings, DeviceInfo, DeviceKey, Side, TrunkKey};
+pub(crate) use access::{Hubs, Rules};
+pub(crate) use ends::{ConnectorSettings, DeviceInfo, DeviceKey, TrunkKey};
 pub(crate) use machine::Router;
-pub(crate) use seat::MAX_BACKLOG_BYTES;
 pub(crate) use policy::{Authorise, Policy};
+pub(crate) use routes::{ConnectorIndex, Direction, LinkRoute, RouteMatch, Routes};
+pub(crate) use seat::MAX_BACKLOG_BYTES;

@@ -66,7 +66,12 @@ pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, listener: Rc<List
 /// A device that shares its hub connections with others, once the router has it.
 fn share(guest: Guest, listener: &Listener, worker: &Worker) -> Device {
     let Guest { device: Party { end, machine, .. }, peer, open, identity } = guest;
-    emit(DeviceConnected { peer, container: open.container_id(), identity: identity.as_deref(), alone: None });
+    emit(DeviceConnected {
+        peer,
+        container: open.container_id(),
+        identity: identity.as_deref(),
+        alone: None,
+    });
     let info = DeviceInfo {
         container: open.container_id().into(),
         identity,

@@ -31,20 +31,19 @@ use grants::{clip, is_below, is_same_host};
 /// What holds for all devices of a gateway.
 #[derive(Debug)]
 pub(crate) struct Rules {
-    /// Who judges what a device may attach to.
-    pub(crate) authorise: Authorise,
     /// Which addresses belong to which connector.
     pub(crate) routes: Routes,
     /// The names of the connectors' hubs.
     pub(crate) hubs: Hubs,
-    /// The most tokens of one device connection, each with its grant: about 500 bytes.
-    pub(crate) max_grants: usize,
 }
 
 /// What one device connection may do on shared hub connections.
 #[derive(Debug)]
 pub(crate) struct Access {
     rules: Arc<Rules>,
+    authorise: Authorise,
+    /// The most tokens, each with its grant: about 500 bytes.
+    max_grants: usize,
     /// The host of the device's `open`: the name by which it knows the gateway, or the hub's.
     dialled: Option<Box<str>>,
     /// Where the listener lets its devices go; `None` is anywhere.
@@ -92,18 +91,21 @@ pub(crate) struct Respelled {
 }
 
 impl Access {
-    /// A device connection that has put no token yet. `dialled` is the host of its `open`; `bound_to` the connector
+    /// A device connection that has put no token yet. `authorise` and `max_grants`, the most tokens that it may have,
+    /// are its listener's. `dialled` is the host of its `open`; `bound_to` the connector
     /// that its listener is bound to; `own` the device that the gateway has authenticated: a connector to its
     /// hub, and `devices/<id>` or `devices/<id>/modules/<id>`.
     pub(crate) fn new(
         rules: Arc<Rules>,
+        authorise: Authorise,
+        max_grants: usize,
         dialled: Option<&str>,
         bound_to: Option<ConnectorIndex>,
         own: Option<(ConnectorIndex, Address)>,
     ) -> Self {
         let own = own.map(|(connector, node)| (rules.hubs.of(connector), node));
-        let grants = Grants::new(rules.max_grants);
-        Self { rules, dialled: dialled.map(Into::into), bound_to, own, grants }
+        let grants = Grants::new(max_grants);
+        Self { rules, authorise, max_grants, dialled: dialled.map(Into::into), bound_to, own, grants }
     }
 
     /// Judges an attach of the device.
@@ -112,7 +114,7 @@ impl Access {
     /// What the device is told: the condition, and a sentence that says what would be right.
     pub(crate) fn admit(&self, attach: &Attach, now_unix: u64) -> Result<Admitted, AmqpError> {
         let written = &named_node(attach)?;
-        match self.rules.authorise {
+        match self.authorise {
             Authorise::Token => self.admit_by_token(attach, written, now_unix),
             Authorise::Any => self.admit_any(attach, written),
         }
@@ -265,7 +267,7 @@ impl Access {
             return Err(Refusal { status: 401, description });
         }
         if !self.grants.has_room(&grant, now_unix) {
-            let description = format!("a connection may have {} tokens", self.rules.max_grants);
+            let description = format!("a connection may have {} tokens", self.max_grants);
             return Err(Refusal { status: 403, description });
         }
         Ok(grant)

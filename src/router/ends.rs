@@ -20,8 +20,7 @@ use crate::table::Table;
 use super::arena::Key;
 use super::deliveries::Deliveries;
 use super::hold::SharedLink;
-use super::policy::Policy;
-use super::routes::ConnectorIndex;
+use super::policy::{Authorise, Policy};
 use super::seat::Seat;
 use super::shared::{SharedDevice, SharedTrunk};
 
@@ -176,8 +175,12 @@ pub(crate) struct DeviceInfo {
     pub(crate) identity: Option<Box<str>>,
     /// The host that it dialled, as its `open` says.
     pub(crate) dialled: Option<Box<str>>,
+    /// Who judges what it may attach to.
+    pub(crate) authorise: Authorise,
+    /// Tokens that it may have, at most.
+    pub(crate) max_tokens: usize,
     /// The connector that its listener is bound to.
-    pub(crate) bound_to: Option<ConnectorIndex>,
+    pub(crate) bound_to: Option<usize>,
 }
 
 /// A hub that devices share connections to.

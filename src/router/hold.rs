@@ -19,8 +19,7 @@ use bytes::Bytes;
 use fieldgate_amqp::connection::{Connection, LinkFlow, LinkId, SessionId};
 use fieldgate_amqp::error::{AmqpError, Condition};
 use fieldgate_amqp::performative::{
-    Attach, DispositionOut, Flow, Patch, RELEASED, Role, Terminus, Transfer,
-    modified,
+    Attach, DispositionOut, Flow, Patch, RELEASED, Role, Terminus, Transfer, modified,
 };
 
 use crate::telemetry::emit;
@@ -225,7 +224,6 @@ impl Router {
         for device in devices {
             self.hold_device(device, key, seat.as_ref().map(|seat| &seat.machine), holds && !self.draining);
         }
-        self.wake_manager();
     }
 
     /// Takes a device off a connection that is gone. `hub` is its machine, which knows what it has not sent yet.

@@ -39,8 +39,6 @@ pub(crate) struct Router {
     pub(super) freed: Vec<(DeviceKey, LinkId)>,
     /// When waiting links, tokens and idle connections are looked through.
     pub(super) sweep_at: Option<Instant>,
-    /// The task that makes connections and minds the time.
-    pub(super) manager: Option<Waker>,
     pub(super) runs: Vec<Run>,
 }
 
@@ -67,7 +65,6 @@ impl Router {
             rules,
             freed: Vec::new(),
             sweep_at: None,
-            manager: None,
             runs: Vec::new(),
         }
     }
@@ -112,7 +109,6 @@ impl Router {
         machine.open(answer);
         let way = Way::Shared(Box::new(SharedDevice::new(info, Arc::clone(&self.rules))));
         self.sweep_at.get_or_insert(now + SWEEP);
-        self.wake_manager();
         let (sessions, links) = (Table::default(), Table::default());
         self.devices.insert(Device { seat: Seat::new(machine), sessions, links, way })
     }
@@ -218,17 +214,6 @@ impl Router {
         self.attach_freed(now);
         let more = !self.devices.is_empty() || !self.trunks.is_empty();
         self.sweep_at = more.then(|| now + SWEEP);
-    }
-
-    /// Notes that the task which makes connections and minds the time sleeps.
-    pub(crate) fn park_manager(&mut self, cx: &Context<'_>) {
-        self.manager = Some(cx.waker().clone());
-    }
-
-    pub(super) fn wake_manager(&mut self) {
-        if let Some(waker) = self.manager.take() {
-            waker.wake();
-        }
     }
 
     /// Forgets a shared connection, once nobody makes it any more.

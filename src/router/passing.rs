@@ -14,8 +14,8 @@ use crate::telemetry::emit;
 use super::deliveries::{Deliveries, Run};
 use super::ends::{DeviceKey, Side, TrunkKey, TrunkKind};
 use super::machine::{Heard, Router};
-use super::telemetry::{DeliveriesExceeded, deliveries};
 use super::shared::STALL_BYTES;
+use super::telemetry::{DeliveriesExceeded, deliveries};
 
 /// The most deliveries under way in one direction of a session: 24 bytes each.
 ///

@@ -27,7 +27,15 @@ pub(crate) struct Seat {
 
 impl Seat {
     pub(crate) fn new(machine: Connection) -> Self {
-        Self { machine, wire_backlog: 0, finished: false, reading: true, reason: None, waker: None, parked: false }
+        Self {
+            machine,
+            wire_backlog: 0,
+            finished: false,
+            reading: true,
+            reason: None,
+            waker: None,
+            parked: false,
+        }
     }
 
     /// Bytes that wait to be written.

@@ -23,6 +23,7 @@ use super::machine::{Router, held_down};
 use super::names::upstream_link_name;
 use super::passing::reason;
 use super::putting::{Asked, Put};
+use super::routes::ConnectorIndex;
 use super::seat::{MAX_BACKLOG_BYTES, Seat};
 use super::telemetry::{LinkRefused, LinkRouted, LinkStolen, TrunkWanted};
 
@@ -99,8 +100,9 @@ impl Connector {
 
 impl SharedDevice {
     pub(super) fn new(info: DeviceInfo, rules: Arc<Rules>) -> Self {
-        let DeviceInfo { container, identity, dialled, bound_to } = info;
-        let access = Access::new(rules, dialled.as_deref(), bound_to, None);
+        let DeviceInfo { container, identity, dialled, authorise, max_tokens, bound_to } = info;
+        let bound_to = bound_to.map(ConnectorIndex);
+        let access = Access::new(rules, authorise, max_tokens, dialled.as_deref(), bound_to, None);
         let (node, lanes, asked) = (CbsNode::new(), Vec::new(), Vec::new());
         Self { container, identity, access, node, lanes, asked, queued: false }
     }
@@ -168,7 +170,6 @@ impl Router {
         self.connectors[connector].trunks.push(key);
         self.wanted.push_back((key, connector));
         emit(TrunkWanted { connector: &self.connectors[connector].settings.name });
-        self.wake_manager();
         key
     }
 

@@ -8,7 +8,8 @@ use fe2o3_amqp::connection::{ConnectionHandle, OpenError};
 use fe2o3_amqp::sasl_profile::SaslProfile;
 use fieldgate::tls::provider;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
@@ -37,8 +38,7 @@ impl Certificates {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = params.self_signed(&key).unwrap();
-        let certificates =
-            Self { directory, issuer: Issuer::new(params, key), ca: ca.der().clone() };
+        let certificates = Self { directory, issuer: Issuer::new(params, key), ca: ca.der().clone() };
         certificates.write("ca.pem", &ca.pem());
         let (server, key) = certificates.sign("gateway", ExtendedKeyUsagePurpose::ServerAuth);
         certificates.write("cert.pem", &server.pem());

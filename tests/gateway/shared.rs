@@ -94,14 +94,19 @@ async fn a_connection_on_demand_is_made_for_the_first_link() {
         let gateway = Gateway::scripted(&hub, Lines::default()).await;
         let mapped = hub.opened().await;
         let mut device = device(&gateway).await;
-        assert!(gateway.admin("/healthz").await.body.contains(r#""connections":{"down":0,"starting":0,"up":0}"#));
+        assert!(
+            gateway.admin("/healthz").await.body.contains(r#""connections":{"down":0,"starting":0,"up":0}"#)
+        );
         assert!(!hub.has_seen(|seen| matches!(seen, Seen::Opened { .. })), "nobody needs a connection yet");
         let _sender = device.sender(&events("a")).await;
         let shared = hub.opened().await;
         assert_ne!(shared, mapped);
         let health = gateway.until_health(200).await;
         assert!(health.contains(r#""connections":{"down":0,"starting":0,"up":1},"devices":1"#), "{health}");
-        assert_eq!(gateway.metric(r#"fieldgate_connector_connects_total{connector="upstream"}"#).await > 0, true);
+        assert_eq!(
+            gateway.metric(r#"fieldgate_connector_connects_total{connector="upstream"}"#).await > 0,
+            true
+        );
         gateway.stop().await;
         assert_eq!(hub.ended(shared).await, Some(CloseReason::Remote(None)), "the hub is told goodbye");
     })
@@ -133,10 +138,9 @@ async fn the_next_address_is_tried_when_one_does_not_answer() {
         // Nobody listens there any more.
         let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let failover = format!("failover = [\"localhost:{}\"]", hub.port);
-        let more = hub.connector("pair", &failover).replace(
-            &format!("\nport = {}\n", hub.port),
-            &format!("\nport = {closed}\n"),
-        );
+        let more = hub
+            .connector("pair", &failover)
+            .replace(&format!("\nport = {}\n", hub.port), &format!("\nport = {closed}\n"));
         let gateway = Gateway::embedded(Lines { more: &more, ..Lines::default() }).await;
         let mut device = device(&gateway).await;
         let sending = device.sender("devices/a/messages/events");

@@ -8,7 +8,7 @@ use fieldgate_amqp::connection::ConnectionConfig;
 use fieldgate_amqp::performative::{Open, OpenOut, Patch};
 
 use crate::config::{self, Config, Connect, Mode, RouteAddress};
-use crate::router::{Authorise, ConnectorSettings, Policy, MAX_BACKLOG_BYTES};
+use crate::router::{Authorise, ConnectorSettings, MAX_BACKLOG_BYTES, Policy};
 use crate::upstream::Hub;
 
 use super::telemetry::ConnectorMetrics;
@@ -81,12 +81,8 @@ impl Connector {
 
     /// The `open` of a shared connection.
     pub(super) fn own_open(&self, container: &str) -> Open {
-        OpenOut {
-            container_id: container,
-            hostname: self.machine.hostname.as_deref(),
-            ..OpenOut::default()
-        }
-        .build()
+        OpenOut { container_id: container, hostname: self.machine.hostname.as_deref(), ..OpenOut::default() }
+            .build()
     }
 
     /// What the links of a device with a connection of its own may name.
