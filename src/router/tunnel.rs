@@ -112,7 +112,7 @@ impl Tunnel {
             Event::Disposition { session, disposition } => {
                 self.disposition(side, session, &disposition, this, other)
             }
-            Event::SaslInit { .. } | Event::Opened(_) | Event::Closed(_) => {}
+            Event::SaslInit { .. } | Event::Authenticated | Event::Opened(_) | Event::Closed(_) => {}
         }
     }
 

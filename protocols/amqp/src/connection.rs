@@ -109,6 +109,8 @@ pub struct Connection {
     channels: NumberPool,
     /// The peer's channels, and the sessions behind them.
     remote_channels: NumberMap,
+    /// What never went out of the sessions of a connection that is over: their stamps, and the first delivery-id.
+    unsent: Vec<(u32, u32)>,
     /// Makes ids differ that share a place in a table.
     next_stamp: u32,
 }
@@ -118,7 +120,16 @@ impl Connection {
     /// are set from `config`.
     pub fn client(config: Arc<ConnectionConfig>, security: ClientSecurity, open: Open, now: Instant) -> Self {
         let mut connection = Self::new(config, now);
-        connection.start_client(security, open);
+        connection.start_client(security, Some(open));
+        connection
+    }
+
+    /// As [`client`](Self::client), with the open still to come: once the layers below it stand,
+    /// [`Event::Authenticated`] asks for it, and [`open`](Self::open) gives it. For who lets the server judge the
+    /// credentials of somebody who has not opened yet.
+    pub fn client_to_open(config: Arc<ConnectionConfig>, security: ClientSecurity, now: Instant) -> Self {
+        let mut connection = Self::new(config, now);
+        connection.start_client(security, None);
         connection
     }
 
@@ -153,6 +164,7 @@ impl Connection {
             links: Slab::new(),
             channels: NumberPool::default(),
             remote_channels: NumberMap::default(),
+            unsent: Vec::new(),
             next_stamp: 0,
         }
     }
@@ -185,6 +197,9 @@ impl Connection {
         match self.phase {
             Phase::Judging | Phase::Answering | Phase::Closed => Ok(Step::Wait),
             Phase::Header | Phase::SaslHeader | Phase::AmqpHeader => {
+                if self.ask_for_open() {
+                    return Ok(Step::Event(Event::Authenticated));
+                }
                 match self.input.take_protocol_header() {
                     Some(header) => Ok(self.on_header(header)),
                     None => Ok(Step::Wait),
@@ -221,6 +236,8 @@ impl Connection {
         self.handshake = None;
         self.input = FrameBuffer::default();
         self.output.discard_waiting();
+        let unsent = |session: &Session| session.unsent_from().map(|id| (session.stamp, id));
+        self.unsent = self.sessions.iter().filter_map(|(_, session)| unsent(session)).collect();
         self.sessions = Slab::new();
         self.links = Slab::new();
         self.channels = NumberPool::default();

@@ -26,3 +26,4 @@ pub mod sasl;
 mod session;
 #[cfg(test)]
 mod testing;
+mod window;

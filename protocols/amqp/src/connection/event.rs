@@ -50,6 +50,9 @@ pub enum Event {
         /// The host that the client believes to speak to.
         hostname: Option<String>,
     },
+    /// The server has accepted our credentials, and our open is still to come: give it with
+    /// [`open`](super::Connection::open). Only for [`client_to_open`](super::Connection::client_to_open).
+    Authenticated,
     /// The peer's open. A server answers with [`open`](super::Connection::open); nothing more is decoded until then.
     Opened(Open),
     /// The peer's begin.
