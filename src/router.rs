@@ -5,20 +5,26 @@
 //! know frames, windows and handles; what it adds is which link belongs to which, which
 //! delivery has which id on the other side, and who may attach where.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the router of shared connections will use it"))]
 mod access;
-#[cfg_attr(not(test), expect(dead_code, reason = "the router of shared connections will use it"))]
+mod arena;
 mod claims;
 mod deliveries;
-#[cfg_attr(not(test), expect(dead_code, reason = "the router of shared connections will use it"))]
+mod ends;
+mod hold;
+mod linking;
+mod machine;
 mod names;
+mod passing;
 mod policy;
-#[cfg_attr(not(test), expect(dead_code, reason = "the router of shared connections will use it"))]
+mod putting;
 mod routes;
+mod seat;
+mod shared;
 mod telemetry;
 #[cfg(test)]
 mod tests;
-mod tunnel;
 
+pub(crate) use ends::{ConnectorSettings, DeviceInfo, DeviceKey, Side, TrunkKey};
+pub(crate) use machine::Router;
+pub(crate) use seat::MAX_BACKLOG_BYTES;
 pub(crate) use policy::{Authorise, Policy};
-pub(crate) use tunnel::{Side, Tunnel};

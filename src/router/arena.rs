@@ -59,6 +59,11 @@ impl<T> Arena<T> {
         Some(value)
     }
 
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
     /// All entries.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Key<T>, &T)> {
         self.places.iter().map(|(place, (stamp, value))| {

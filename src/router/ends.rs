@@ -9,8 +9,9 @@
 //! Whatever belongs to a pair stands at the device's end; a trunk only knows the way there.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
+use bytes::Bytes;
 use fieldgate_amqp::connection::{LinkId, SessionId};
 use fieldgate_amqp::performative::Begin;
 
@@ -20,11 +21,21 @@ use super::arena::Key;
 use super::deliveries::Deliveries;
 use super::hold::SharedLink;
 use super::policy::Policy;
+use super::routes::ConnectorIndex;
 use super::seat::Seat;
 use super::shared::{SharedDevice, SharedTrunk};
 
 pub(crate) type DeviceKey = Key<Device>;
 pub(crate) type TrunkKey = Key<Trunk>;
+
+/// Which end of a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Side {
+    /// The device's.
+    Downstream,
+    /// The hub's.
+    Upstream,
+}
 
 /// A device's connection.
 #[derive(Debug)]
@@ -49,8 +60,8 @@ pub(super) enum Way {
 pub(super) struct DownSession {
     /// Its counterparts, one for each hub that links of it go to.
     pub(super) ups: Vec<UpSession>,
-    /// The device's `begin`, where it says more than numbers and the counterparts are yet to be begun.
-    pub(super) begin: Option<Box<Begin>>,
+    /// The device's `begin`, encoded, where it says more than numbers: the counterparts are begun with it.
+    pub(super) begin: Option<Box<[u8]>>,
 }
 
 /// The counterpart of a device's session on a trunk.
@@ -89,6 +100,23 @@ impl UpSession {
 }
 
 impl DownSession {
+    /// A session whose counterparts are begun when links of it need them.
+    pub(super) fn begun(begin: &Begin) -> Self {
+        // Offered and desired capabilities, properties, and what later versions may add.
+        let says_more = (5..begin.composite().len()).any(|field| begin.composite().raw(field).is_some());
+        Self { ups: Vec::new(), begin: says_more.then(|| begin.encoded().into()) }
+    }
+
+    /// A session whose counterpart is begun.
+    pub(super) fn with(up: UpSession) -> Self {
+        Self { ups: vec![up], begin: None }
+    }
+
+    /// What its counterparts are begun with, beyond numbers.
+    pub(super) fn begin(&self) -> Option<Begin> {
+        Begin::decode(Bytes::copy_from_slice(self.begin.as_deref()?)).ok()
+    }
+
     /// The counterpart on a trunk.
     pub(super) fn up(&mut self, trunk: TrunkKey) -> Option<&mut UpSession> {
         self.ups.iter_mut().find(|up| up.trunk == trunk)
@@ -148,8 +176,8 @@ pub(crate) struct DeviceInfo {
     pub(crate) identity: Option<Box<str>>,
     /// The host that it dialled, as its `open` says.
     pub(crate) dialled: Option<Box<str>>,
-    /// Whether tokens are asked for.
-    pub(crate) authorise: super::Authorise,
+    /// The connector that its listener is bound to.
+    pub(crate) bound_to: Option<ConnectorIndex>,
 }
 
 /// A hub that devices share connections to.
@@ -160,18 +188,13 @@ pub(crate) struct ConnectorSettings {
     /// The hub's name, as in tokens and addresses.
     pub(crate) hub: Arc<str>,
     /// How long links are held when a connection is lost; zero: not at all.
-    pub(crate) hold: std::time::Duration,
+    pub(crate) hold: Duration,
     /// How long something new may wait for a connection that has not been there yet.
-    pub(crate) patience: std::time::Duration,
+    pub(crate) patience: Duration,
     /// Devices on one connection, at most.
     pub(crate) devices_per_connection: usize,
     /// Connections of one worker, at most.
     pub(crate) max_connections: usize,
     /// Connect at once, and stay connected.
     pub(crate) at_start: bool,
-}
-
-/// When something that waits for a hub is over.
-pub(super) fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
-    one.into_iter().chain(other).min()
 }

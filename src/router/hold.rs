@@ -19,16 +19,18 @@ use bytes::Bytes;
 use fieldgate_amqp::connection::{Connection, LinkFlow, LinkId, SessionId};
 use fieldgate_amqp::error::{AmqpError, Condition};
 use fieldgate_amqp::performative::{
-    Attach, DispositionOut, Flow, Patch, RELEASED, RcvSettleMode, Role, SndSettleMode, Terminus, Transfer, modified,
+    Attach, DispositionOut, Flow, Patch, RELEASED, Role, Terminus, Transfer,
+    modified,
 };
 
 use crate::telemetry::emit;
 
 use super::access::{Permit, Respelled};
 use super::deliveries::{Deliveries, Run};
-use super::ends::{Device, DeviceKey, DownLink, TrunkKey, TrunkKind};
+use super::ends::{Device, DeviceKey, DownLink, Trunk, TrunkKey, TrunkKind};
 use super::machine::Router;
-use super::shared::aborted;
+use super::seat::Seat;
+use super::shared::{aborted, new_cbs};
 use super::telemetry::{LinksHeld, StaleDispositions, TransfersReleased, TrunkLost, TrunkOpened};
 
 /// What is kept of a link on a shared connection.
@@ -99,7 +101,12 @@ const FILTER: usize = 7;
 
 impl SharedLink {
     /// A link that waits; `attach` is what goes to the hub.
-    pub(super) fn new(connector: usize, attach: &Attach, permit: Permit, respelled: Option<Respelled>) -> Self {
+    pub(super) fn new(
+        connector: usize,
+        attach: &Attach,
+        permit: Permit,
+        respelled: Option<Respelled>,
+    ) -> Self {
         Self {
             connector,
             attach: attach.encoded().into(),
@@ -149,6 +156,16 @@ impl DownLink {
         })
     }
 
+    /// The hub has given the device credit. Where that covers what a lost connection had given, nothing has to be
+    /// looked at twice any more.
+    pub(super) fn credit_renewed(&mut self, flow: LinkFlow<'_>) {
+        let (Some(shared), Some(count)) = (&mut self.shared, flow.delivery_count) else { return };
+        let limit = count.wrapping_add(flow.link_credit);
+        if shared.old_limit.is_some_and(|old| limit.wrapping_sub(old) < 1 << 31) {
+            shared.old_limit = None;
+        }
+    }
+
     /// Whether flows of the device pass as they come.
     pub(super) fn passes_flows(&self) -> bool {
         self.peer.is_some() && self.shared.as_ref().is_none_or(|shared| shared.stage != Stage::Reattaching)
@@ -161,16 +178,19 @@ impl Router {
     /// A shared connection was made; its `open` is under way.
     pub(crate) fn trunk_connected(&mut self, key: TrunkKey, machine: Connection) {
         if let Some(trunk) = self.trunks.get_mut(key) {
-            trunk.seat = Some(super::seat::Seat::new(machine));
+            trunk.seat = Some(Seat::new(machine));
         }
     }
 
     /// The hub has answered the `open` of a shared connection: tokens are put again, links attached.
     pub(super) fn shared_trunk_opened(&mut self, key: TrunkKey, now: Instant) {
-        let Some(shared) = self.trunks.get_mut(key).and_then(super::ends::Trunk::shared) else { return };
+        let Some(shared) = self.trunks.get_mut(key).and_then(Trunk::shared) else { return };
         shared.is_open = true;
         let devices = shared.devices.clone();
-        emit(TrunkOpened { connector: &self.connectors[shared.connector].settings.name, devices: devices.len() });
+        emit(TrunkOpened {
+            connector: &self.connectors[shared.connector].settings.name,
+            devices: devices.len(),
+        });
         for device in devices {
             self.put_again(device, key, now);
         }
@@ -194,7 +214,7 @@ impl Router {
         let was_open = std::mem::take(&mut shared.is_open);
         let connector = shared.connector;
         let devices = shared.devices.clone();
-        shared.cbs = self.connectors[connector].new_cbs();
+        shared.cbs = new_cbs();
         let settings = &self.connectors[connector].settings;
         if was_open {
             shared.hold_until = Some(now + settings.hold);
@@ -205,9 +225,7 @@ impl Router {
         for device in devices {
             self.hold_device(device, key, seat.as_ref().map(|seat| &seat.machine), holds && !self.draining);
         }
-        if let Some(waker) = self.manager.take() {
-            waker.wake();
-        }
+        self.wake_manager();
     }
 
     /// Takes a device off a connection that is gone. `hub` is its machine, which knows what it has not sent yet.
@@ -229,7 +247,9 @@ impl Router {
             let (role, partial) = (known.role, known.delivery);
             if role == Role::Sender && partial.is_some() {
                 let aborted = machine.transfer(link, aborted(), &[]);
-                if let (Ok(id), Some(up)) = (aborted, sessions.get_mut(end.session).and_then(|it| it.up(trunk))) {
+                if let (Ok(id), Some(up)) =
+                    (aborted, sessions.get_mut(end.session).and_then(|it| it.up(trunk)))
+                {
                     up.down.forget_out(id);
                 }
             }
@@ -280,9 +300,15 @@ impl Router {
             let Some(device) = self.devices.get(key) else { continue };
             let over = |end: &DownLink| {
                 let shared = end.shared.as_ref();
-                shared.is_some_and(|it| it.stage != Stage::Attached && it.until.is_some_and(|until| until <= now))
+                shared.is_some_and(|it| {
+                    it.stage != Stage::Attached && it.until.is_some_and(|until| until <= now)
+                })
             };
-            let over = device.links.iter().filter(|(_, end)| over(end)).map(|(link, end)| (link, end.session, end.peer));
+            let over = device
+                .links
+                .iter()
+                .filter(|(_, end)| over(end))
+                .map(|(link, end)| (link, end.session, end.peer));
             for (link, session, peer) in over.collect::<Vec<_>>() {
                 match peer {
                     Some(_) => self.detach_both(key, link, &hub_away()),
@@ -307,7 +333,6 @@ impl Router {
             Role::Sender => answer.source().is_none(),
         };
         let machine = &mut device.seat.machine;
-        device.seat.wake_later();
         match shared.stage {
             Stage::Attaching => {
                 let told = shared.respelled.as_ref().map_or_else(|| answer.clone(), |it| it.restore(answer));
@@ -387,8 +412,11 @@ impl Router {
         let settled = transfer.settled == Some(true);
         emit(TransfersReleased { settled });
         if !settled && !transfer.aborted {
-            let state = Some(RELEASED.as_ref());
-            device.seat.machine.disposition(session, settlement(Role::Receiver, delivery_id, delivery_id, state));
+            let state = Some(RELEASED);
+            device
+                .seat
+                .machine
+                .disposition(session, settlement(Role::Receiver, delivery_id, delivery_id, state));
         }
         false
     }
@@ -422,15 +450,6 @@ impl Router {
             emit(StaleDispositions);
         }
     }
-
-    /// The hub has given credit on a link that was held: is what the lost connection gave covered by now?
-    pub(super) fn credit_renewed(end: &mut DownLink, delivery_count: u32, link_credit: u32) {
-        let Some(shared) = &mut end.shared else { return };
-        let limit = delivery_count.wrapping_add(link_credit);
-        if shared.old_limit.is_some_and(|old| limit.wrapping_sub(old) < 1 << 31) {
-            shared.old_limit = None;
-        }
-    }
 }
 
 /// Settles what a device has sent and has no outcome: what never went upstream was released, of the rest nobody knows.
@@ -445,7 +464,7 @@ fn settle_sent(
     let unsent_runs = unsent.map(|from| sent.drain_from(from, runs)).is_some();
     if unsent_runs {
         for run in runs.drain(..) {
-            machine.disposition(session, settlement(Role::Receiver, run.first, run.last, Some(RELEASED.as_ref())));
+            machine.disposition(session, settlement(Role::Receiver, run.first, run.last, Some(RELEASED)));
         }
     }
     sent.drain_in(runs);
@@ -474,7 +493,8 @@ fn take_credit_back(machine: &mut Connection, link: LinkId, shared: &mut SharedL
     let Some(known) = machine.link(link) else { return };
     match known.role {
         Role::Receiver => {
-            shared.old_limit = Some(known.delivery_count.wrapping_add(known.credit)).filter(|_| known.credit > 0);
+            shared.old_limit =
+                Some(known.delivery_count.wrapping_add(known.credit)).filter(|_| known.credit > 0);
             machine.flow(link, LinkFlow::default());
         }
         Role::Sender if known.drain => drained(machine, link),
@@ -490,7 +510,7 @@ fn drained(machine: &mut Connection, link: LinkId) {
 }
 
 fn settlement(role: Role, first: u32, last: u32, state: Option<&[u8]>) -> DispositionOut<'_> {
-    DispositionOut { role, first, last, settled: true, state, ..DispositionOut::default() }
+    DispositionOut { role, first, last, settled: true, state, batchable: false }
 }
 
 /// What a device is told whose links could not be held any longer.

@@ -15,10 +15,10 @@ use fieldgate_amqp::performative::{Attach, Begin, Detach};
 
 use crate::telemetry::emit;
 
-use super::ends::{DeviceKey, DownLink, DownSession, TrunkKey, TrunkKind, UpSession, Way};
+use super::ends::{DeviceKey, DownLink, DownSession, Side, TrunkKey, TrunkKind, UpSession, Way};
 use super::machine::Router;
 use super::passing::reason;
-use super::telemetry::{LinkRefused, LinkRouted, Side};
+use super::telemetry::{LinkRefused, LinkRouted};
 
 impl Router {
     pub(super) fn device_session_begun(
@@ -33,8 +33,7 @@ impl Router {
         match &device.way {
             Way::Shared(_) => {
                 device.seat.machine.accept_begin(session);
-                let begin = begin.says_more().then(|| Box::new(begin.to_owned()));
-                device.sessions.insert(session, DownSession { ups: Vec::new(), begin });
+                device.sessions.insert(session, DownSession::begun(&begin));
             }
             Way::Paired { trunk, .. } => {
                 let at = *trunk;
@@ -51,8 +50,7 @@ impl Router {
                 match hub.machine.begin_as(&begin) {
                     Ok(up) => {
                         trunk.sessions.insert(up, (key, session));
-                        let ups = vec![UpSession::new(at, Some(up))];
-                        device.sessions.insert(session, DownSession { ups, begin: None });
+                        device.sessions.insert(session, DownSession::with(UpSession::new(at, Some(up))));
                     }
                     Err(misuse) => {
                         device.seat.machine.accept_begin(session);
@@ -84,8 +82,7 @@ impl Router {
         match device.seat.machine.begin_as(&begin) {
             Ok(down) => {
                 trunk.sessions.insert(session, (at, down));
-                let ups = vec![UpSession::new(key, Some(session))];
-                device.sessions.insert(down, DownSession { ups, begin: None });
+                device.sessions.insert(down, DownSession::with(UpSession::new(key, Some(session))));
             }
             Err(misuse) => {
                 hub.machine.accept_begin(session);
@@ -104,13 +101,15 @@ impl Router {
         let Self { devices, trunks, .. } = self;
         let Some(device) = devices.get_mut(key) else { return };
         let Some(down) = device.sessions.remove(session) else { return };
-        device.links.retain(|_, link| {
+        let mut gone = Vec::new();
+        device.links.retain(|id, link| {
             if link.session != session {
                 return true;
             }
             if let (Some(peer), Some(trunk)) = (link.peer, trunks.get_mut(link.trunk)) {
                 trunk.links.remove(peer);
             }
+            gone.extend(link.shared.take().map(|shared| (id, shared)));
             false
         });
         for up in down.ups {
@@ -123,7 +122,10 @@ impl Router {
             }
         }
         if let Way::Shared(shared) = &mut device.way {
-            shared.session_ended(session);
+            shared.node.on_session_ended(session);
+        }
+        for (link, shared) in gone {
+            self.release_name(&shared, (key, link));
         }
     }
 
@@ -143,6 +145,7 @@ impl Router {
         pair.ups.retain(|up| up.session != Some(session) || up.trunk != key);
         let alone = pair.ups.is_empty();
         let machine = &mut device.seat.machine;
+        let mut gone = Vec::new();
         device.links.retain(|id, link| {
             if link.session != down || link.trunk != key {
                 return true;
@@ -153,9 +156,14 @@ impl Router {
             if !alone {
                 machine.detach(id, true, error.clone());
             }
+            gone.extend(link.shared.take().map(|shared| (id, shared)));
             false
         });
         device.seat.wake();
+        for (link, shared) in gone {
+            self.release_name(&shared, (at, link));
+        }
+        let Some(device) = self.devices.get_mut(at) else { return };
         if alone {
             device.seat.machine.end(down, error.clone());
             self.device_session_ended(at, down, error);
@@ -186,7 +194,9 @@ impl Router {
             Way::Paired { trunk, policy } => (*trunk, policy.admit(Side::Downstream, attach)),
         };
         // Nothing: the session has ended on the other side, and the end frame is on its way to the device.
-        let Some(up) = device.sessions.get_mut(session).and_then(|session| session.up(trunk_key)) else { return };
+        let Some(up) = device.sessions.get_mut(session).and_then(|session| session.up(trunk_key)) else {
+            return;
+        };
         let Some(trunk) = trunks.get_mut(trunk_key) else { return };
         let (Some(up), Some(hub)) = (up.session, &mut trunk.seat) else { return };
         let refusal = match admitted {
@@ -258,16 +268,12 @@ impl Router {
         }
     }
 
-    pub(super) fn device_detached(
-        &mut self,
-        key: DeviceKey,
-        link: LinkId,
-        detach: &Detach,
-        answered: bool,
-    ) {
+    pub(super) fn device_detached(&mut self, key: DeviceKey, link: LinkId, detach: &Detach, answered: bool) {
         let Self { devices, trunks, .. } = self;
         let Some(device) = devices.get_mut(key) else { return };
-        let Some(end) = device.links.get(link) else { return self.node_detached(key, link, answered) };
+        let Some(end) = device.links.get(link) else {
+            return self.node_detached(key, link, detach.closed(), answered);
+        };
         let (session, peer) = (end.session, end.peer);
         let trunk = trunks.get_mut(end.trunk);
         if let (Some(trunk), Some(peer)) = (trunk, peer) {
@@ -322,9 +328,12 @@ impl Router {
 
     pub(super) fn forget_link(&mut self, key: DeviceKey, session: SessionId, link: LinkId) {
         let Some(device) = self.devices.get_mut(key) else { return };
-        device.links.remove(link);
+        let end = device.links.remove(link);
         if let Some(session) = device.sessions.get_mut(session) {
             session.ups.iter_mut().for_each(|up| up.forget_link(link));
+        }
+        if let Some(shared) = end.and_then(|end| end.shared) {
+            self.release_name(&shared, (key, link));
         }
     }
 }

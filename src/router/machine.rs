@@ -2,21 +2,26 @@
 //! told what happened on which.
 
 use std::collections::VecDeque;
-use std::task::Context;
-use std::time::Instant;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
 
-use fieldgate_amqp::connection::{CloseReason, Connection, Event};
+use fieldgate_amqp::connection::{CloseReason, Connection, Event, LinkId};
 use fieldgate_amqp::error::{AmqpError, Condition};
 use fieldgate_amqp::performative::Open;
 
 use crate::table::Table;
 
+use super::access::Rules;
 use super::arena::Arena;
 use super::deliveries::Run;
 use super::ends::{ConnectorSettings, Device, DeviceInfo, DeviceKey, Trunk, TrunkKey, TrunkKind, Way};
 use super::policy::Policy;
 use super::seat::{MAX_BACKLOG_BYTES, Seat};
 use super::shared::{Connector, SharedDevice};
+
+/// How often what waits is looked through.
+const SWEEP: Duration = Duration::from_secs(1);
 
 /// The router.
 #[derive(Debug)]
@@ -27,6 +32,15 @@ pub(crate) struct Router {
     /// Trunks that need somebody who connects them.
     pub(super) wanted: VecDeque<(TrunkKey, usize)>,
     pub(super) draining: bool,
+    /// Seconds since 1970, as they were told last.
+    pub(super) unix: u64,
+    pub(super) rules: Arc<Rules>,
+    /// Links whose name toward the hub is free now.
+    pub(super) freed: Vec<(DeviceKey, LinkId)>,
+    /// When waiting links, tokens and idle connections are looked through.
+    pub(super) sweep_at: Option<Instant>,
+    /// The task that makes connections and minds the time.
+    pub(super) manager: Option<Waker>,
     pub(super) runs: Vec<Run>,
 }
 
@@ -42,13 +56,18 @@ pub(super) enum Heard {
 
 impl Router {
     /// A router without connections, for the hubs that devices share connections to.
-    pub(crate) fn new(connectors: Vec<ConnectorSettings>) -> Self {
+    pub(crate) fn new(connectors: Vec<ConnectorSettings>, rules: Arc<Rules>, unix: u64) -> Self {
         Self {
             devices: Arena::default(),
             trunks: Arena::default(),
             connectors: connectors.into_iter().map(Connector::new).collect(),
             wanted: VecDeque::new(),
             draining: false,
+            unix,
+            rules,
+            freed: Vec::new(),
+            sweep_at: None,
+            manager: None,
             runs: Vec::new(),
         }
     }
@@ -83,10 +102,17 @@ impl Router {
     }
 
     /// Adds a device that shares its hub connections with others. Its `open` has come, and is answered here.
-    pub(crate) fn add_device(&mut self, mut machine: Connection, info: DeviceInfo) -> DeviceKey {
+    pub(crate) fn add_device(
+        &mut self,
+        mut machine: Connection,
+        info: DeviceInfo,
+        now: Instant,
+    ) -> DeviceKey {
         let answer = machine.config().open();
         machine.open(answer);
-        let way = Way::Shared(Box::new(SharedDevice::new(info)));
+        let way = Way::Shared(Box::new(SharedDevice::new(info, Arc::clone(&self.rules))));
+        self.sweep_at.get_or_insert(now + SWEEP);
+        self.wake_manager();
         let (sessions, links) = (Table::default(), Table::default());
         self.devices.insert(Device { seat: Seat::new(machine), sessions, links, way })
     }
@@ -115,6 +141,12 @@ impl Router {
         }
     }
 
+    /// Notes that the task of a device and the hub connection that is its alone is awake.
+    pub(crate) fn unpark_pair(&mut self, device: DeviceKey, trunk: TrunkKey) {
+        self.device(device).into_iter().for_each(Seat::unpark);
+        self.trunk(trunk).into_iter().for_each(Seat::unpark);
+    }
+
     /// Handles what came from a device, as far as the other side takes it.
     pub(crate) fn handle_device(&mut self, key: DeviceKey, now: Instant) {
         let all = loop {
@@ -130,6 +162,7 @@ impl Router {
         if all && self.devices.get(key).is_some_and(|device| device.seat.finished) {
             self.device_left(key);
         }
+        self.attach_freed(now);
         self.wake_trunks_of(key);
         self.resume_windows(key);
     }
@@ -155,7 +188,52 @@ impl Router {
                 seat.machine.close(Some(forced("the connection to the hub was lost")));
             }
         }
+        self.attach_freed(now);
         self.serve_waiting(key);
+    }
+
+    /// Links whose name toward the hub has become free are attached.
+    fn attach_freed(&mut self, now: Instant) {
+        while let Some((key, link)) = self.freed.pop() {
+            self.attach_up(key, link, now);
+        }
+    }
+
+    // Time.
+
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        self.sweep_at
+    }
+
+    /// Lets time pass; `unix` is the time of the wall clock, in seconds since 1970.
+    pub(crate) fn handle_timeout(&mut self, now: Instant, unix: u64) {
+        self.unix = unix;
+        if self.sweep_at.is_none_or(|at| now < at) {
+            return;
+        }
+        self.expire_tokens(now);
+        self.end_waiting(now);
+        self.close_idle_trunks(now);
+        self.attach_freed(now);
+        let more = !self.devices.is_empty() || !self.trunks.is_empty();
+        self.sweep_at = more.then(|| now + SWEEP);
+    }
+
+    /// Notes that the task which makes connections and minds the time sleeps.
+    pub(crate) fn park_manager(&mut self, cx: &Context<'_>) {
+        self.manager = Some(cx.waker().clone());
+    }
+
+    pub(super) fn wake_manager(&mut self) {
+        if let Some(waker) = self.manager.take() {
+            waker.wake();
+        }
+    }
+
+    /// Forgets a shared connection, once nobody makes it any more.
+    pub(crate) fn remove_trunk(&mut self, key: TrunkKey) {
+        self.trunks.remove(key);
     }
 
     /// Whether what comes from a device may be passed on now.
@@ -166,13 +244,16 @@ impl Router {
     pub(crate) fn hears_device(&mut self, key: DeviceKey) -> bool {
         let Some(device) = self.devices.get(key) else { return false };
         match &device.way {
-            Way::Paired { trunk, .. } => match self.trunks.get(*trunk).and_then(|trunk| trunk.seat.as_ref()) {
-                None => true,
-                Some(hub) => {
-                    hub.has_room()
-                        && (self.held_up(key) < MAX_BACKLOG_BYTES || held_down(device) >= MAX_BACKLOG_BYTES)
+            Way::Paired { trunk, .. } => {
+                match self.trunks.get(*trunk).and_then(|trunk| trunk.seat.as_ref()) {
+                    None => true,
+                    Some(hub) => {
+                        hub.has_room()
+                            && (self.held_up(key) < MAX_BACKLOG_BYTES
+                                || held_down(device) >= MAX_BACKLOG_BYTES)
+                    }
                 }
-            },
+            }
             Way::Shared(_) => self.hears_shared(key),
         }
     }
@@ -274,21 +355,23 @@ impl Router {
             Event::Detached { link, detach, answered, .. } => {
                 self.device_detached(key, link, &detach, answered);
             }
-            Event::Flow { link: Some(link), flow, .. } => self.device_flow(key, link, &flow, now),
+            Event::Flow { link: Some(link), flow, .. } => self.device_flow(key, link, &flow),
+            Event::Flow { link: None, .. } => self.session_flow(key),
             Event::Transfer { link, session, delivery_id, first, transfer } => {
                 self.device_transfer(key, link, session, delivery_id, first, &transfer, now);
             }
             Event::Disposition { session, disposition } => {
                 self.device_disposition(key, session, &disposition);
             }
-            Event::Closed(reason) => self.device_closed(key, &reason),
-            Event::Flow { link: None, .. } | Event::SaslInit { .. } | Event::Opened(_) => {}
+            Event::Closed(reason) => self.device_closed(key, reason),
+            Event::SaslInit { .. } | Event::Authenticated | Event::Opened(_) => {}
         }
     }
 
     pub(super) fn trunk_event(&mut self, key: TrunkKey, event: Event, now: Instant) {
         let shared = self.trunks.get(key).is_some_and(|trunk| matches!(trunk.kind, TrunkKind::Shared(_)));
-        let Some(event) = (if shared { self.shared_trunk_event(key, event, now) } else { Some(event) }) else {
+        let Some(event) = (if shared { self.shared_trunk_event(key, event, now) } else { Some(event) })
+        else {
             return;
         };
         match event {
@@ -300,27 +383,30 @@ impl Router {
                 self.trunk_attached(key, link, session, &attach);
             }
             Event::Attached { link, attach, .. } => self.trunk_answered(key, link, &attach),
-            Event::Detached { link, detach, answered, .. } => self.trunk_detached(key, link, &detach, answered),
-            Event::Flow { link: Some(link), flow, .. } => self.trunk_flow(key, link, &flow),
-            Event::Transfer { link, session, delivery_id, first, transfer } => {
-                self.trunk_transfer(key, link, session, delivery_id, first, &transfer);
+            Event::Detached { link, detach, answered, .. } => {
+                self.trunk_detached(key, link, &detach, answered)
             }
+            Event::Flow { link: Some(link), flow, .. } => self.trunk_flow(key, link, &flow),
             Event::Disposition { session, disposition } => {
                 self.trunk_disposition(key, session, &disposition);
             }
             Event::Opened(open) => self.trunk_opened(key, open, now),
-            Event::Closed(reason) => self.trunk_closed(key, &reason),
-            Event::Flow { link: None, .. } | Event::SaslInit { .. } => {}
+            Event::Closed(reason) => self.trunk_closed(key, reason),
+            // A transfer on a link that leads nowhere any more: its detach is on the way.
+            Event::Transfer { .. } | Event::Flow { link: None, .. } => {}
+            Event::SaslInit { .. } | Event::Authenticated => {}
         }
     }
 
-    fn device_closed(&mut self, key: DeviceKey, reason: &CloseReason) {
-        let Some(device) = self.devices.get(key) else { return };
+    fn device_closed(&mut self, key: DeviceKey, reason: CloseReason) {
+        let Some(device) = self.devices.get_mut(key) else { return };
+        let said = said(&reason);
+        device.seat.reason = Some(Box::new(reason));
         match &device.way {
             Way::Paired { trunk, .. } => {
                 let trunk = *trunk;
                 if let Some(hub) = self.trunk(trunk) {
-                    hub.machine.close(said(reason));
+                    hub.machine.close(said);
                 }
             }
             Way::Shared(_) => self.leave_trunks(key),
@@ -341,13 +427,17 @@ impl Router {
         }
     }
 
-    fn trunk_closed(&mut self, key: TrunkKey, reason: &CloseReason) {
-        let Some(trunk) = self.trunks.get(key) else { return };
+    fn trunk_closed(&mut self, key: TrunkKey, reason: CloseReason) {
+        let Some(trunk) = self.trunks.get_mut(key) else { return };
+        let told = told(&reason);
+        if let Some(seat) = &mut trunk.seat {
+            seat.reason = Some(Box::new(reason));
+        }
         // That a shared one is over its driver tells, once the stream is.
         if let TrunkKind::Paired(device) = trunk.kind
             && let Some(seat) = self.device(device)
         {
-            seat.machine.close(told(reason));
+            seat.machine.close(told);
         }
     }
 

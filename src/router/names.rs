@@ -78,5 +78,5 @@ mod tests {
         assert_ne!(name(None, "c", "a\nb"), name(None, "c", "ab"));
     }
 
-    const PINNED: &str = "telemetry@?";
+    const PINNED: &str = "telemetry@2t5f00pWtwWRNvBSapcZBA";
 }

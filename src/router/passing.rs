@@ -12,9 +12,10 @@ use std::time::Instant;
 use crate::telemetry::emit;
 
 use super::deliveries::{Deliveries, Run};
-use super::ends::{DeviceKey, TrunkKey};
+use super::ends::{DeviceKey, Side, TrunkKey, TrunkKind};
 use super::machine::{Heard, Router};
-use super::telemetry::{DeliveriesExceeded, Side, deliveries};
+use super::telemetry::{DeliveriesExceeded, deliveries};
+use super::shared::STALL_BYTES;
 
 /// The most deliveries under way in one direction of a session: 24 bytes each.
 ///
@@ -107,7 +108,7 @@ impl Router {
     pub(super) fn pass_from_trunk(&mut self, key: TrunkKey) -> Heard {
         let Self { devices, trunks, runs, .. } = self;
         let Some(trunk) = trunks.get_mut(key) else { return Heard::All };
-        let paired = matches!(trunk.kind, super::ends::TrunkKind::Paired(_));
+        let paired = matches!(trunk.kind, TrunkKind::Paired(_));
         let Some(seat) = &mut trunk.seat else { return Heard::All };
         while let Some(event) = seat.machine.poll_event() {
             match event {
@@ -116,7 +117,8 @@ impl Router {
                     let Some(device) = devices.get_mut(at) else { continue };
                     let Some(end) = device.links.get(down) else { continue };
                     let session = end.session;
-                    let Some(up) = device.sessions.get_mut(session).and_then(|session| session.up(key)) else {
+                    let Some(up) = device.sessions.get_mut(session).and_then(|session| session.up(key))
+                    else {
                         continue;
                     };
                     let passed = pass_transfer(
@@ -131,8 +133,8 @@ impl Router {
                     );
                     let full = !device.seat.has_room();
                     if !paired
-                        && (device.seat.backlog() >= super::shared::STALL_BYTES
-                            || device.seat.machine.session_backlog_bytes(session) >= super::shared::STALL_BYTES)
+                        && (device.seat.backlog() >= STALL_BYTES
+                            || device.seat.machine.session_backlog_bytes(session) >= STALL_BYTES)
                         && !up.stalled
                         && let Some(session) = up.session
                     {
@@ -226,24 +228,12 @@ impl Router {
         }
     }
 
-    /// A transfer of a hub on a link that leads nowhere: the answers of `$cbs` have been taken out before.
-    pub(super) fn trunk_transfer(
-        &mut self,
-        _key: TrunkKey,
-        _link: LinkId,
-        _session: SessionId,
-        _delivery_id: u32,
-        _first: bool,
-        _transfer: &Transfer,
-    ) {
-    }
-
-    pub(super) fn device_flow(&mut self, key: DeviceKey, link: LinkId, flow: &Flow, now: Instant) {
+    pub(super) fn device_flow(&mut self, key: DeviceKey, link: LinkId, flow: &Flow) {
         let Self { devices, trunks, .. } = self;
         let Some(device) = devices.get_mut(key) else { return };
-        let Some(end) = device.links.get(link) else { return self.node_flow(key, link, now) };
+        let Some(end) = device.links.get(link) else { return self.node_flow(key, link, flow) };
         let (session, skew) = (end.session, end.skew);
-        let (Some(peer), true) = (end.peer, end.is_answered_or_new()) else {
+        let (Some(peer), true) = (end.peer, end.passes_flows()) else {
             return self.flow_on_held(key, link, flow);
         };
         let Some(hub) = trunks.get_mut(end.trunk).and_then(|trunk| trunk.seat.as_mut()) else { return };
@@ -259,14 +249,15 @@ impl Router {
         let Self { devices, trunks, .. } = self;
         let Some(&(at, down)) = trunks.get_mut(key).and_then(|trunk| trunk.links.get(link)) else { return };
         let Some(device) = devices.get_mut(at) else { return };
-        let Some(end) = device.links.get(down) else { return };
+        let Some(end) = device.links.get_mut(down) else { return };
         let (session, skew) = (end.session, end.skew);
         let Some(known) = device.seat.machine.link(down) else { return };
         if known.role == Role::Sender && is_overdue(&device.seat.machine, session) {
             return self.end_both(at, session, reason(Misuse::Backlog));
         }
-        let initial = known.initial_delivery_count;
-        device.seat.machine.flow(down, numbers(flow, initial, skew));
+        let numbers = numbers(flow, known.initial_delivery_count, skew);
+        end.credit_renewed(numbers);
+        device.seat.machine.flow(down, numbers);
         device.seat.wake();
     }
 

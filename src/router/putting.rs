@@ -14,8 +14,9 @@ use crate::telemetry::emit;
 
 use super::access::{Grant, expired};
 use super::claims::{Answer, Reply, RequestKey};
-use super::ends::{Device, DeviceKey, Trunk, TrunkKey, TrunkKind};
+use super::ends::{Device, DeviceKey, TrunkKey, TrunkKind, Way};
 use super::machine::Router;
+use super::routes::ConnectorIndex;
 use super::telemetry::{TokenExpired, TokenPut, TokenRefused};
 
 /// Whose token is being put, and why.
@@ -53,7 +54,13 @@ impl Put {
 impl Router {
     // What the device says to the node.
 
-    pub(super) fn node_attached(&mut self, key: DeviceKey, link: LinkId, session: SessionId, attach: &Attach) {
+    pub(super) fn node_attached(
+        &mut self,
+        key: DeviceKey,
+        link: LinkId,
+        session: SessionId,
+        attach: &Attach,
+    ) {
         let Some(device) = self.devices.get_mut(key) else { return };
         let Some((machine, shared)) = device.machine_and_shared() else { return };
         shared.node.on_attach(machine, link, session, attach);
@@ -104,12 +111,17 @@ impl Router {
             Ok(grant) => grant,
             Err(refusal) => {
                 emit(TokenRefused { status: refusal.status, why: &refusal.description });
-                return shared.node.answer(machine, request.key, &Reply::status(refusal.status, refusal.description));
+                return shared.node.answer(
+                    machine,
+                    request.key,
+                    &Reply::status(refusal.status, refusal.description),
+                );
             }
         };
         // A hub that several connectors lead to: the one that the device is on already.
-        let hubs = shared.access.hubs();
-        let on = shared.lanes.iter().map(|lane| lane.connector).find(|&connector| hubs.is_same(connector, grant.hub));
+        let hubs = &self.rules.hubs;
+        let mut on = shared.lanes.iter().map(|lane| lane.connector);
+        let on = on.find(|&connector| hubs.of(ConnectorIndex(connector)) == grant.hub);
         match self.lane(key, on.unwrap_or(grant.hub.0), now) {
             Ok(trunk) => {
                 let until = self.wait_until(trunk, now);
@@ -165,8 +177,8 @@ impl Router {
         }
         let Some(shared) = self.devices.get_mut(key).and_then(Device::shared) else { return };
         let Some(connector) = shared.lane(trunk).map(|lane| lane.connector) else { return };
-        let hubs = shared.access.hubs();
-        let grants = shared.access.grants().iter().filter(|grant| hubs.is_same(connector, grant.hub));
+        let hub = self.rules.hubs.of(ConnectorIndex(connector));
+        let grants = shared.access.grants().iter().filter(|grant| grant.hub == hub);
         let grants: Vec<Grant> = grants.cloned().collect();
         let asked = shared.asked.iter().filter(|asked| asked.trunk == trunk);
         let asked: Vec<RequestKey> = asked.map(|asked| asked.key).collect();
@@ -199,7 +211,7 @@ impl Router {
             | Event::Detached { link, .. }
             | Event::Transfer { link, .. }
             | Event::Flow { link: Some(link), .. } => shared.cbs.owns_link(*link),
-            Event::Opened(_) | Event::Closed(_) | Event::SaslInit { .. } => false,
+            Event::Opened(_) | Event::Closed(_) | Event::SaslInit { .. } | Event::Authenticated => false,
         };
         if !is_ours {
             return Some(event);
@@ -239,7 +251,14 @@ impl Router {
         device.seat.wake();
     }
 
-    fn again_answered(&mut self, key: DeviceKey, trunk: TrunkKey, grant: &Grant, reply: &Reply, now: Instant) {
+    fn again_answered(
+        &mut self,
+        key: DeviceKey,
+        trunk: TrunkKey,
+        grant: &Grant,
+        reply: &Reply,
+        now: Instant,
+    ) {
         let Some(shared) = self.devices.get_mut(key).and_then(Device::shared) else { return };
         emit(TokenPut { accepted: reply.is_success() });
         if !reply.is_success() {
@@ -262,7 +281,9 @@ impl Router {
 
     /// Until when something new waits for a connection.
     pub(super) fn wait_until(&self, trunk: TrunkKey, now: Instant) -> Instant {
-        let Some(TrunkKind::Shared(shared)) = self.trunks.get(trunk).map(|trunk| &trunk.kind) else { return now };
+        let Some(TrunkKind::Shared(shared)) = self.trunks.get(trunk).map(|trunk| &trunk.kind) else {
+            return now;
+        };
         let patience = self.connectors[shared.connector].settings.patience;
         shared.hold_until.filter(|until| *until > now).unwrap_or(now + patience)
     }
@@ -276,11 +297,13 @@ impl Router {
                 let late = shared.asked.iter().filter(|asked| asked.until <= now);
                 late.map(|asked| (asked.key, asked.trunk)).collect()
             };
-            let has_expired = shared.access.next_expiry().is_some_and(|at| at <= unix) && shared.access.expire(unix);
+            let has_expired =
+                shared.access.next_expiry().is_some_and(|at| at <= unix) && shared.access.expire(unix);
             for (request, trunk) in late {
                 // One that is on its way to the hub has a time-out of its own.
                 if !self.is_open(trunk) {
-                    let reply = Reply::status(503, "the hub cannot be reached now; put the token again later");
+                    let reply =
+                        Reply::status(503, "the hub cannot be reached now; put the token again later");
                     self.asked_answered(key, request, &reply);
                 }
             }
@@ -291,7 +314,9 @@ impl Router {
         }
         for key in self.trunks.keys() {
             let Some(trunk) = self.trunks.get_mut(key) else { continue };
-            let (Some(seat), TrunkKind::Shared(shared)) = (&mut trunk.seat, &mut trunk.kind) else { continue };
+            let (Some(seat), TrunkKind::Shared(shared)) = (&mut trunk.seat, &mut trunk.kind) else {
+                continue;
+            };
             let mut answers = Vec::new();
             shared.cbs.handle_timeout(&mut seat.machine, now, &mut answers);
             self.answered(key, answers, now);
@@ -302,22 +327,13 @@ impl Router {
     fn detach_forbidden(&mut self, key: DeviceKey, error: &AmqpError) {
         let unix = self.unix;
         let Some(device) = self.devices.get_mut(key) else { return };
-        let super::ends::Way::Shared(shared) = &device.way else { return };
+        let Way::Shared(shared) = &device.way else { return };
         let forbidden = device.links.iter().filter(|(_, end)| {
             end.shared.as_ref().is_some_and(|link| !shared.access.allows(&link.permit, unix))
         });
         let forbidden: Vec<LinkId> = forbidden.map(|(link, _)| link).collect();
         for link in forbidden {
             self.detach_both(key, link, error);
-        }
-    }
-}
-
-impl Trunk {
-    /// Forgets what a device wanted to put and has not put yet.
-    pub(super) fn forget_puts(&mut self, device: DeviceKey) {
-        if let Some(shared) = self.shared() {
-            shared.cbs.forget(|put| put.is_of(device));
         }
     }
 }

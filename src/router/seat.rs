@@ -3,7 +3,7 @@
 use std::task::{Context, Waker};
 use std::time::Instant;
 
-use fieldgate_amqp::connection::Connection;
+use fieldgate_amqp::connection::{CloseReason, Connection};
 
 /// While this much waits to be written to a peer, nothing is read that would add to it.
 pub(crate) const MAX_BACKLOG_BYTES: usize = 1024 * 1024;
@@ -18,6 +18,8 @@ pub(crate) struct Seat {
     pub(crate) finished: bool,
     /// The peer is read. Otherwise its silence is not its own.
     reading: bool,
+    /// Why the connection is over, once its machine has said so.
+    pub(crate) reason: Option<Box<CloseReason>>,
     waker: Option<Waker>,
     /// The task sleeps, and wants to be woken.
     parked: bool,
@@ -25,7 +27,7 @@ pub(crate) struct Seat {
 
 impl Seat {
     pub(crate) fn new(machine: Connection) -> Self {
-        Self { machine, wire_backlog: 0, finished: false, reading: true, waker: None, parked: false }
+        Self { machine, wire_backlog: 0, finished: false, reading: true, reason: None, waker: None, parked: false }
     }
 
     /// Bytes that wait to be written.
@@ -45,6 +47,11 @@ impl Seat {
             None => self.waker = Some(cx.waker().clone()),
         }
         self.parked = true;
+    }
+
+    /// Notes that the task is awake.
+    pub(crate) fn unpark(&mut self) {
+        self.parked = false;
     }
 
     /// Wakes the task, once until it sleeps again.

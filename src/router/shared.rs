@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fieldgate_amqp::connection::{Connection, Event, LinkId, SessionId};
-use fieldgate_amqp::error::{AmqpError, Condition};
-use fieldgate_amqp::performative::{Attach, Patch, Role, TransferOut};
+use fieldgate_amqp::error::{AmqpError, Condition, Misuse};
+use fieldgate_amqp::performative::{Attach, Begin, Patch, Role, TransferOut};
 
 use crate::table::Table;
 use crate::telemetry::emit;
@@ -15,17 +15,21 @@ use crate::telemetry::emit;
 use super::access::{Access, Admitted, Routed, Rules};
 use super::claims::{CbsClientLink, CbsNode};
 use super::ends::{
-    ConnectorSettings, Device, DeviceInfo, DeviceKey, DownLink, Trunk, TrunkKey, TrunkKind, UpSession, Way,
+    ConnectorSettings, Device, DeviceInfo, DeviceKey, DownLink, Side, Trunk, TrunkKey, TrunkKind, UpSession,
+    Way,
 };
 use super::hold::{SharedLink, Stage};
 use super::machine::{Router, held_down};
 use super::names::upstream_link_name;
 use super::passing::reason;
+use super::putting::{Asked, Put};
 use super::seat::{MAX_BACKLOG_BYTES, Seat};
-use super::telemetry::{LinkRefused, LinkRouted, LinkStolen, Side, TrunkWanted};
+use super::telemetry::{LinkRefused, LinkRouted, LinkStolen, TrunkWanted};
 
 /// While this much waits for a device, the hub is told to keep what it has for it.
 pub(super) const STALL_BYTES: usize = 256 * 1024;
+/// How long a hub may take to answer for a token.
+const CBS_TIME_OUT: Duration = Duration::from_secs(10);
 /// How long a connection stays that no device needs any more.
 const IDLE_TRUNK: Duration = Duration::from_secs(30);
 
@@ -39,6 +43,8 @@ pub(super) struct SharedDevice {
     pub(super) node: CbsNode,
     /// The connection that it is on, for each connector it has links to.
     pub(super) lanes: Vec<Lane>,
+    /// Tokens that it has put and the hub has not answered for.
+    pub(super) asked: Vec<Asked>,
     /// It stands in a trunk's queue of those who wait for room.
     queued: bool,
 }
@@ -65,7 +71,9 @@ pub(super) struct SharedTrunk {
     pub(super) hold_until: Option<Instant>,
     /// Since when no device needs it.
     idle_since: Option<Instant>,
-    pub(super) cbs: CbsClientLink,
+    pub(super) cbs: CbsClientLink<Put>,
+    /// No device will come any more: the connection is being closed.
+    retired: bool,
 }
 
 /// A hub that devices share connections to.
@@ -91,9 +99,10 @@ impl Connector {
 
 impl SharedDevice {
     pub(super) fn new(info: DeviceInfo, rules: Arc<Rules>) -> Self {
-        let DeviceInfo { container, identity, dialled, authorise, max_tokens, bound_to } = info;
-        let access = Access::new(rules, authorise, max_tokens, dialled.as_deref(), bound_to, None);
-        Self { container, identity, access, node: CbsNode::default(), lanes: Vec::new(), queued: false }
+        let DeviceInfo { container, identity, dialled, bound_to } = info;
+        let access = Access::new(rules, dialled.as_deref(), bound_to, None);
+        let (node, lanes, asked) = (CbsNode::new(), Vec::new(), Vec::new());
+        Self { container, identity, access, node, lanes, asked, queued: false }
     }
 
     pub(super) fn lane(&mut self, trunk: TrunkKey) -> Option<&mut Lane> {
@@ -105,6 +114,13 @@ impl Device {
     pub(super) fn shared(&mut self) -> Option<&mut SharedDevice> {
         match &mut self.way {
             Way::Shared(shared) => Some(shared),
+            Way::Paired { .. } => None,
+        }
+    }
+
+    pub(super) fn machine_and_shared(&mut self) -> Option<(&mut Connection, &mut SharedDevice)> {
+        match &mut self.way {
+            Way::Shared(shared) => Some((&mut self.seat.machine, shared)),
             Way::Paired { .. } => None,
         }
     }
@@ -139,7 +155,8 @@ impl Router {
             is_open: false,
             hold_until: None,
             idle_since: None,
-            cbs: CbsClientLink::default(),
+            cbs: new_cbs(),
+            retired: false,
         };
         let trunk = Trunk {
             seat: None,
@@ -151,9 +168,7 @@ impl Router {
         self.connectors[connector].trunks.push(key);
         self.wanted.push_back((key, connector));
         emit(TrunkWanted { connector: &self.connectors[connector].settings.name });
-        if let Some(waker) = self.manager.take() {
-            waker.wake();
-        }
+        self.wake_manager();
         key
     }
 
@@ -165,7 +180,8 @@ impl Router {
 
     /// Whether a shared connection is of use.
     pub(crate) fn is_trunk_wanted(&self, key: TrunkKey) -> bool {
-        !self.draining && self.trunks.get(key).is_some()
+        let retired = |trunk: &Trunk| matches!(&trunk.kind, TrunkKind::Shared(shared) if shared.retired);
+        !self.draining && self.trunks.get(key).is_some_and(|trunk| !retired(trunk))
     }
 
     /// How many devices are on a shared connection.
@@ -177,7 +193,12 @@ impl Router {
     }
 
     /// The connection of a device to a hub: the one that it is on, or one with room for it.
-    fn lane(&mut self, key: DeviceKey, connector: usize) -> Result<TrunkKey, AmqpError> {
+    pub(super) fn lane(
+        &mut self,
+        key: DeviceKey,
+        connector: usize,
+        now: Instant,
+    ) -> Result<TrunkKey, AmqpError> {
         let shared = self.devices.get_mut(key).and_then(Device::shared);
         let Some(shared) = shared else { return Err(full("the device is gone")) };
         if let Some(lane) = shared.lanes.iter().find(|lane| lane.connector == connector) {
@@ -190,7 +211,8 @@ impl Router {
             trunk.is_some_and(|trunk| match (&trunk.kind, &trunk.seat) {
                 // One session is the gateway's own, for `$cbs`.
                 (TrunkKind::Shared(shared), Some(seat)) if shared.is_open => {
-                    shared.devices.len() < most && seat.machine.sessions() < usize::from(seat.machine.channel_max())
+                    shared.devices.len() < most
+                        && seat.machine.sessions() < usize::from(seat.machine.channel_max())
                 }
                 (TrunkKind::Shared(shared), _) => shared.devices.len() < most,
                 _ => false,
@@ -208,6 +230,7 @@ impl Router {
         if let Some(shared) = self.devices.get_mut(key).and_then(Device::shared) {
             shared.lanes.push(Lane { connector, trunk, putting: 0 });
         }
+        self.put_again(key, trunk, now);
         Ok(trunk)
     }
 
@@ -222,7 +245,11 @@ impl Router {
         for session in sessions {
             self.device_session_ended(key, session, None);
         }
-        let lanes = self.devices.get_mut(key).and_then(Device::shared).map(|shared| std::mem::take(&mut shared.lanes));
+        let lanes = self
+            .devices
+            .get_mut(key)
+            .and_then(Device::shared)
+            .map(|shared| std::mem::take(&mut shared.lanes));
         for lane in lanes.into_iter().flatten() {
             let Some(trunk) = self.trunks.get_mut(lane.trunk) else { continue };
             if let Some(seat) = &mut trunk.seat {
@@ -231,7 +258,7 @@ impl Router {
             if let Some(shared) = trunk.shared() {
                 shared.devices.retain(|device| *device != key);
                 shared.waiting.retain(|device| *device != key);
-                shared.cbs.forget(key);
+                shared.cbs.forget(|put| put.is_of(key));
             }
         }
     }
@@ -268,8 +295,7 @@ impl Router {
                     seat.machine.close(None);
                     seat.wake();
                 }
-                shared.idle_since = Some(now);
-                shared.retire();
+                shared.retired = true;
                 false
             });
         }
@@ -306,7 +332,9 @@ impl Router {
         let Self { devices, trunks, .. } = self;
         let Some(trunk) = trunks.get_mut(key) else { return };
         let has_room = trunk.seat.as_ref().is_none_or(Seat::has_room);
-        let Some(shared) = trunk.shared().filter(|shared| has_room && !shared.waiting.is_empty()) else { return };
+        let Some(shared) = trunk.shared().filter(|shared| has_room && !shared.waiting.is_empty()) else {
+            return;
+        };
         for key in std::mem::take(&mut shared.waiting) {
             let Some(device) = devices.get_mut(key) else { continue };
             device.seat.wake();
@@ -365,7 +393,7 @@ impl Router {
         let unix = self.unix;
         let Some(shared) = self.devices.get_mut(key).and_then(Device::shared) else { return };
         let refusal = match shared.access.admit(attach, unix) {
-            Ok(Admitted::Cbs) => return self.node_attached(key, link, session, attach, now),
+            Ok(Admitted::Cbs) => return self.node_attached(key, link, session, attach),
             Ok(Admitted::Routed(routed)) => match self.route(key, link, session, *routed, now) {
                 Ok(()) => return,
                 Err(error) => error,
@@ -387,9 +415,12 @@ impl Router {
         now: Instant,
     ) -> Result<(), AmqpError> {
         let Routed { connector, attach, permit, respelled } = routed;
-        let trunk = self.lane(key, connector.0)?;
+        let unix = self.unix;
+        let trunk = self.lane(key, connector.0, now)?;
         let Some(shared) = self.devices.get_mut(key).and_then(Device::shared) else { return Ok(()) };
-        let identity = shared.identity.as_deref().or_else(|| shared.access.identity(&permit)).map(Box::<str>::from);
+        // Who the device has proved to be: by its connection, or by the token that this link stands on.
+        let grant = shared.access.grant_of(&permit, unix).map(|grant| grant.scope.as_str());
+        let identity = shared.identity.as_deref().or(grant).map(Box::<str>::from);
         let name = upstream_link_name(identity.as_deref(), &shared.container, attach.name(), attach.role());
         let (name, waits) = self.claim_name(connector.0, name, identity.is_some(), (key, link));
         let attach = attach
@@ -399,7 +430,9 @@ impl Router {
             .map_err(|_| full("the attach is too large"))?;
         let kept = SharedLink::new(connector.0, &attach, permit, respelled);
         let Some(device) = self.devices.get_mut(key) else { return Ok(()) };
-        device.links.insert(link, DownLink { shared: Some(Box::new(kept)), ..DownLink::new(session, trunk, None) });
+        device
+            .links
+            .insert(link, DownLink { shared: Some(Box::new(kept)), ..DownLink::new(session, trunk, None) });
         if !waits {
             self.attach_up(key, link, now);
         }
@@ -426,10 +459,12 @@ impl Router {
             named.next = Some(who);
             let (device, link) = named.owner;
             emit(LinkStolen { name: &name });
-            let stolen = AmqpError::new(&Condition::Stolen, Some("the same device has attached this link again"));
+            let stolen =
+                AmqpError::new(&Condition::Stolen, Some("the same device has attached this link again"));
             self.detach_both(device, link, &stolen);
             // Where nobody had to be asked the name is free by now, and handed on.
-            let handed_on = self.connectors[connector].names.get(&name).is_some_and(|named| named.owner == who);
+            let handed_on =
+                self.connectors[connector].names.get(&name).is_some_and(|named| named.owner == who);
             return (name, !handed_on);
         }
         for number in 2_u32.. {
@@ -443,7 +478,7 @@ impl Router {
     }
 
     /// A link is gone: its name is free, or handed to who waits for it.
-    pub(super) fn release_name(&mut self, shared: &SharedLink, who: (DeviceKey, LinkId), now: Option<Instant>) {
+    pub(super) fn release_name(&mut self, shared: &SharedLink, who: (DeviceKey, LinkId)) {
         let Some(attach) = shared.attach() else { return };
         let connector = &mut self.connectors[shared.connector];
         let Some(named) = connector.names.get_mut(attach.name()) else { return };
@@ -453,9 +488,7 @@ impl Router {
             match named.next.take() {
                 Some(next) => {
                     named.owner = next;
-                    if let Some(now) = now {
-                        self.attach_up(next.0, next.1, now);
-                    }
+                    self.freed.push(next);
                 }
                 None => drop(connector.names.remove(attach.name())),
             }
@@ -465,18 +498,17 @@ impl Router {
     /// Attaches a link that waits, if its connection is ready for it.
     pub(super) fn attach_up(&mut self, key: DeviceKey, link: LinkId, now: Instant) {
         let owner = self.owns_name(key, link);
-        let Self { devices, trunks, connectors, .. } = self;
+        let end = self.devices.get(key).and_then(|device| device.links.get(link));
+        let Some((session, at)) = end.map(|end| (end.session, end.trunk)) else { return };
+        let until = self.wait_until(at, now);
+        let Self { devices, trunks, .. } = self;
         let Some(device) = devices.get_mut(key) else { return };
         let Some(end) = device.links.get_mut(link) else { return };
-        let (session, at) = (end.session, end.trunk);
         let (None, Some(shared)) = (end.peer, &mut end.shared) else { return };
         let Way::Shared(of) = &mut device.way else { return };
         let putting = of.lane(at).is_some_and(|lane| lane.putting > 0);
         let Some(trunk) = trunks.get_mut(at) else { return };
-        let settings = connectors.get(shared.connector).map(|connector| &connector.settings);
-        let patience = settings.map(|settings| settings.patience).unwrap_or_default();
         let TrunkKind::Shared(line) = &mut trunk.kind else { return };
-        let until = line.hold_until.filter(|until| *until > now).unwrap_or(now + patience);
         shared.until.get_or_insert(until);
         let (true, false, true, Some(seat)) = (line.is_open, putting, owner, &mut trunk.seat) else { return };
         let hub = &mut seat.machine;
@@ -491,11 +523,10 @@ impl Router {
         let count = device.seat.machine.link(link).map_or(0, |link| link.delivery_count);
         let attached = up.and_then(|up| {
             trunk.sessions.insert(up, (key, session));
-            let attach = shared.attach_now(count).ok_or(fieldgate_amqp::error::Misuse::FrameTooLarge)?;
+            let attach = shared.attach_now(count).ok_or(Misuse::FrameTooLarge)?;
             let peer = hub.attach(up, &attach)?;
             Ok((attach, peer))
         });
-        seat.wake();
         match attached {
             Ok((attach, peer)) => {
                 trunk.links.insert(peer, (key, link));
@@ -507,6 +538,7 @@ impl Router {
                 } else {
                     shared.stage = Stage::Reattaching;
                 }
+                seat.wake();
             }
             Err(misuse) => {
                 let refusal = reason(misuse);
@@ -549,10 +581,12 @@ impl Router {
     }
 }
 
-fn begin_up(
-    hub: &mut Connection,
-    begin: Option<fieldgate_amqp::performative::Begin>,
-) -> Result<SessionId, fieldgate_amqp::error::Misuse> {
+/// A connection's links to `$cbs`, not made yet.
+pub(super) fn new_cbs() -> CbsClientLink<Put> {
+    CbsClientLink::new(CBS_TIME_OUT)
+}
+
+fn begin_up(hub: &mut Connection, begin: Option<Begin>) -> Result<SessionId, Misuse> {
     match begin {
         Some(begin) => hub.begin_as(&begin),
         None => hub.begin(),
