@@ -409,7 +409,12 @@ struct Peer {
 
 impl Peer {
     fn new(connection: u64, control: Arc<Control>) -> Self {
-        let config = ConnectionConfig { container_id: "scripted".into(), ..ConnectionConfig::default() };
+        let config = ConnectionConfig {
+            container_id: "scripted".into(),
+            // A test may send more than the gateway takes.
+            max_backlog_bytes: 64 << 20,
+            ..ConnectionConfig::default()
+        };
         let mechanisms = [Mechanism::Anonymous, Mechanism::Plain];
         let machine = Connection::server(Arc::new(config), &mechanisms, true, Instant::now());
         Self {

@@ -135,8 +135,7 @@ fn machine_config(connector: &config::Connector, config: &Config, hub: &Hub) -> 
         handle_max: links - 1,
         // Each device is bounded for itself, and only devices cause links here.
         max_links: devices.saturating_mul(usize::try_from(links).unwrap_or(usize::MAX)),
-        // With less than two frames the hub would stop after each.
-        incoming_window: (window_bytes / connector.max_frame_bytes.max(1)).max(2),
+        incoming_window_bytes: window_bytes as usize,
         idle_time_out: Some(connector.idle_time_out),
         open_time_out: connector.connect_time_out,
         max_backlog_bytes: 2 * MAX_BACKLOG_BYTES,

@@ -61,7 +61,7 @@ fn machine_config(limits: &Limits) -> ConnectionConfig {
         channel_max: limits.max_sessions.get() - 1,
         max_links: usize::try_from(limits.max_links.get()).unwrap_or(usize::MAX),
         handle_max: limits.max_links.get() - 1,
-        incoming_window: limits.incoming_window(),
+        incoming_window_bytes: limits.window_bytes as usize,
         idle_time_out: Some(limits.idle_time_out),
         open_time_out: limits.open_time_out,
         max_backlog_bytes: 2 * MAX_BACKLOG_BYTES,

@@ -15,6 +15,7 @@ use crate::tls::Stream;
 use super::device::{Place, TURNS};
 use super::end::End;
 use super::routing::Routing;
+use super::telemetry::Counted;
 
 /// A device and its hub, in the router.
 pub(super) struct Pair<D = Stream, H = Stream> {

@@ -9,7 +9,7 @@ use std::time::{Instant, SystemTime};
 
 use tokio::sync::Notify;
 
-use crate::config::{Config, Mode};
+use crate::config::Config;
 use crate::console::Health;
 use crate::router::Router;
 use crate::shutdown::Shutdown;

@@ -117,15 +117,14 @@ impl Trunk {
         }
     }
 
-    /// Waits for something while there is no connection; nothing once the connection is not wanted any more.
+    /// Waits for something while there is no connection; nothing if that is not wanted any more when the wait is over,
+    /// or the gateway is stopping.
     async fn while_wanted<T>(&self, what: impl Future<Output = T>) -> Option<T> {
         let mut what = pin!(what);
+        let mut stop = pin!(self.routing.shutdown.draining());
         poll_fn(|cx| {
-            let wanted = self.routing.turn(|router| {
-                router.park_trunk(self.key, cx);
-                router.is_trunk_wanted(self.key)
-            });
-            if !wanted {
+            let wanted = self.routing.turn(|router| router.is_trunk_wanted(self.key));
+            if !wanted || stop.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(None);
             }
             what.as_mut().poll(cx).map(Some)
@@ -140,7 +139,7 @@ impl Trunk {
             (self.connector.own_open(&self.config.container_id), self.connector.hub.security());
         let mut machine = Connection::client(Arc::clone(&self.config), security, open, now);
         trace::watch(&mut machine, &self.routing, format_args!("{} {}", self.connector.name, self.number));
-        self.routing.turn(|router| router.trunk_connected(self.key, machine, now));
+        self.routing.turn(|router| router.trunk_connected(self.key, machine));
         let mut end = End::new(stream);
         let mut was_up = false;
         let routing = Rc::clone(&self.routing);

@@ -16,7 +16,7 @@ use std::time::Instant;
 use fieldgate_amqp::connection::{ClientSecurity, CloseReason, Connection, Event};
 use fieldgate_amqp::error::{AmqpError, Condition};
 use fieldgate_amqp::performative::Open;
-use fieldgate_amqp::sasl::{Mechanism, PlainCredentials, SaslCode};
+use fieldgate_amqp::sasl::{PlainCredentials, SaslCode};
 use tokio::net::TcpStream;
 
 use crate::config::Mode;
