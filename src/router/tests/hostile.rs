@@ -46,7 +46,7 @@ fn dispositions_for_nothing_go_nowhere() {
         bench.run();
         assert!(bench.hub.dispositions().is_empty(), "{role:?} {first}..{last}");
     }
-    assert_eq!(bench.tunnel.kept().2, 1);
+    assert_eq!(bench.router.kept().2, 1);
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn a_giant_range_costs_what_lives_in_it() {
     bench.device.machine.disposition(session, settled(Role::Receiver, 0, (1 << 31) - 1));
     bench.run();
     assert_eq!(bench.hub.dispositions().len(), 1);
-    assert_eq!(bench.tunnel.kept().2, 0);
+    assert_eq!(bench.router.kept().2, 0);
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn transfers_beyond_the_credit_cost_the_link() {
         let [(detach, _)] = &peer.detaches()[..] else { panic!("one detach") };
         assert_eq!(detach.error().expect("a reason").condition(), "amqp:link:transfer-limit-exceeded");
     }
-    assert_eq!(bench.tunnel.kept(), (2, 0, 0));
+    assert_eq!(bench.router.kept(), (2, 0, 0));
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn a_fault_of_the_session_ends_it_on_both_sides() {
         let [Event::SessionEnded { error: Some(error), .. }] = &events[..] else { panic!("{events:?}") };
         assert_eq!(error.condition(), "amqp:session:unattached-handle");
     }
-    assert_eq!(bench.tunnel.kept(), (2, 0, 0), "the other session goes on");
+    assert_eq!(bench.router.kept(), (2, 0, 0), "the other session goes on");
 }
 
 #[test]
@@ -132,9 +132,9 @@ fn storms_of_attaches_and_detaches_leave_nothing() {
             });
         }
         bench.run();
-        assert_eq!(bench.tunnel.kept(), (2, 0, 0));
+        assert_eq!(bench.router.kept(), (2, 0, 0));
     }
-    assert_eq!((bench.hub.machine.links(), bench.down.links(), bench.up.links()), (0, 0, 0));
+    assert_eq!((bench.hub.machine.links(), bench.down().links(), bench.up().links()), (0, 0, 0));
     bench.device.machine.end(session, None);
     bench.run();
     bench.assert_empty();
@@ -152,7 +152,7 @@ fn unsettled_deliveries_are_bounded() {
         }
         if number % 1000 == 0 {
             bench.run();
-            assert!(bench.tunnel.kept().2 <= 100_000);
+            assert!(bench.router.kept().2 <= 100_000);
             bench.hub.take();
         }
     }
