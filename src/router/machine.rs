@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 use fieldgate_amqp::connection::{CloseReason, Connection, Event, LinkId};
@@ -104,7 +104,9 @@ impl Router {
         mut machine: Connection,
         info: DeviceInfo,
         now: Instant,
+        unix: u64,
     ) -> DeviceKey {
+        self.unix = unix;
         let answer = machine.config().open();
         machine.open(answer);
         let way = Way::Shared(Box::new(SharedDevice::new(info, Arc::clone(&self.rules))));

@@ -9,9 +9,9 @@ use std::time::{Instant, SystemTime};
 
 use tokio::sync::Notify;
 
-use crate::config::Config;
+use crate::config::{self, Config, RouteAddress};
 use crate::console::Health;
-use crate::router::Router;
+use crate::router::{ConnectorIndex, Direction, Hubs, LinkRoute, RouteMatch, Router, Routes, Rules};
 use crate::shutdown::Shutdown;
 use crate::timer::Timer;
 use crate::upstream::Hub;
@@ -40,6 +40,23 @@ pub(crate) struct Routing {
     empty: Notify,
 }
 
+/// Where links go, by the configuration.
+fn rules(config: &Config, hubs: &[Arc<Hub>]) -> Rules {
+    let routes = config.link_routes.iter().map(|route| LinkRoute {
+        matches: match &route.address {
+            RouteAddress::Prefix(prefix) => RouteMatch::Prefix(prefix.to_string()),
+            RouteAddress::Pattern(pattern) => RouteMatch::Pattern(pattern.to_string()),
+        },
+        direction: match route.direction {
+            config::Direction::In => Some(Direction::In),
+            config::Direction::Out => Some(Direction::Out),
+            config::Direction::Both => None,
+        },
+        connector: ConnectorIndex(route.connector),
+    });
+    Rules { routes: Routes::new(routes), hubs: Hubs::new(hubs.iter().map(|hub| [hub.name()])) }
+}
+
 impl std::fmt::Debug for Routing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Routing").field("worker", &self.worker).finish_non_exhaustive()
@@ -61,7 +78,7 @@ impl Routing {
             .collect();
         let settings = connectors.iter().map(|connector| connector.settings(config)).collect();
         let routing = Rc::new(Self {
-            router: RefCell::new(Router::new(settings)),
+            router: RefCell::new(Router::new(settings, Arc::new(rules(config, hubs)), unix_now())),
             connectors,
             health,
             worker,
