@@ -178,8 +178,6 @@ impl Peer {
                 let open: Open = self.machine.config().open();
                 self.machine.open(open);
             }
-            // A server is not let in anywhere.
-            Event::Authenticated => {}
             Event::SessionBegun { session, .. } => self.machine.accept_begin(session),
             Event::SessionEnded { session, error } => {
                 if let Some(error) = &error {
