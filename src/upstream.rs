@@ -35,7 +35,7 @@ use uplink::Uplink;
 pub(crate) use backoff::Backoff;
 pub(crate) use commands::CommandId;
 pub use target::HubError;
-pub(crate) use target::{ConnectError, Embedded, Hub};
+pub(crate) use target::{Embedded, Hub};
 
 /// How long a message may wait for the hub before it is released.
 #[derive(Clone, Copy, Debug)]

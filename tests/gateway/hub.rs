@@ -528,7 +528,7 @@ impl Peer {
             Event::SessionEnded { session, .. } => {
                 self.saw(Seen::SessionEnded { connection: self.connection, session });
             }
-            Event::Flow { link: None, .. } | Event::Closed(_) => {}
+            Event::Flow { link: None, .. } | Event::Authenticated | Event::Closed(_) => {}
         }
     }
 

@@ -13,7 +13,7 @@ use fieldgate_amqp::sasl::Mechanism;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
 use crate::config::Config;
-use crate::router::{Authorise, DeviceKey, MAX_BACKLOG_BYTES, Policy, Router, TrunkKey};
+use crate::router::{Authorise, DeviceKey, Hubs, MAX_BACKLOG_BYTES, Policy, Router, Routes, Rules, TrunkKey};
 use crate::testing::Stream;
 use crate::wire::READ_BYTES;
 
@@ -41,6 +41,11 @@ fn policy() -> Policy {
     Policy::new(Authorise::Any, Vec::new().into(), "hub".into(), None)
 }
 
+/// Nothing is routed: pairs have their own rules.
+fn rules() -> Arc<Rules> {
+    Arc::new(Rules { routes: Routes::new([]), hubs: Hubs::new([[""; 0]; 0]) })
+}
+
 /// Device and hub, and the router between them whose bytes the test moves by hand.
 struct Bench {
     device: Connection,
@@ -61,7 +66,7 @@ impl Bench {
         let (mut device, hub) = (client(device), server(hub));
         carry(&mut device, &mut near);
         assert!(matches!(near.poll_event(), Some(Event::Opened(_))));
-        let mut router = Router::new(Vec::new(), Arc::default());
+        let mut router = Router::new(Vec::new(), rules(), 0);
         let keys = router.add_pair(near, client(config()), policy());
         let mut bench =
             Self { device, router, keys, hub, streams: Default::default(), heard, deaf: [false; 2] };

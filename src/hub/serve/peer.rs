@@ -178,8 +178,6 @@ impl Peer {
                 let open: Open = self.machine.config().open();
                 self.machine.open(open);
             }
-            // A server is not let in anywhere.
-            Event::Authenticated => {}
             Event::SessionBegun { session, .. } => self.machine.accept_begin(session),
             Event::SessionEnded { session, error } => {
                 if let Some(error) = &error {
@@ -202,6 +200,8 @@ impl Peer {
                 self.on_transfer(now, link, delivery_id, &transfer);
             }
             Event::Disposition { session, disposition } => self.on_disposition(now, session, &disposition),
+            // Only a client hears this.
+            Event::Authenticated => {}
             Event::Closed(reason) => {
                 self.reason = Some(reason);
                 self.lose();
