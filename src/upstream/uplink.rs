@@ -349,7 +349,7 @@ impl Uplink {
             }
             Event::Detached { link, detach, answered, .. } => self.detached(link, &detach, answered, now),
             Event::SessionEnded { session, error } => self.session_ended(session, error.as_ref(), now),
-            Event::SessionBegun { .. } | Event::SaslInit { .. } => {}
+            Event::SessionBegun { .. } | Event::SaslInit { .. } | Event::Authenticated => {}
         }
     }
 

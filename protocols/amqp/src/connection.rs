@@ -42,11 +42,12 @@ use self::handshake::Handshake;
 use self::numbers::{NumberMap, NumberPool};
 use self::output::Output;
 use crate::error::{AmqpError, Violation};
-use crate::frame::{FrameBuffer, MIN_MAX_FRAME_BYTES};
+use crate::frame::{Frame, FrameBuffer, MIN_MAX_FRAME_BYTES};
 use crate::link::Link;
 use crate::performative::Open;
 use crate::sasl::Mechanism;
 use crate::session::Session;
+use crate::trace::{self, Direction, Line, Trace};
 
 /// Where a connection is.
 ///
@@ -109,6 +110,10 @@ pub struct Connection {
     channels: NumberPool,
     /// The peer's channels, and the sessions behind them.
     remote_channels: NumberMap,
+    /// What never went out of the sessions of a connection that is over: their stamps, and the first delivery-id.
+    unsent: Vec<(u32, u32)>,
+    /// Who is shown the frames.
+    trace: Option<Arc<dyn Trace>>,
     /// Makes ids differ that share a place in a table.
     next_stamp: u32,
 }
@@ -118,7 +123,16 @@ impl Connection {
     /// are set from `config`.
     pub fn client(config: Arc<ConnectionConfig>, security: ClientSecurity, open: Open, now: Instant) -> Self {
         let mut connection = Self::new(config, now);
-        connection.start_client(security, open);
+        connection.start_client(security, Some(open));
+        connection
+    }
+
+    /// As [`client`](Self::client), with the open still to come: once the layers below it stand,
+    /// [`Event::Authenticated`] asks for it, and [`open`](Self::open) gives it. For who lets the server judge the
+    /// credentials of somebody who has not opened yet.
+    pub fn client_to_open(config: Arc<ConnectionConfig>, security: ClientSecurity, now: Instant) -> Self {
+        let mut connection = Self::new(config, now);
+        connection.start_client(security, None);
         connection
     }
 
@@ -153,8 +167,16 @@ impl Connection {
             links: Slab::new(),
             channels: NumberPool::default(),
             remote_channels: NumberMap::default(),
+            unsent: Vec::new(),
+            trace: None,
             next_stamp: 0,
         }
+    }
+
+    /// Shows every frame from now on to `trace`, or to nobody: those of the peer when they are decoded, ours when
+    /// they are taken to be sent.
+    pub fn set_trace(&mut self, trace: Option<Arc<dyn Trace>>) {
+        self.trace = trace;
     }
 
     /// Takes bytes from the peer. They are only kept; `poll_event` decodes them.
@@ -185,23 +207,44 @@ impl Connection {
         match self.phase {
             Phase::Judging | Phase::Answering | Phase::Closed => Ok(Step::Wait),
             Phase::Header | Phase::SaslHeader | Phase::AmqpHeader => {
+                if self.ask_for_open() {
+                    return Ok(Step::Event(Event::Authenticated));
+                }
                 match self.input.take_protocol_header() {
-                    Some(header) => Ok(self.on_header(header)),
+                    Some(header) => {
+                        if let Some(trace) = &self.trace {
+                            trace.trace(&Line::header(Direction::In, header));
+                        }
+                        Ok(self.on_header(header))
+                    }
                     None => Ok(Step::Wait),
                 }
             }
             Phase::Init | Phase::Mechanisms | Phase::Outcome => {
                 match self.input.next(crate::sasl::MAX_FRAME_BYTES)? {
-                    Some(frame) => self.on_sasl_frame(frame),
+                    Some(frame) => {
+                        self.trace_input(&frame);
+                        self.on_sasl_frame(frame)
+                    }
                     None => Ok(Step::Wait),
                 }
             }
             Phase::Open | Phase::Running | Phase::Closing => {
                 match self.input.next(self.config.max_frame_bytes)? {
-                    Some(frame) => self.on_frame(frame),
+                    Some(frame) => {
+                        self.trace_input(&frame);
+                        self.on_frame(frame)
+                    }
                     None => Ok(Step::Wait),
                 }
             }
+        }
+    }
+
+    #[inline]
+    fn trace_input(&self, frame: &Frame) {
+        if let Some(trace) = &self.trace {
+            trace.trace(&Line::frame(Direction::In, frame));
         }
     }
 
@@ -221,6 +264,8 @@ impl Connection {
         self.handshake = None;
         self.input = FrameBuffer::default();
         self.output.discard_waiting();
+        let unsent = |session: &Session| session.unsent_from().map(|id| (session.stamp, id));
+        self.unsent = self.sessions.iter().filter_map(|(_, session)| unsent(session)).collect();
         self.sessions = Slab::new();
         self.links = Slab::new();
         self.channels = NumberPool::default();
@@ -230,9 +275,12 @@ impl Connection {
 
     /// Everything to be sent, in one buffer; `None` where there is nothing.
     pub fn poll_transmit(&mut self) -> Option<Bytes> {
-        let bytes = self.output.take()?;
+        let bytes = self.output.take()?.freeze();
         self.clock.sent();
-        Some(bytes.freeze())
+        if let Some(trace) = &self.trace {
+            trace::output(&**trace, bytes.clone());
+        }
+        Some(bytes)
     }
 
     /// Lends an empty buffer to write to, where the connection holds none: `buffer` is empty and without capacity
@@ -247,6 +295,9 @@ impl Connection {
         self.output.take_into(buffer);
         if !buffer.is_empty() {
             self.clock.sent();
+            if let Some(trace) = &self.trace {
+                trace::output(&**trace, Bytes::copy_from_slice(buffer));
+            }
         }
     }
 

@@ -7,7 +7,8 @@
 //! - [`performative`] and [`message`] are views over frame bodies and messages;
 //! - [`ring`] keeps the unsettled deliveries of a session;
 //! - [`connection`] is the machine of one connection, with [`sasl`] below its open, sessions and links above;
-//! - [`endpoint`] sends and receives on links that end here.
+//! - [`endpoint`] sends and receives on links that end here;
+//! - [`trace`] shows frames to people.
 //!
 //! Nothing here opens a socket, asks for the time or starts a task. Bytes from a peer are validated once, before
 //! anything else reads them, and are then kept as they came: what a gateway passes on stays byte for byte what it
@@ -26,3 +27,5 @@ pub mod sasl;
 mod session;
 #[cfg(test)]
 mod testing;
+pub mod trace;
+mod window;

@@ -9,6 +9,7 @@ use bytes::BytesMut;
 
 use crate::connection::numbers::{NumberMap, NumberPool};
 use crate::link::Half;
+use crate::window::IncomingWindow;
 
 /// A session of a connection.
 #[derive(Debug)]
@@ -31,8 +32,8 @@ pub(crate) struct Session {
     pub(crate) remote_incoming_window: u32,
     /// Transfer-id that we expect next (serial).
     pub(crate) next_incoming_id: u32,
-    /// Transfer frames that the peer may still send.
-    pub(crate) incoming_window: u32,
+    /// Transfer frames that the peer may still send. None before our begin.
+    pub(crate) incoming_window: IncomingWindow,
     /// Delivery-id that the peer used last.
     pub(crate) last_delivery_id: Option<u32>,
     /// The greatest handle that we may use.
@@ -65,8 +66,9 @@ pub(crate) struct Held {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HeldKind {
-    /// An encoded transfer frame; the only kind that the window counts.
-    Transfer,
+    /// An encoded transfer frame; the only kind that the window counts. With the delivery-id where it is the first
+    /// of its delivery.
+    Transfer { begins: Option<u32> },
     /// A flow of a link whose transfers wait. The bytes are its properties, if any; the rest is written when its
     /// turn comes, since session numbers change until then.
     Flow(HeldFlow),
@@ -84,7 +86,7 @@ impl Held {
     fn aside_bytes(&self) -> usize {
         match self.kind {
             HeldKind::Flow(_) | HeldKind::Disposition => self.len as usize + size_of::<Self>(),
-            HeldKind::Transfer | HeldKind::Detach | HeldKind::End => 0,
+            HeldKind::Transfer { .. } | HeldKind::Detach | HeldKind::End => 0,
         }
     }
 }
@@ -112,14 +114,18 @@ impl Session {
             next_delivery_id: first_transfer_id,
             remote_incoming_window: 0,
             next_incoming_id: 0,
-            // The peer may not send before our begin.
-            incoming_window: 0,
+            incoming_window: IncomingWindow::default(),
             last_delivery_id: None,
             remote_handle_max: u32::MAX,
             handles: NumberPool::default(),
             remote_handles: NumberMap::default(),
             backlog: None,
         }
+    }
+
+    /// The channel of the peer's begin, where ours answers it.
+    pub(crate) fn answered_channel(&self) -> Option<u16> {
+        (self.remote == Half::Open).then_some(self.remote_channel)
     }
 
     /// The peer states its window. `next_incoming_id` is absent as long as the peer has not seen our begin.
@@ -159,6 +165,16 @@ impl Session {
         self.backlog.as_ref().map_or(0, |backlog| backlog.asides)
     }
 
+    /// The first delivery none of whose frames has gone, if one waits.
+    pub(crate) fn unsent_from(&self) -> Option<u32> {
+        let mut frames = self.backlog.as_ref()?.frames.iter();
+        // Frames wait in the order of their transfer-ids, in which delivery-ids rise.
+        frames.find_map(|held| match held.kind {
+            HeldKind::Transfer { begins } => begins,
+            _ => None,
+        })
+    }
+
     pub(crate) fn has_backlog(&self) -> bool {
         self.backlog.is_some()
     }
@@ -179,7 +195,7 @@ impl Session {
     pub(crate) fn release(&mut self) -> Option<(Held, BytesMut)> {
         let backlog = self.backlog.as_mut()?;
         let front = backlog.frames.front()?;
-        if front.kind == HeldKind::Transfer && self.remote_incoming_window == 0 {
+        if matches!(front.kind, HeldKind::Transfer { .. }) && self.remote_incoming_window == 0 {
             return None;
         }
         let held = backlog.frames.pop_front()?;
@@ -226,13 +242,14 @@ mod tests {
     #[test]
     fn only_transfers_wait_for_the_window_and_order_is_kept() {
         let mut session = session();
-        session.hold(Some(3), HeldKind::Transfer, |bytes| bytes.put_slice(b"one"));
+        let transfer = HeldKind::Transfer { begins: Some(9) };
+        session.hold(Some(3), transfer, |bytes| bytes.put_slice(b"one"));
         session.hold(Some(3), HeldKind::Detach, |bytes| bytes.put_slice(b"two"));
         assert_eq!(session.backlog_bytes(), 6 + 2 * size_of::<Held>());
         assert!(session.release().is_none());
         session.remote_window(None, 1, u32::MAX - 1);
         let (held, bytes) = session.release().unwrap();
-        assert_eq!((held.kind, &bytes[..]), (HeldKind::Transfer, &b"one"[..]));
+        assert_eq!((held.kind, &bytes[..]), (transfer, &b"one"[..]));
         session.transferred();
         let (held, bytes) = session.release().unwrap();
         assert_eq!((held.kind, &bytes[..]), (HeldKind::Detach, &b"two"[..]));

@@ -200,6 +200,8 @@ impl Peer {
                 self.on_transfer(now, link, delivery_id, &transfer);
             }
             Event::Disposition { session, disposition } => self.on_disposition(now, session, &disposition),
+            // Only a client hears this.
+            Event::Authenticated => {}
             Event::Closed(reason) => {
                 self.reason = Some(reason);
                 self.lose();

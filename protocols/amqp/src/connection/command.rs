@@ -8,7 +8,7 @@ use super::event::{LinkId, LinkInfo, SessionId};
 use super::{Connection, Phase, write};
 use crate::error::{AmqpError, Condition, Misuse, Violation};
 use crate::link::Half;
-use crate::performative::{Attach, DispositionOut, Role, TransferOut};
+use crate::performative::{Attach, Begin, DispositionOut, Role, TransferOut};
 use crate::session::{HeldFlow, HeldKind};
 
 /// The most bytes of a delivery-tag (2.8.7).
@@ -42,6 +42,32 @@ impl Connection {
         let place = self.new_session().ok_or(Misuse::NoChannel)?;
         self.write_begin(place);
         Ok(self.session_id(place))
+    }
+
+    /// As [`begin`](Self::begin), saying what `begin` says: capabilities, properties and whatever else it holds go
+    /// out as they are. Channel, ids, windows and handle-max are the engine's.
+    ///
+    /// # Errors
+    /// As `begin`; and `FrameTooLarge`.
+    pub fn begin_as(&mut self, begin: &Begin) -> Result<SessionId, Misuse> {
+        self.check_open()?;
+        let place = self.new_session().ok_or(Misuse::NoChannel)?;
+        if let Err(misuse) = self.write_begin_as(place, begin) {
+            let channel = self.sessions.remove(place).channel;
+            self.channels.free(channel.into());
+            self.shrink();
+            return Err(misuse);
+        }
+        Ok(self.session_id(place))
+    }
+
+    /// As [`accept_begin`](Self::accept_begin), saying what `begin` says, as [`begin_as`](Self::begin_as) does. One
+    /// that does not fit into a frame of the peer becomes an end with `amqp:frame-size-too-small`.
+    pub fn accept_begin_as(&mut self, session: SessionId, begin: &Begin) {
+        let Ok(place) = self.session_place(session) else { return };
+        if self.sessions[place].local == Half::Idle && self.write_begin_as(place, begin).is_err() {
+            self.end_now(place, Some(&AmqpError::new(&Condition::FrameSizeTooSmall, None)));
+        }
     }
 
     /// Answers the peer's begin.
@@ -185,6 +211,24 @@ impl Connection {
         }
     }
 
+    /// What comes in this session cannot be passed on: its incoming-window is not opened again until
+    /// [`resume`](Self::resume), whatever flows go out meanwhile. What the peer was granted before still comes.
+    pub fn stall(&mut self, session: SessionId) {
+        if let Ok(place) = self.session_place(session) {
+            self.sessions[place].incoming_window.stall();
+        }
+    }
+
+    /// Ends what [`stall`](Self::stall) began. The peer hears of it where half of the window is used up.
+    pub fn resume(&mut self, session: SessionId) {
+        if let Ok(place) = self.session_place(session)
+            && self.sessions[place].incoming_window.resume()
+            && self.sessions[place].local == Half::Open
+        {
+            self.write_session_flow(place, false);
+        }
+    }
+
     /// Sends a piece of a delivery, and gives the delivery-id. The fields go out as they are, but handle and
     /// delivery-id, which are the engine's: as long as `more` was true, the next call of this link continues the
     /// delivery. A payload larger than a frame of the peer is split. What the peer's incoming-window does not allow
@@ -244,7 +288,8 @@ impl Connection {
             } else {
                 link.held += 1;
                 let channel = session.channel;
-                session.hold(Some(place), HeldKind::Transfer, |out| {
+                let begins = piece.delivery_id;
+                session.hold(Some(place), HeldKind::Transfer { begins }, |out| {
                     encode::put_transfer(out, channel, &piece, part);
                 });
             }
@@ -300,6 +345,16 @@ impl Connection {
         self.session_place(session).map_or(0, |place| self.sessions[place].backlog_bytes())
     }
 
+    /// The delivery-id of the first delivery of ours none of whose frames has been written, since all of them wait
+    /// for the peer's incoming-window. It and all later deliveries of the session never went out. `None` where
+    /// there is none. Of a session that was there when the connection ended, the answer stays.
+    pub fn unsent_from(&self, session: SessionId) -> Option<u32> {
+        match self.sessions.get(session.place as usize) {
+            Some(known) if known.stamp == session.stamp => known.unsent_from(),
+            _ => self.unsent.iter().find(|(stamp, _)| *stamp == session.stamp).map(|&(_, id)| id),
+        }
+    }
+
     /// What the engine knows of a link; `None` once its id is invalid.
     pub fn link(&self, link: LinkId) -> Option<LinkInfo<'_>> {
         let place = self.link_place(link).ok()?;
@@ -314,6 +369,7 @@ impl Connection {
             delivery_count: link.delivery_count,
             credit: link.credit,
             drain: link.drain,
+            delivery: link.delivery,
         })
     }
 

@@ -27,9 +27,14 @@ pub struct ConnectionConfig {
     /// Announced as our idle-time-out. The connection is closed after twice this time without a frame from
     /// the peer (2.4.5 asks to announce half of the real limit). Default 120 s; `None` waits for ever.
     pub idle_time_out: Option<Duration>,
-    /// Transfer frames that the peer may send ahead in a session (incoming-window). Default 2048. Frames that
-    /// were not asked for with `poll_event` stay encoded and are not counted as received.
+    /// The most transfer frames that the peer may send ahead in a session (incoming-window). Default 2048. Frames
+    /// that were not asked for with `poll_event` stay encoded and are not counted as received.
     pub incoming_window: u32,
+    /// The bytes that these frames may come to. Default 1 MiB. The window that is announced is `incoming_window`,
+    /// or what goes into these bytes at the size that the peer's frames have; at least one frame. It starts at full
+    /// frames. A peer that suddenly sends larger frames exceeds it until it hears of the smaller window; a session
+    /// that goes on to 16 times the bytes while it is stalled is ended with `amqp:session:window-violation`.
+    pub incoming_window_bytes: usize,
     /// How long the peer may take from the first byte to its `open`, and from our `close` to its own.
     /// Default 10 s.
     pub open_time_out: Duration,
@@ -54,6 +59,7 @@ impl Default for ConnectionConfig {
             max_links: 1024,
             idle_time_out: Some(Duration::from_secs(120)),
             incoming_window: 2048,
+            incoming_window_bytes: 1024 * 1024,
             open_time_out: Duration::from_secs(10),
             max_backlog_bytes: 1024 * 1024,
             first_transfer_id: 0,

@@ -50,6 +50,9 @@ pub enum Event {
         /// The host that the client believes to speak to.
         hostname: Option<String>,
     },
+    /// The server has accepted our credentials, and our open is still to come: give it with
+    /// [`open`](super::Connection::open). Only for [`client_to_open`](super::Connection::client_to_open).
+    Authenticated,
     /// The peer's open. A server answers with [`open`](super::Connection::open); nothing more is decoded until then.
     Opened(Open),
     /// The peer's begin.
@@ -189,6 +192,8 @@ pub struct LinkInfo<'a> {
     pub credit: u32,
     /// The peer asks us to use the credit up or to give it back (our role: sender).
     pub drain: bool,
+    /// The delivery-id of the delivery whose last frame has not come or gone yet.
+    pub delivery: Option<u32>,
 }
 
 pub use crate::link::Half;

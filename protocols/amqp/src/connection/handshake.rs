@@ -11,8 +11,16 @@ use crate::sasl::{self, Mechanism, SaslCode};
 /// What only matters until both sides have opened.
 #[derive(Debug)]
 pub(crate) enum Handshake {
-    Server { mechanisms: Box<[Mechanism]>, allow_bare: bool },
-    Client { security: ClientSecurity, open: Open },
+    Server {
+        mechanisms: Box<[Mechanism]>,
+        allow_bare: bool,
+    },
+    /// `open` is `None` where the application gives it later; `asked` is whether it has been asked for it.
+    Client {
+        security: ClientSecurity,
+        open: Option<Open>,
+        asked: bool,
+    },
 }
 
 impl Handshake {
@@ -22,9 +30,9 @@ impl Handshake {
 }
 
 impl Connection {
-    pub(crate) fn start_client(&mut self, security: ClientSecurity, open: Open) {
+    pub(crate) fn start_client(&mut self, security: ClientSecurity, open: Option<Open>) {
         let bare = security == ClientSecurity::Bare;
-        self.handshake = Some(Box::new(Handshake::Client { security, open }));
+        self.handshake = Some(Box::new(Handshake::Client { security, open, asked: false }));
         if bare {
             self.send_header_and_open();
         } else {
@@ -33,11 +41,25 @@ impl Connection {
         }
     }
 
-    /// Client: the AMQP header, and our open behind it without waiting for the server's header.
+    /// Client: the AMQP header, and our open behind it without waiting for the server's header, if we have it.
     fn send_header_and_open(&mut self) {
         self.output.now().extend_from_slice(&ProtocolHeader::Amqp.bytes());
         self.phase = Phase::AmqpHeader;
-        self.write_own_open();
+        if matches!(self.handshake.as_deref(), Some(Handshake::Client { open: Some(_), .. })) {
+            self.write_own_open();
+        } else {
+            self.clock.no_deadline();
+        }
+    }
+
+    /// Client: whether the application is to be asked for its open now.
+    pub(crate) fn ask_for_open(&mut self) -> bool {
+        match self.handshake.as_deref_mut() {
+            Some(Handshake::Client { open: None, asked, .. }) if self.phase == Phase::AmqpHeader => {
+                !std::mem::replace(asked, true)
+            }
+            _ => false,
+        }
     }
 
     pub(crate) fn on_header(&mut self, header: [u8; 8]) -> Step {
@@ -171,7 +193,7 @@ impl Connection {
         self.peer_channel_max = open.channel_max();
         self.remote_open = Some(open.encoded().into());
         self.clock.beat(open.idle_time_out());
-        if self.is_client() {
+        if self.open_sent {
             self.run();
         } else {
             self.phase = Phase::Answering;
@@ -180,12 +202,19 @@ impl Connection {
         Ok(Step::Event(Event::Opened(open)))
     }
 
-    /// Server: answers [`Event::Opened`]. max-frame-size, channel-max and idle-time-out are set from the
-    /// configuration. Without such an event before it, it has no effect.
+    /// Server: answers [`Event::Opened`]. Client: answers [`Event::Authenticated`]. max-frame-size, channel-max and
+    /// idle-time-out are set from the configuration. Without such an event before it, it has no effect.
     pub fn open(&mut self, open: Open) {
-        if self.phase == Phase::Answering {
-            self.write_open(&open);
-            self.run();
+        match self.phase {
+            Phase::Answering => {
+                self.write_open(&open);
+                self.run();
+            }
+            Phase::AmqpHeader | Phase::Open if self.is_client() && !self.open_sent => {
+                self.write_open(&open);
+                self.clock.new_deadline();
+            }
+            _ => {}
         }
     }
 
@@ -205,7 +234,7 @@ impl Connection {
             return;
         }
         let open = match self.handshake.as_deref() {
-            Some(Handshake::Client { open, .. }) => open.clone(),
+            Some(Handshake::Client { open: Some(open), .. }) => open.clone(),
             _ => self.config.open(),
         };
         self.write_open(&open);

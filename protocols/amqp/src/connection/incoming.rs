@@ -15,6 +15,7 @@ use crate::performative::{
     self, Attach, Begin, Close, Detach, DetachOut, Disposition, End, Flow, Open, Role, Transfer, descriptor,
 };
 use crate::session::Session;
+use crate::window::Taken;
 
 impl Connection {
     pub(crate) fn on_frame(&mut self, frame: Frame) -> Result<Step, Violation> {
@@ -42,7 +43,7 @@ impl Connection {
 
     fn on_performative(&mut self, code: u64, channel: u16, body: Bytes) -> Result<Step, Violation> {
         let event = match code {
-            descriptor::TRANSFER => self.on_transfer(channel, Transfer::decode(body)?)?,
+            descriptor::TRANSFER => self.on_transfer(channel, body.len(), Transfer::decode(body)?)?,
             descriptor::DISPOSITION => self.on_disposition(channel, Disposition::decode(body)?)?,
             descriptor::FLOW => self.on_flow(channel, Flow::decode(body)?)?,
             descriptor::ATTACH => self.on_attach(channel, Attach::decode(body)?)?,
@@ -239,13 +240,18 @@ impl Connection {
         Ok(Some(Event::Flow { link, session, flow }))
     }
 
-    fn on_transfer(&mut self, channel: u16, transfer: Transfer) -> Result<Option<Event>, Violation> {
+    fn on_transfer(
+        &mut self,
+        channel: u16,
+        frame_bytes: usize,
+        transfer: Transfer,
+    ) -> Result<Option<Event>, Violation> {
         let Some(at) = self.session_of(channel)? else { return Ok(None) };
         let session = &mut self.sessions[at];
-        let Some(left) = session.incoming_window.checked_sub(1) else {
+        let taken = session.incoming_window.take(frame_bytes, &self.config);
+        if taken == Taken::Violation {
             return Ok(self.fail_session(at, &Violation::Window));
-        };
-        session.incoming_window = left;
+        }
         session.next_incoming_id = session.next_incoming_id.wrapping_add(1);
         let Some(place) = session.remote_handles.get(transfer.handle) else {
             return Ok(self.fail_session(at, &Violation::UnattachedHandle(transfer.handle)));
@@ -259,7 +265,7 @@ impl Connection {
         let in_credit = !first || link.begin_delivery();
         link.delivery = (transfer.more && !transfer.aborted).then_some(delivery_id);
         let local = link.local;
-        if left <= self.config.incoming_window / 2 {
+        if taken == Taken::FlowDue {
             self.write_session_flow(at, false);
         }
         if local == Half::Ended {

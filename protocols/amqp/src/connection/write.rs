@@ -9,7 +9,8 @@ use crate::error::{AmqpError, Condition, Misuse};
 use crate::frame::{FrameKind, put_frame};
 use crate::link::{Half, Link};
 use crate::performative::{
-    Attach, AttachOut, DeliveryState, FlowOut, Patch, RcvSettleMode, Role, SndSettleMode, modified, rejected,
+    Attach, AttachOut, Begin, DeliveryState, FlowOut, Patch, RcvSettleMode, Role, SndSettleMode, modified,
+    rejected,
 };
 use crate::session::{Held, HeldFlow, HeldKind, Session};
 
@@ -43,17 +44,37 @@ impl Connection {
 
     pub(crate) fn write_begin(&mut self, place: usize) {
         let session = &mut self.sessions[place];
-        let remote_channel = (session.remote == Half::Open).then_some(session.remote_channel);
         session.local = Half::Open;
-        session.incoming_window = self.config.incoming_window;
         encode::put_begin(
             self.output.frames(),
             session.channel,
-            remote_channel,
+            session.answered_channel(),
             session.next_outgoing_id,
-            session.incoming_window,
+            session.incoming_window.begin(&self.config),
             self.config.handle_max,
         );
+    }
+
+    /// Writes a begin as somebody else said it, but for what is ours to say, unless it is larger than a frame of the
+    /// peer.
+    pub(crate) fn write_begin_as(&mut self, place: usize, begin: &Begin) -> Result<(), Misuse> {
+        let session = &mut self.sessions[place];
+        let patches = [
+            (0, session.answered_channel().map_or(Patch::Null, Patch::U16)),
+            (1, Patch::U32(session.next_outgoing_id)),
+            (2, Patch::U32(session.incoming_window.begin(&self.config))),
+            (3, Patch::U32(encode::OUTGOING_WINDOW)),
+            (4, Patch::U32(self.config.handle_max)),
+        ];
+        let out = self.output.frames();
+        let start = out.len();
+        put_frame(out, FrameKind::Amqp, session.channel, |out| begin.write_patched(out, &patches));
+        if out.len() - start > self.peer_max_frame_bytes as usize && self.phase == Phase::Running {
+            out.truncate(start);
+            return Err(Misuse::FrameTooLarge);
+        }
+        session.local = Half::Open;
+        Ok(())
     }
 
     /// Writes the attach of a link, unless it is larger than a frame of the peer.
@@ -136,13 +157,12 @@ impl Connection {
         encode::put_flow(self.output.frames(), self.sessions[at].channel, &numbers);
     }
 
-    /// The session's part of a flow. Every flow opens our incoming-window again.
+    /// The session's part of a flow. Every flow opens our incoming-window again, unless it is stalled.
     fn session_numbers(&mut self, place: usize) -> FlowOut<'static> {
         let session = &mut self.sessions[place];
-        session.incoming_window = self.config.incoming_window;
         FlowOut {
             next_incoming_id: (session.remote != Half::Idle).then_some(session.next_incoming_id),
-            incoming_window: session.incoming_window,
+            incoming_window: session.incoming_window.announce(&self.config),
             next_outgoing_id: session.next_outgoing_id,
             outgoing_window: encode::OUTGOING_WINDOW,
             ..FlowOut::default()
@@ -167,7 +187,7 @@ impl Connection {
             kind => {
                 self.output.frames().extend_from_slice(bytes);
                 match kind {
-                    HeldKind::Transfer => self.sessions[session].transferred(),
+                    HeldKind::Transfer { .. } => self.sessions[session].transferred(),
                     HeldKind::End => self.drop_links(session),
                     _ => {}
                 }

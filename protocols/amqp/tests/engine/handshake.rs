@@ -258,3 +258,51 @@ fn a_lent_buffer_comes_back_with_the_output() {
     pair.client.connection.take_output(&mut buffer);
     assert!(buffer.is_empty() && buffer.capacity() > 0);
 }
+
+#[test]
+fn a_client_may_open_when_the_server_has_accepted_its_credentials() {
+    for security in [ClientSecurity::Bare, plain()] {
+        let mut pair = Pair::silent(security.clone(), config(), config());
+        pair.client.connection = Connection::client_to_open(Arc::new(config()), security.clone(), pair.now);
+        pair.server.answers = false;
+        pair.run();
+        if security != ClientSecurity::Bare {
+            assert!(pair.client.take().is_empty(), "not before the outcome");
+            pair.server.connection.sasl_outcome(SaslCode::Ok);
+            pair.run();
+        }
+        assert!(matches!(pair.client.take()[..], [Event::Authenticated]));
+        // Whose open it is may take its time to come.
+        pair.client.connection.handle_timeout(pair.now + Duration::from_secs(60));
+        assert!(!pair.client.connection.is_closed());
+        let open = OpenOut { container_id: "device", ..OpenOut::default() }.build();
+        pair.client.connection.open(open.clone());
+        pair.client.connection.open(open);
+        pair.run();
+        let opened: Vec<_> =
+            pair.server.take().into_iter().filter(|it| matches!(it, Event::Opened(_))).collect();
+        let [Event::Opened(open)] = &opened[..] else { panic!("{opened:?}") };
+        assert_eq!((open.container_id(), open.max_frame_size()), ("device", 65_536));
+        pair.server.connection.open(config().open());
+        pair.run();
+        assert!(pair.client.connection.is_open());
+        assert!(matches!(pair.client.take()[..], [Event::Opened(_)]));
+    }
+}
+
+#[test]
+fn a_client_that_is_still_to_open_waits_with_what_follows_the_servers_open() {
+    let mut client = Connection::client_to_open(Arc::new(config()), ClientSecurity::Bare, start());
+    let mut early = BytesMut::from(&ProtocolHeader::Amqp.bytes()[..]);
+    early.extend_from_slice(&crate::raw::frame(0, |out| out.extend_from_slice(config().open().encoded())));
+    early.extend_from_slice(b"\0\0\0\x0f\x02\0\0\0\0\x53\x18\xc0\x02\x01\x40");
+    client.handle_input(start(), early.freeze());
+    assert!(matches!(client.poll_event(), Some(Event::Authenticated)));
+    assert!(matches!(client.poll_event(), Some(Event::Opened(_))));
+    assert!(client.poll_event().is_none());
+    client.open(config().open());
+    assert!(matches!(client.poll_event(), Some(Event::Closed(CloseReason::Remote(None)))));
+    let written = frames(client.poll_transmit().unwrap());
+    let names: Vec<_> = written.iter().map(|(_, performative)| performative.name()).collect();
+    assert_eq!(names, ["open", "close"]);
+}

@@ -1,8 +1,9 @@
 //! Begin, attach, detach, end.
 
+use bytes::BytesMut;
 use fieldgate_amqp::connection::{ConnectionConfig, Event, Half};
 use fieldgate_amqp::error::{AmqpError, Condition, Misuse};
-use fieldgate_amqp::performative::{Attach, Performative, Role};
+use fieldgate_amqp::performative::{Attach, Begin, BeginOut, Performative, Role};
 
 use crate::pair::{Pair, attach, config};
 use crate::raw::Raw;
@@ -229,4 +230,64 @@ fn a_link_on_an_unanswered_session_answers_it() {
         panic!("{:?}", pair.client.events)
     };
     assert_eq!((attach.name(), attach.role()), ("l", Role::Receiver));
+}
+
+/// A begin with capabilities, properties, and a field that no specification knows yet.
+fn rich_begin() -> Begin {
+    let mut body = BytesMut::from(&b"\x00\x53\x11\xd0\0\0\0\0\0\0\0\x09"[..]);
+    body.extend_from_slice(b"\x60\x00\x07\x52\x05\x52\x06\x52\x07\x52\x08");
+    body.extend_from_slice(b"\xa3\x03abc\xe0\x08\x02\xa3\x02de\x02fg\xc1\x05\x02\xa3\x01k\x41\xa1\x03new");
+    let len = body.len() as u32 - 8;
+    body[4..8].copy_from_slice(&len.to_be_bytes());
+    Begin::decode(body.freeze()).unwrap()
+}
+
+#[test]
+fn a_begin_is_forwarded_as_it_is_but_for_the_numbers() {
+    let mut pair = Pair::open();
+    pair.server.answers = false;
+    let begin = rich_begin();
+    let ours = pair.client.connection.begin_as(&begin).unwrap();
+    pair.run();
+    let events = pair.server.take();
+    let [Event::SessionBegun { session, begin: came, .. }] = &events[..] else { panic!("{events:?}") };
+    assert_eq!((came.remote_channel(), came.next_outgoing_id(), came.handle_max()), (None, 0, 255));
+    assert_eq!(came.incoming_window(), 16);
+    let same = |came: &Begin| (5..9).all(|field| came.composite().raw(field) == begin.composite().raw(field));
+    assert!(same(came) && came.composite().len() == 9);
+    pair.server.connection.accept_begin_as(*session, &begin);
+    pair.server.connection.accept_begin_as(*session, &begin);
+    pair.run();
+    let events = pair.client.take();
+    let [Event::SessionBegun { session, begin: came, by_peer: false }] = &events[..] else {
+        panic!("{events:?}")
+    };
+    assert_eq!((*session, came.remote_channel()), (ours, Some(0)));
+    assert!(same(came));
+}
+
+#[test]
+fn a_begin_that_does_not_fit_is_refused() {
+    let small = ConnectionConfig { max_frame_bytes: 512, ..config() };
+    let mut pair = Pair::open_with(config(), small);
+    let filler = vec![b'x'; 600];
+    let mut properties = BytesMut::from(&b"\xd1\0\0\x02\x64\0\0\0\x02\xa3\x01k\xb1\0\0\x02\x58"[..]);
+    properties.extend_from_slice(&filler);
+    let begin = BeginOut { properties: Some(&properties), ..BeginOut::default() }.build();
+    assert_eq!(pair.client.connection.begin_as(&begin), Err(Misuse::FrameTooLarge));
+    assert_eq!(pair.client.connection.sessions(), 0);
+    assert!(pair.client.connection.begin().is_ok());
+    // The other way round the begin has been said already.
+    pair.client.answers = false;
+    pair.run();
+    pair.server.connection.begin().unwrap();
+    pair.run();
+    let session = *pair.client.begun().last().unwrap();
+    pair.client.connection.accept_begin_as(session, &begin);
+    pair.run();
+    let ended = pair.server.events.iter().find_map(|event| match event {
+        Event::SessionEnded { error, .. } => error.clone(),
+        _ => None,
+    });
+    assert_eq!(ended.unwrap().condition(), "amqp:frame-size-too-small");
 }

@@ -14,5 +14,6 @@ mod links;
 mod pair;
 mod random;
 mod raw;
+mod trace;
 mod transfers;
 mod windows;

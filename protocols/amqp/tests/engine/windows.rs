@@ -166,6 +166,89 @@ fn our_window_is_opened_again_at_half() {
 }
 
 #[test]
+fn a_stalled_session_is_not_opened_again_before_it_is_resumed() {
+    let server = ConnectionConfig { incoming_window: 10, ..config() };
+    let mut pair = Pair::open_with(config(), server);
+    let (session, theirs) = pair.session();
+    let (link, remote) = pair.link(session, "l", Role::Sender);
+    pair.server.connection.stall(theirs);
+    // A flow for the link gives credit and no window.
+    grant(&mut pair.server, remote, 1000);
+    for tag in 0..30_u8 {
+        pair.client.connection.transfer(link, message(&[tag]), b"x").unwrap();
+    }
+    pair.run();
+    assert_eq!(received(&pair.server.take()).len(), 10);
+    grant(&mut pair.server, remote, 900);
+    pair.server.connection.session_flow(theirs, false);
+    pair.run();
+    assert!(pair.server.take().is_empty());
+    assert_eq!(pair.client.connection.unsent_from(session), Some(10));
+    pair.server.connection.resume(theirs);
+    pair.run();
+    assert_eq!(received(&pair.server.take()).len(), 20);
+    assert_eq!(pair.client.connection.unsent_from(session), None);
+    // Above half there is nothing to say.
+    pair.server.connection.stall(theirs);
+    pair.server.connection.resume(theirs);
+    assert_eq!(pair.server.connection.output_bytes(), 0);
+}
+
+#[test]
+fn the_window_is_bounded_in_bytes() {
+    let server = ConnectionConfig { max_frame_bytes: 4096, incoming_window_bytes: 40_960, ..config() };
+    let mut pair = Pair::open_with(config(), server);
+    let (session, _) = pair.session();
+    let (link, remote) = pair.link(session, "l", Role::Sender);
+    grant(&mut pair.server, remote, 10_000);
+    pair.run();
+    let window = |events: Vec<Event>| {
+        let windows = events.into_iter().filter_map(|event| match event {
+            Event::Flow { flow, .. } => Some(flow.incoming_window),
+            Event::SessionBegun { begin, .. } => Some(begin.incoming_window()),
+            _ => None,
+        });
+        windows.collect::<Vec<_>>()
+    };
+    // The grant is a flow, too.
+    assert_eq!(window(pair.client.take()), [10, 20]);
+    for tag in 0..1000_u32 {
+        pair.client.connection.transfer(link, message(&tag.to_be_bytes()), &[0; 100]).unwrap();
+    }
+    pair.run();
+    let windows = window(pair.client.take());
+    assert!(windows.iter().all(|&window| window <= 400), "{windows:?}");
+    assert!(*windows.last().unwrap() > 200, "{windows:?}");
+    pair.client.connection.transfer(link, message(b"large"), &[0; 4000]).unwrap();
+    pair.run();
+    assert_eq!(window(pair.client.take()), [10]);
+}
+
+#[test]
+fn what_never_went_is_known_after_the_end() {
+    let (mut raw, link) = narrow(2);
+    let session = raw.connection.session_of_link(link).unwrap();
+    assert_eq!(raw.connection.unsent_from(session), None);
+    let more = |tag| TransferOut { more: true, ..message(tag) };
+    for tag in [b"a", b"b"] {
+        raw.connection.transfer(link, message(tag), b"").unwrap();
+    }
+    assert_eq!(raw.connection.unsent_from(session), None);
+    raw.flow(window(2, 1));
+    // The first of three frames goes.
+    raw.connection.transfer(link, more(b"c"), b"1").unwrap();
+    raw.connection.transfer(link, more(b"c"), b"2").unwrap();
+    raw.connection.transfer(link, message(b"c"), b"3").unwrap();
+    assert_eq!(raw.connection.unsent_from(session), None);
+    let id = raw.connection.transfer(link, more(b"d"), b"1").unwrap();
+    raw.connection.transfer(link, message(b"e"), b"").unwrap_or_default();
+    assert_eq!(raw.connection.unsent_from(session), Some(id));
+    raw.bytes(b"\0\0\0\x0f\x02\0\0\0\0\x53\x18\xc0\x02\x01\x40");
+    assert!(raw.connection.is_closed());
+    assert_eq!(raw.connection.unsent_from(session), Some(id));
+}
+
+#[test]
 fn credit_reaches_the_sender_and_is_used_up() {
     let mut pair = Pair::open();
     let (session, _) = pair.session();

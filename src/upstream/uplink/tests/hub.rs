@@ -198,7 +198,7 @@ impl Hub {
                 self.forget(|of| of != link);
             }
             Event::SessionEnded { session, .. } => self.forget_session(session),
-            Event::Flow { link: None, .. } | Event::Closed(_) => {}
+            Event::Flow { link: None, .. } | Event::Authenticated | Event::Closed(_) => {}
         }
     }
 
