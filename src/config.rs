@@ -12,6 +12,7 @@ mod mappings;
 mod mechanisms;
 mod names;
 mod profiles;
+mod qpid;
 mod routes;
 mod sections;
 mod units;
@@ -32,6 +33,7 @@ pub use listeners::{Limits, Listener};
 pub use mappings::MappingsError;
 use profiles::ProfileSection;
 pub use profiles::{ClientCertificates, IdentityFiles, SslProfile, TlsVersion};
+pub use qpid::{Import, Remark};
 use routes::RouteSection;
 pub use routes::{Direction, LinkRoute, RouteAddress};
 use sections::UpstreamSection;
@@ -74,6 +76,8 @@ pub struct Config {
     pub connectors: Vec<Connector>,
     /// Which links go to which connector.
     pub link_routes: Vec<LinkRoute>,
+    /// What of another program's file was not carried over.
+    pub remarks: Vec<Remark>,
 }
 
 /// Where device messages go, and how.
@@ -149,19 +153,15 @@ impl Document {
 }
 
 impl Config {
-    /// Reads and checks a configuration file. Paths in it are relative to its directory.
+    /// Reads and checks a configuration file. Paths in it are relative to its directory. A file of Qpid Dispatch is
+    /// translated first.
     ///
     /// # Errors
     /// File, line, column, and what would be right.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let name = name_of(path);
         let text = std::fs::read_to_string(path).map_err(|error| unreadable_file(&name, &error))?;
-        let source = Source { name: &name, text: &text };
-        let document = check::read(&source)?;
-        if document.holds_secret() {
-            refuse_if_world_readable(path)?;
-        }
-        Self::finish(&source, document, path.parent())
+        Self::read(&Source { name: &name, text: &text }, path.parent(), Some(path))
     }
 
     /// Reads and checks a configuration from a text; paths in it are seen from `base`.
@@ -169,8 +169,52 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(name: &str, text: &str, base: Option<&Path>) -> Result<Self, ConfigError> {
-        let source = Source { name, text };
-        Self::finish(&source, check::read(&source)?, base)
+        Self::read(&Source { name, text }, base, None)
+    }
+
+    /// Translates a configuration file of Qpid Dispatch; `output` is where the translation will be.
+    ///
+    /// # Errors
+    /// As [`Config::load`]; or the file is none of Qpid Dispatch.
+    pub fn import(path: &Path, output: Option<&Path>) -> Result<Import, ConfigError> {
+        let name = name_of(path);
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::new(&name, format!("cannot be read: {error}")))?;
+        let source = Source { name: &name, text: &text };
+        if !qpid::is_qpid(&text) {
+            return Err(ConfigError::new(&name, "is no configuration of Qpid Dispatch Router")
+                .with_help("one has sections in braces, as in `listener { host: 0.0.0.0  port: 5672 }`"));
+        }
+        // What is good where the file is must be good where the translation will be.
+        let (from, to) = (directory(Some(path)), directory(output));
+        let import = Import::read(&source, (from != to).then_some(&*from))?;
+        let translated = Source { name: &name, text: &import.text };
+        let good =
+            check::read(&translated).and_then(|document| Self::finish(&translated, document, Some(&from)));
+        good.map_err(|error| import.trace_back(&source, error))?;
+        Ok(import)
+    }
+
+    fn read(source: &Source<'_>, base: Option<&Path>, file: Option<&Path>) -> Result<Self, ConfigError> {
+        if qpid::is_qpid(source.text) {
+            let import = Import::read(source, None)?;
+            let translated = Source { name: source.name, text: &import.text };
+            let config = Self::read_own(&translated, base, file);
+            let mut config = config.map_err(|error| import.trace_back(source, error))?;
+            config.remarks = import.remarks;
+            return Ok(config);
+        }
+        Self::read_own(source, base, file)
+    }
+
+    fn read_own(source: &Source<'_>, base: Option<&Path>, file: Option<&Path>) -> Result<Self, ConfigError> {
+        let document = check::read(source)?;
+        if let Some(file) = file
+            && document.holds_secret()
+        {
+            refuse_if_world_readable(file)?;
+        }
+        Self::finish(source, document, base)
     }
 
     fn finish(source: &Source<'_>, mut document: Document, base: Option<&Path>) -> Result<Self, ConfigError> {
@@ -217,6 +261,7 @@ impl Config {
             listeners,
             connectors,
             link_routes,
+            remarks: Vec::new(),
         })
     }
 
@@ -282,6 +327,13 @@ impl Config {
         })?;
         Ok(())
     }
+}
+
+/// The directory of a file, or the working directory, in full where it exists.
+fn directory(file: Option<&Path>) -> PathBuf {
+    let directory = file.and_then(Path::parent).filter(|parent| !parent.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    directory.canonicalize().unwrap_or_else(|_| directory.to_path_buf())
 }
 
 fn unreadable_file(name: &str, error: &std::io::Error) -> ConfigError {

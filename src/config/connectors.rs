@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fieldgate_amqp::sasl::Mechanism;
+use rustls::pki_types::ServerName;
 use serde::Deserialize;
 
 use super::address::split_host_port;
+use super::check::{FRAME_BYTES, SECOND_TO_HOUR, Within};
 use super::error::{ConfigError, Source, beside};
 use super::names::Names;
 use super::profiles::{self, SslProfile};
@@ -19,7 +21,7 @@ use super::units::{self, Secret};
 use super::{mechanisms, read_secret_file};
 
 /// The connector that stands for `[upstream]`, and the only one where no other is written.
-pub const UPSTREAM: &str = "upstream";
+pub(crate) const UPSTREAM: &str = "upstream";
 
 /// A way to a hub or broker for routed links.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -254,6 +256,7 @@ pub(super) fn resolve(
             Some(profile) => Some(profiles::named(source, profiles, SECTION, &at, profile)?),
             None => None,
         };
+        place.check_ranges(&section)?;
         let addresses = addresses(&place, &section, tls.is_some())?;
         place.check_transport(&section, &addresses, tls.is_some())?;
         place.check_mode(&section)?;
@@ -290,6 +293,20 @@ struct Here<'a> {
 impl Here<'_> {
     fn wrong(&self, key: &str, what: impl Into<String>) -> ConfigError {
         self.source.wrong(&[SECTION, self.at, key], what)
+    }
+
+    fn check_ranges(&self, section: &ConnectorSection) -> Result<(), ConfigError> {
+        let within = Within(self.source);
+        let path = |key| [SECTION, self.at, key];
+        within.some_duration(&path("hold"), section.hold, Duration::ZERO..=Duration::from_secs(3_600))?;
+        for (key, value) in [
+            ("idle_time_out", section.idle_time_out),
+            ("connect_time_out", section.connect_time_out),
+            ("retry_max", section.retry_max),
+        ] {
+            within.some_duration(&path(key), value, SECOND_TO_HOUR)?;
+        }
+        within.some_number(&path("max_frame_bytes"), section.max_frame_bytes, FRAME_BYTES)
     }
 
     /// Nobody on the way may read what devices say, unless the file says so in words.
@@ -380,6 +397,18 @@ fn addresses(place: &Here<'_>, section: &ConnectorSection, tls: bool) -> Result<
                 .with_help(format!("as in \"hub2.example.net:{default}\" or \"[::1]:{default}\"")));
         };
         addresses.push(HostPort { host: host.to_owned(), port });
+    }
+    if tls {
+        for address in &addresses {
+            if ServerName::try_from(address.host.as_str()).is_err() {
+                let what =
+                    format!("`{}` is no name that a certificate can be for", address.host.escape_debug());
+                let key = if address == &addresses[0] { "host" } else { "failover" };
+                return Err(place
+                    .wrong(key, what)
+                    .with_help("letters, digits, hyphens and dots, or an IP address"));
+            }
+        }
     }
     Ok(addresses)
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use fieldgate_amqp::sasl::Mechanism;
 use serde::Deserialize;
 
+use super::check::{FRAME_BYTES, SECOND_TO_HOUR, Within};
 use super::connectors::{self, Connector};
 use super::error::{ConfigError, Source};
 use super::names::{self, Names};
@@ -170,6 +171,10 @@ impl Here<'_> {
         connectors: &[Connector],
     ) -> Result<Listener, ConfigError> {
         let section = self.section;
+        let within = Within(self.source);
+        let path = |key| [SECTION, self.at, key];
+        within.some_duration(&path("idle_time_out"), section.idle_time_out, SECOND_TO_HOUR)?;
+        within.some_number(&path("max_frame_bytes"), section.max_frame_bytes, FRAME_BYTES)?;
         let tls = self.tls(profiles)?;
         let require_ssl = self.require_ssl(tls.is_some())?;
         let usual_port = if tls.is_some() && require_ssl { 5671 } else { 5672 };
