@@ -17,16 +17,16 @@ fn prefix(text: &str, connector: usize) -> LinkRoute {
     LinkRoute { matches, direction: None, connector: ConnectorIndex(connector) }
 }
 
-fn rules(authorise: Authorise) -> Arc<Rules> {
+fn rules() -> Arc<Rules> {
     // Connectors 0 and 2 lead to the same hub, 1 to another one.
     let routes =
         [prefix("devices/", 0), prefix("devices", 1), prefix("devices/special", 2), prefix("queue", 0)];
     let hubs = Hubs::new([vec!["hub.example", "localhost"], vec!["other.example"], vec!["hub.example"]]);
-    Arc::new(Rules { authorise, routes: Routes::new(routes), hubs, max_grants: 3 })
+    Arc::new(Rules { routes: Routes::new(routes), hubs })
 }
 
 fn access() -> Access {
-    Access::new(rules(Authorise::Token), Some("gate.local"), None, None)
+    Access::new(rules(), Authorise::Token, 3, Some("gate.local"), None, None)
 }
 
 /// A device that has put a token for each of these resources.
@@ -173,7 +173,7 @@ fn nobody_reaches_another_devices_addresses() {
 
 #[test]
 fn the_hubs_own_nodes_are_closed_but_for_cbs_which_is_the_gateways() {
-    for access in [access(), Access::new(rules(Authorise::Any), Some("gate.local"), None, None)] {
+    for access in [access(), Access::new(rules(), Authorise::Any, 3, Some("gate.local"), None, None)] {
         for address in [
             "$cbs",
             "/$cbs",
@@ -203,7 +203,7 @@ fn the_hubs_own_nodes_are_closed_but_for_cbs_which_is_the_gateways() {
             assert_eq!(refused(&access, address), NOT_ALLOWED, "{address}");
         }
     }
-    let any = Access::new(rules(Authorise::Any), None, None, None);
+    let any = Access::new(rules(), Authorise::Any, 3, None, None, None);
     for address in ["queue/$management", "queue/x/$CBS", "queue/%24management"] {
         assert_eq!(refused(&any, address), NOT_ALLOWED, "{address}");
     }
@@ -262,7 +262,7 @@ fn what_names_no_node_is_refused() {
         });
     });
     for authorise in [Authorise::Token, Authorise::Any] {
-        let mut access = Access::new(rules(authorise), None, None, None);
+        let mut access = Access::new(rules(), authorise, 3, None, None, None);
         access.grant(judge(&access, "hub.example/devices/dev1", "hub.example").unwrap());
         let odd = [&null_target, &null_source, &coordinator, &vendor, &symbol, &list, &null_address];
         for attach in odd.into_iter().chain(&dynamic(None)).chain(&dynamic(Some("devices/dev1"))) {
@@ -507,12 +507,12 @@ fn each_hub_has_its_own_devices() {
     assert_eq!(refused(&access, "amqps://other.example/devices/special/x"), UNAUTHORIZED);
 
     // What the device has dialled decides where its tokens do not, and a listener that is bound decides first.
-    let dialled = Access::new(rules(Authorise::Any), Some("other.example"), None, None);
+    let dialled = Access::new(rules(), Authorise::Any, 3, Some("other.example"), None, None);
     assert_eq!(goes(&dialled, "devices/d/x").0, 1);
-    let bound = Access::new(rules(Authorise::Any), Some("hub.example"), Some(ConnectorIndex(1)), None);
+    let bound = Access::new(rules(), Authorise::Any, 3, Some("hub.example"), Some(ConnectorIndex(1)), None);
     assert_eq!(goes(&bound, "devices/d/x").0, 1);
     assert_eq!(refused(&bound, "queue/q"), NOT_FOUND);
-    let bound = Access::new(rules(Authorise::Token), None, Some(ConnectorIndex(1)), None);
+    let bound = Access::new(rules(), Authorise::Token, 3, None, Some(ConnectorIndex(1)), None);
     assert_eq!(judge(&bound, "hub.example/devices/d", "hub.example").unwrap_err().status, 401);
     assert!(judge(&bound, "other.example/devices/d", "other.example").is_ok());
 }
@@ -520,7 +520,7 @@ fn each_hub_has_its_own_devices() {
 #[test]
 fn a_device_that_the_gateway_has_authenticated_has_its_own_addresses() {
     let own = Some((ConnectorIndex(2), Address::parse("devices/d1").unwrap()));
-    let access = Access::new(rules(Authorise::Token), None, None, own);
+    let access = Access::new(rules(), Authorise::Token, 3, None, None, own);
     let link = routed(&access, &sender("devices/d1/x"));
     assert_eq!(link.connector.0, 0);
     assert!(access.allows(&link.permit, u64::MAX) && access.grant_of(&link.permit, NOW).is_none());
@@ -531,7 +531,7 @@ fn a_device_that_the_gateway_has_authenticated_has_its_own_addresses() {
 
 #[test]
 fn without_authorisation_addresses_go_as_they_came() {
-    let access = Access::new(rules(Authorise::Any), Some("gate.local"), None, None);
+    let access = Access::new(rules(), Authorise::Any, 3, Some("gate.local"), None, None);
     for address in [
         "devices/d1/x",
         "/queue/%2F",
