@@ -194,19 +194,26 @@ impl Bench {
         self.most =
             [self.most[0].max(self.down().output_bytes()), self.most[1].max(self.up().output_bytes())];
         let Self { device, router, down, up, hub, streams: [a, b, c, d], .. } = self;
+        // As the tasks do: who is not heard is not read either.
+        let (hears_device, hears_hub) = (router.hears_device(*down), router.hears_trunk(*up));
         a.take(&mut device.machine);
         d.take(&mut hub.machine);
         let machine = &mut router.device(*down).expect("the device is there").machine;
         b.take(machine);
-        let mut moved = a.give(machine, now, piece());
+        let mut moved = hears_device && a.give(machine, now, piece());
         let machine = &mut router.trunk(*up).expect("the trunk is there").machine;
         c.take(machine);
-        moved |= d.give(machine, now, piece());
+        moved |= hears_hub && d.give(machine, now, piece());
         moved |= b.give(&mut device.machine, now, piece()) | c.give(&mut hub.machine, now, piece());
         self.pump();
         self.device.drain();
         self.hub.drain();
         moved
+    }
+
+    /// Bytes from the device that wait for the hub's windows.
+    pub(super) fn held_up(&self) -> usize {
+        self.router.held_up(self.down)
     }
 
     /// Lets the device say what its machine would not.
