@@ -7,7 +7,6 @@ pub(crate) mod coap;
 mod directory;
 pub(crate) mod http;
 pub(crate) mod mqtt;
-mod telemetry;
 #[cfg(test)]
 mod testing;
 

@@ -1,6 +1,7 @@
 //! Puts the parts together: the state directory, the embedded hub, the listeners, a worker for
 //! each core, the console; and takes them apart again in order.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::num::NonZeroUsize;
@@ -19,7 +20,7 @@ use crate::listener::{self, ListenError};
 use crate::sas::SharedKey;
 use crate::shutdown::Shutdown;
 use crate::state::{LockedState, StateDir, StateError};
-use crate::tls::{self, TlsError};
+use crate::tls::{self, Acceptor, TlsError};
 use crate::upstream::{Embedded, Hub, HubError};
 use crate::worker::{self, Setup};
 
@@ -104,8 +105,13 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
     let config = Arc::new(config);
     let health = Arc::new(Health::default());
     // Until every worker has reached the hub; without this a hub that is up would be all there is to see.
-    for worker in 0..config.runtime.workers().get() {
-        health.set_upstream(worker, Status::Starting);
+    if config.maps() {
+        for worker in 0..config.runtime.workers().get() {
+            health.set_upstream(worker, Status::Starting);
+        }
+    }
+    for connector in &config.connectors {
+        health.add_connector(&connector.name);
     }
     // Systems give 1,024 descriptors unless asked, and every device is one. What the system grants is enough: the
     // listeners bear having none left.
@@ -118,14 +124,14 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
         false => None,
     };
     let reached = hub.as_ref().map(|hub| &hub.reached);
-    if config.upstream.target == Target::Embedded && reached.is_none() {
+    if config.upstream.target == Target::Embedded && reached.is_none() && config.needs_upstream() {
         return Err(AppError::NoHub);
     }
-    let target = Arc::new(Hub::new(&config, reached)?);
-    let setups = setups(&config, &rules, &target, &health)?;
+    let hubs = Hubs::new(&config, reached)?;
+    let setups = setups(&config, &rules, &hubs, &health)?;
     let console = console::bind(&config.admin)?;
     let listening = listening(&setups, &console)?;
-    tracing::info!(hub = %target.address(), workers = setups.len(), "gateway started");
+    tracing::info!(hub = %hubs.addresses(), workers = setups.len(), "gateway started");
 
     let ended = Arc::new(Notify::new());
     let workers: Vec<_> = setups
@@ -224,11 +230,36 @@ impl EmbeddedHub {
     }
 }
 
+/// The hubs of the configuration, which all workers share.
+struct Hubs {
+    /// Of mapped messages.
+    mapped: Option<Arc<Hub>>,
+    /// Of the connectors, in their order.
+    connectors: Arc<[Arc<Hub>]>,
+}
+
+impl Hubs {
+    fn new(config: &Config, embedded: Option<&Embedded>) -> Result<Self, HubError> {
+        let hub = |connector| Hub::for_connector(connector, config, embedded).map(Arc::new);
+        Ok(Self {
+            mapped: config.maps().then(|| Hub::new(config, embedded).map(Arc::new)).transpose()?,
+            connectors: config.connectors.iter().map(hub).collect::<Result<_, _>>()?,
+        })
+    }
+
+    /// Where they are, for people; each once.
+    fn addresses(&self) -> String {
+        let all = self.mapped.iter().chain(self.connectors.iter());
+        let addresses: BTreeSet<String> = all.map(|hub| hub.address()).collect();
+        addresses.into_iter().collect::<Vec<_>>().join(", ")
+    }
+}
+
 /// Binds every listener, a socket for each worker, and deals them out.
 fn setups(
     config: &Arc<Config>,
     rules: &Arc<RuleSet>,
-    hub: &Arc<Hub>,
+    hubs: &Hubs,
     health: &Arc<Health>,
 ) -> Result<Vec<Setup>, AppError> {
     let workers = config.runtime.workers();
@@ -238,7 +269,8 @@ fn setups(
             index,
             config: Arc::clone(config),
             rules: Arc::clone(rules),
-            hub: Arc::clone(hub),
+            hub: hubs.mapped.clone(),
+            hubs: Arc::clone(&hubs.connectors),
             directory: Arc::clone(&directory),
             health: Arc::clone(health),
             amqp: Vec::new(),
@@ -247,8 +279,10 @@ fn setups(
             http: Vec::new(),
         })
         .collect();
-    for address in &config.amqp.listen {
-        let sockets = listener::tcp("amqp", *address, workers)?;
+    for listener in &config.listeners {
+        let acceptor = Acceptor::new(listener)?;
+        let sockets = listener::tcp("amqp", listener.address, workers)?;
+        let sockets = sockets.into_iter().map(|socket| (socket, acceptor.clone()));
         setups.iter_mut().zip(sockets).for_each(|(setup, socket)| setup.amqp.push(socket));
         health.set(Component::Amqp, Status::Up);
     }
@@ -274,7 +308,7 @@ fn setups(
 fn listening(setups: &[Setup], console: &console::Bound) -> io::Result<Listening> {
     let Some(any) = setups.first() else { return Ok(Listening::default()) };
     Ok(Listening {
-        amqp: any.amqp.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?,
+        amqp: any.amqp.iter().map(|(socket, _)| socket.local_addr()).collect::<Result<_, _>>()?,
         mqtt: any.mqtt.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?,
         coap: any.coap.iter().map(UdpSocket::local_addr).collect::<Result<_, _>>()?,
         http: any.http.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?,

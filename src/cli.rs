@@ -1,6 +1,7 @@
 //! The command line: what can be asked of the program, and in which words it answers.
 
 mod check;
+mod import;
 mod key;
 mod send;
 mod start;
@@ -96,6 +97,9 @@ enum Command {
         /// The configuration file; without it, the defaults
         file: Option<PathBuf>,
     },
+    /// Translate a configuration of Qpid Dispatch Router into one of this program
+    #[command(after_help = IMPORT_HELP)]
+    Import(Import),
     /// Print a configuration
     #[command(subcommand, arg_required_else_help = true)]
     Config(ConfigCommand),
@@ -104,7 +108,7 @@ enum Command {
 /// Where configuration and state are.
 #[derive(Debug, Args)]
 struct Place {
-    /// The configuration file (TOML); without it, the defaults
+    /// The configuration file (TOML, or one of Qpid Dispatch Router); without it, the defaults
     #[arg(long, value_name = "FILE", global = true, display_order = 100)]
     config: Option<PathBuf>,
     /// Where keys and certificates are kept [default: $XDG_STATE_HOME/fieldgate or ~/.local/state/fieldgate]
@@ -144,8 +148,24 @@ struct Run {
     /// The hub: an IoT Hub connection string, or amqps://host of another AMQP 1.0 hub
     #[arg(long, value_name = "CONNECTION-STRING-OR-URL")]
     hub: Option<String>,
+    /// Write every frame of native AMQP connections to the log, without payloads and secrets
+    #[arg(long)]
+    trace_frames: bool,
     #[command(flatten)]
     place: Place,
+}
+
+const IMPORT_HELP: &str = "\
+What cannot be carried over is named on standard error, line by line. `fieldgate run --config` takes
+such a file as it is, too.";
+
+#[derive(Debug, Args)]
+struct Import {
+    /// The file, as qdrouterd.conf
+    file: PathBuf,
+    /// Where to write; without it, to standard output
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
 }
 
 const HUB_HELP: &str = "\
@@ -154,6 +174,9 @@ alone or inside `fieldgate run`, and find it through the state directory.";
 
 #[derive(Debug, Args)]
 struct Hub {
+    /// Write every frame to the log, without payloads and secrets
+    #[arg(long)]
+    trace_frames: bool,
     #[command(flatten)]
     place: Place,
     #[command(subcommand)]
@@ -291,8 +314,12 @@ fn dispatch(command: Command, roles: Roles) -> Result<(), CliError> {
             start::demo(place.config()?, demo::Options { duration, messages }, roles.demo)
         }
         Command::Run(run) => start::gateway(&run, std::env::var_os("FIELDGATE_HUB"), roles.gateway),
-        Command::Hub(Hub { place, command: None }) => start::hub(place.config()?, roles.hub),
-        Command::Hub(Hub { place, command: Some(command) }) => {
+        Command::Hub(Hub { place, trace_frames, command: None }) => {
+            let mut config = place.config()?;
+            config.log.trace_frames |= trace_frames;
+            start::hub(config, roles.hub)
+        }
+        Command::Hub(Hub { place, command: Some(command), .. }) => {
             let state = place.state()?;
             match command {
                 HubCommand::Watch(watch) => watch::run(&state, &watch),
@@ -302,6 +329,7 @@ fn dispatch(command: Command, roles: Roles) -> Result<(), CliError> {
             }
         }
         Command::Check { file } => check::run(file.as_deref().map(Path::new)),
+        Command::Import(import) => import::run(&import.file, import.output.as_deref()),
         Command::Config(ConfigCommand::Sample) => Ok(say(config::sample().trim_end())?),
     }
 }

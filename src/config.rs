@@ -5,8 +5,15 @@
 
 mod address;
 mod check;
+mod connectors;
 mod error;
+mod listeners;
 mod mappings;
+mod mechanisms;
+mod names;
+mod profiles;
+mod qpid;
+mod routes;
 mod sections;
 mod units;
 
@@ -17,9 +24,18 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub use address::{HubUrl, parse_listen};
+use connectors::ConnectorSection;
+pub use connectors::{Connect, Connector, HostPort, Hosts, Mode, Reach, Sasl};
 pub use error::{ConfigError, Place};
 use error::{Source, beside, name_of};
+use listeners::ListenerSection;
+pub use listeners::{Limits, Listener};
 pub use mappings::MappingsError;
+use profiles::ProfileSection;
+pub use profiles::{ClientCertificates, IdentityFiles, SslProfile, TlsVersion};
+pub use qpid::{Import, Remark};
+use routes::RouteSection;
+pub use routes::{Direction, LinkRoute, RouteAddress};
 use sections::UpstreamSection;
 pub use sections::{
     AdminConfig, AmqpConfig, Authorise, CoapConfig, HttpConfig, HubConfig, LogConfig, MappingsConfig,
@@ -54,6 +70,14 @@ pub struct Config {
     pub upstream: Upstream,
     /// What a device message means.
     pub mappings: MappingsConfig,
+    /// Where native AMQP devices connect.
+    pub listeners: Vec<Listener>,
+    /// Where native AMQP devices' links go; never empty.
+    pub connectors: Vec<Connector>,
+    /// Which links go to which connector.
+    pub link_routes: Vec<LinkRoute>,
+    /// What of another program's file was not carried over.
+    pub remarks: Vec<Remark>,
 }
 
 /// Where device messages go, and how.
@@ -103,11 +127,15 @@ struct Document {
     hub: HubConfig,
     upstream: UpstreamSection,
     mappings: MappingsConfig,
+    ssl_profile: Vec<ProfileSection>,
+    listener: Vec<ListenerSection>,
+    connector: Vec<ConnectorSection>,
+    link_route: Vec<RouteSection>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self::from_document(Document::default(), Target::Embedded)
+        Self::parse("defaults", "", None).expect("a test shows that an empty file is good")
     }
 }
 
@@ -117,20 +145,23 @@ pub fn sample() -> &'static str {
     include_str!("config/sample.toml")
 }
 
+impl Document {
+    /// Whether the file itself holds a key or a password.
+    fn holds_secret(&self) -> bool {
+        self.upstream.holds_secret() || self.connector.iter().any(ConnectorSection::holds_secret)
+    }
+}
+
 impl Config {
-    /// Reads and checks a configuration file. Paths in it are relative to its directory.
+    /// Reads and checks a configuration file. Paths in it are relative to its directory. A file of Qpid Dispatch is
+    /// translated first.
     ///
     /// # Errors
     /// File, line, column, and what would be right.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let name = name_of(path);
         let text = std::fs::read_to_string(path).map_err(|error| unreadable_file(&name, &error))?;
-        let source = Source { name: &name, text: &text };
-        let document = check::read(&source)?;
-        if document.upstream.holds_secret() {
-            refuse_if_world_readable(path)?;
-        }
-        Self::finish(&source, document, path.parent())
+        Self::read(&Source { name: &name, text: &text }, path.parent(), Some(path))
     }
 
     /// Reads and checks a configuration from a text; paths in it are seen from `base`.
@@ -138,8 +169,52 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(name: &str, text: &str, base: Option<&Path>) -> Result<Self, ConfigError> {
-        let source = Source { name, text };
-        Self::finish(&source, check::read(&source)?, base)
+        Self::read(&Source { name, text }, base, None)
+    }
+
+    /// Translates a configuration file of Qpid Dispatch; `output` is where the translation will be.
+    ///
+    /// # Errors
+    /// As [`Config::load`]; or the file is none of Qpid Dispatch.
+    pub fn import(path: &Path, output: Option<&Path>) -> Result<Import, ConfigError> {
+        let name = name_of(path);
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::new(&name, format!("cannot be read: {error}")))?;
+        let source = Source { name: &name, text: &text };
+        if !qpid::is_qpid(&text) {
+            return Err(ConfigError::new(&name, "is no configuration of Qpid Dispatch Router")
+                .with_help("one has sections in braces, as in `listener { host: 0.0.0.0  port: 5672 }`"));
+        }
+        // What is good where the file is must be good where the translation will be.
+        let (from, to) = (directory(Some(path)), directory(output));
+        let import = Import::read(&source, (from != to).then_some(&*from))?;
+        let translated = Source { name: &name, text: &import.text };
+        let good =
+            check::read(&translated).and_then(|document| Self::finish(&translated, document, Some(&from)));
+        good.map_err(|error| import.trace_back(&source, error))?;
+        Ok(import)
+    }
+
+    fn read(source: &Source<'_>, base: Option<&Path>, file: Option<&Path>) -> Result<Self, ConfigError> {
+        if qpid::is_qpid(source.text) {
+            let import = Import::read(source, None)?;
+            let translated = Source { name: source.name, text: &import.text };
+            let config = Self::read_own(&translated, base, file);
+            let mut config = config.map_err(|error| import.trace_back(source, error))?;
+            config.remarks = import.remarks;
+            return Ok(config);
+        }
+        Self::read_own(source, base, file)
+    }
+
+    fn read_own(source: &Source<'_>, base: Option<&Path>, file: Option<&Path>) -> Result<Self, ConfigError> {
+        let document = check::read(source)?;
+        if let Some(file) = file
+            && document.holds_secret()
+        {
+            refuse_if_world_readable(file)?;
+        }
+        Self::finish(source, document, base)
     }
 
     fn finish(source: &Source<'_>, mut document: Document, base: Option<&Path>) -> Result<Self, ConfigError> {
@@ -150,12 +225,17 @@ impl Config {
             *path = beside(base, path);
         }
         let target = read_target(source, &document.upstream, base)?;
-        Ok(Self::from_document(document, target))
-    }
-
-    fn from_document(document: Document, target: Target) -> Self {
-        let Document { log, runtime, state, amqp, mqtt, coap, http, admin, hub, upstream, mappings } =
+        let Document { log, runtime, state, amqp, mqtt, coap, http, admin, hub, upstream, mappings, .. } =
             document;
+        let profiles = profiles::resolve(source, document.ssl_profile, base)?;
+        let named = document.link_route.iter().any(RouteSection::names_upstream)
+            || document.listener.iter().any(ListenerSection::names_upstream);
+        let mut connectors = connectors::resolve(source, document.connector, &upstream, &profiles, base)?;
+        if connectors.is_empty() || named {
+            connectors.push(connectors::upstream(&upstream));
+        }
+        let link_routes = routes::resolve(source, &document.link_route, &amqp.link_routes, &connectors)?;
+        let listeners = listeners::resolve(source, &document.listener, &amqp, &profiles, &connectors)?;
         let upstream = Upstream {
             target,
             ca_file: upstream.ca_file,
@@ -166,13 +246,41 @@ impl Config {
             token_ttl: upstream.token_ttl,
             max_in_flight: upstream.max_in_flight,
         };
-        Self { log, runtime, state, amqp, mqtt, coap, http, admin, hub, upstream, mappings }
+        Ok(Self {
+            log,
+            runtime,
+            state,
+            amqp,
+            mqtt,
+            coap,
+            http,
+            admin,
+            hub,
+            upstream,
+            mappings,
+            listeners,
+            connectors,
+            link_routes,
+            remarks: Vec::new(),
+        })
+    }
+
+    /// Whether anything goes to the hub of `[upstream]`: messages of MQTT, CoAP or HTTP devices, or routed links.
+    #[must_use]
+    pub fn needs_upstream(&self) -> bool {
+        self.maps() || self.connectors.iter().any(|connector| connector.reach == Reach::Upstream)
+    }
+
+    /// Whether anybody listens for devices whose messages are mapped.
+    #[must_use]
+    pub fn maps(&self) -> bool {
+        [&self.mqtt.listen, &self.coap.listen, &self.http.listen].iter().any(|listen| !listen.is_empty())
     }
 
     /// Whether `fieldgate run` starts the embedded hub: when nothing else is said, if there is no other hub.
     #[must_use]
     pub fn runs_hub(&self) -> bool {
-        self.hub.enabled.unwrap_or(self.upstream.target == Target::Embedded)
+        self.hub.enabled.unwrap_or(self.upstream.target == Target::Embedded && self.needs_upstream())
     }
 
     /// Whether the gateway has a hub at all. Asked for last, because the command line may name one.
@@ -180,7 +288,7 @@ impl Config {
     /// # Errors
     /// What is missing, and the settings that would give it.
     pub fn require_hub(&self) -> Result<(), ConfigError> {
-        if self.upstream.target != Target::Embedded {
+        if self.upstream.target != Target::Embedded || !self.needs_upstream() {
             return Ok(());
         }
         if !self.runs_hub() {
@@ -221,6 +329,13 @@ impl Config {
     }
 }
 
+/// The directory of a file, or the working directory, in full where it exists.
+fn directory(file: Option<&Path>) -> PathBuf {
+    let directory = file.and_then(Path::parent).filter(|parent| !parent.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    directory.canonicalize().unwrap_or_else(|_| directory.to_path_buf())
+}
+
 fn unreadable_file(name: &str, error: &std::io::Error) -> ConfigError {
     let read = ConfigError::new(name, format!("cannot be read: {error}"));
     match error.kind() {
@@ -245,10 +360,8 @@ fn read_target(
         (None, Some(file), None) => {
             let path = beside(base, file);
             let wrong = |what: String| source.wrong(&["upstream", "connection_string_file"], what);
-            let text = std::fs::read_to_string(&path)
-                .map_err(|error| wrong(format!("{} cannot be read: {error}", path.display())))?;
-            refuse_if_world_readable(&path)?;
-            connection_string(text.trim())
+            let text = read_secret_file(&path, wrong)?;
+            connection_string(text.expose())
                 .map_err(|what| policy(wrong(format!("in {}: {what}", path.display()))))
         }
         (None, None, Some(url)) => HubUrl::parse(url.expose())
@@ -276,6 +389,14 @@ fn connection_string(text: &str) -> Result<Target, String> {
         return Err("this connection string is for an Event Hub; a gateway needs the IoT Hub's own".into());
     }
     Ok(Target::ConnectionString(parsed))
+}
+
+/// The text of a file that is its user's own, without the line's end.
+fn read_secret_file(path: &Path, wrong: impl Fn(String) -> ConfigError) -> Result<Secret, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| wrong(format!("{} cannot be read: {error}", path.display())))?;
+    refuse_if_world_readable(path)?;
+    Ok(Secret::new(text.trim()))
 }
 
 /// A secret that every user of the machine can read is none.

@@ -27,6 +27,7 @@ use crate::config::AdminConfig;
 use crate::listener::{self, ListenError};
 use crate::telemetry;
 
+pub(crate) use health::Link;
 pub use health::{Component, Health, Status};
 
 /// Connections at a time; a further one waits in the kernel's queue.

@@ -21,6 +21,7 @@ mod table;
 pub mod telemetry;
 #[cfg(test)]
 mod testing;
+mod timer;
 pub mod tls;
 pub mod upstream;
 mod wire;

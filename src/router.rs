@@ -5,12 +5,28 @@
 //! know frames, windows and handles; what it adds is which link belongs to which, which
 //! delivery has which id on the other side, and who may attach where.
 
+mod access;
+mod arena;
+mod claims;
 mod deliveries;
+mod ends;
+mod hold;
+mod linking;
+mod machine;
+mod names;
+mod passing;
 mod policy;
+mod putting;
+mod routes;
+mod seat;
+mod shared;
 mod telemetry;
 #[cfg(test)]
 mod tests;
-mod tunnel;
 
+pub(crate) use access::{Hubs, Rules};
+pub(crate) use ends::{ConnectorSettings, DeviceInfo, DeviceKey, TrunkKey};
+pub(crate) use machine::Router;
 pub(crate) use policy::{Authorise, Policy};
-pub(crate) use tunnel::{Side, Tunnel};
+pub(crate) use routes::{ConnectorIndex, Direction, LinkRoute, RouteMatch, Routes};
+pub(crate) use seat::MAX_BACKLOG_BYTES;

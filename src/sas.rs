@@ -15,6 +15,7 @@ mod resource;
 pub use connection_string::{ConnectionString, ConnectionStringError};
 pub use percent::{decode as percent_decode, encode as percent_encode};
 pub use resource::Resource;
+pub(crate) use resource::narrowed;
 
 use std::fmt;
 

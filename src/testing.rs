@@ -52,6 +52,11 @@ impl Stream {
         }
     }
 
+    /// How many bytes are under way.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Hands on at most `most` bytes. True if there were any.
     pub(crate) fn give(&mut self, to: &mut Connection, now: Instant, most: usize) -> bool {
         let length = self.bytes.len().min(most);

@@ -2,15 +2,23 @@
 //!
 //! TLS 1.2 stays because device libraries exist that speak nothing newer.
 
+mod stream;
+
 use std::fmt;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use thiserror::Error;
+
+use crate::config::{ClientCertificates, IdentityFiles, SslProfile, TlsVersion};
+
+pub(crate) use stream::{Acceptor, Stream};
 
 /// TLS that cannot be set up.
 #[derive(Debug, Error)]
@@ -24,8 +32,22 @@ pub enum TlsError {
         what: String,
     },
     /// The platform has no certificates to trust.
-    #[error("this system has no trusted certificates ({0}); name a file of them with [upstream] ca_file")]
+    #[error(
+        "this system has no trusted certificates ({0}); name a file of them with `ca_file` in [upstream], or \
+             `ca_cert_file` in the [[ssl_profile]]"
+    )]
     NoPlatformRoots(String),
+    /// A listener without a certificate to show.
+    #[error("ssl_profile `{0}` has no `cert_file` and `private_key_file`, which a listener needs")]
+    NoIdentity(String),
+    /// What asks devices for certificates cannot check them.
+    #[error("client certificates cannot be checked with {}: {what}", path.display())]
+    ClientVerifier {
+        /// The file of the certificates that sign them.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
     /// A certificate and a key that do not go together, or an algorithm that is not supported.
     #[error("certificate or key: {0}")]
     Rustls(#[from] rustls::Error),
@@ -65,18 +87,36 @@ pub fn provider() -> Arc<CryptoProvider> {
 /// # Errors
 /// When there is nothing to trust.
 pub fn client(roots: &Roots) -> Result<Arc<ClientConfig>, TlsError> {
-    let store = match roots {
-        Roots::File(path) => file_roots(path)?,
-        Roots::Platform => platform_roots()?,
-    };
     let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(store)
+        .with_root_certificates(roots.load()?)
         .with_no_client_auth();
     Ok(Arc::new(config))
 }
 
-/// The server side of a listener; clients need no certificate.
+/// The client side of a connector, as its profile says.
+///
+/// # Errors
+/// When a file is missing or wrong, or there is nothing to trust.
+pub fn connector(profile: &SslProfile) -> Result<Arc<ClientConfig>, TlsError> {
+    let roots = match &profile.ca_cert_file {
+        Some(file) => Roots::File(file.clone()),
+        None => Roots::Platform,
+    };
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&versions(profile))?
+        .with_root_certificates(roots.load()?);
+    let config = match &profile.identity {
+        None => config.with_no_client_auth(),
+        Some(files) => {
+            let Identity { chain, key } = Identity::load(files)?;
+            config.with_client_auth_cert(chain, key)?
+        }
+    };
+    Ok(Arc::new(config))
+}
+
+/// The server side of the embedded hub; clients need no certificate.
 ///
 /// # Errors
 /// When certificate and key do not go together.
@@ -88,16 +128,92 @@ pub fn server(identity: Identity) -> Result<Arc<ServerConfig>, TlsError> {
     Ok(Arc::new(config))
 }
 
-fn file_roots(path: &Path) -> Result<RootCertStore, TlsError> {
-    let wrong = |what: String| TlsError::File { path: path.into(), what };
-    let mut store = RootCertStore::empty();
-    let certificates = CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?;
-    for certificate in certificates {
-        let certificate = certificate.map_err(|error| wrong(error.to_string()))?;
-        store.add(certificate).map_err(|error| wrong(error.to_string()))?;
+/// The server side of a listener, as its profile says.
+///
+/// # Errors
+/// When a file is missing or wrong.
+pub fn listener(profile: &SslProfile) -> Result<Arc<ServerConfig>, TlsError> {
+    let files = profile.identity.as_ref().ok_or_else(|| TlsError::NoIdentity(profile.name.to_string()))?;
+    let config =
+        ServerConfig::builder_with_provider(provider()).with_protocol_versions(&versions(profile))?;
+    let config = match (&profile.ca_cert_file, profile.client_certificates) {
+        (Some(path), asked) if asked != ClientCertificates::None => {
+            let roots = Arc::new(file_roots(path)?);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
+            let verifier = match asked {
+                ClientCertificates::Required => verifier,
+                ClientCertificates::Optional | ClientCertificates::None => verifier.allow_unauthenticated(),
+            };
+            let wrong = |error: rustls::server::VerifierBuilderError| TlsError::ClientVerifier {
+                path: path.clone(),
+                what: error.to_string(),
+            };
+            config.with_client_cert_verifier(verifier.build().map_err(wrong)?)
+        }
+        _ => config.with_no_client_auth(),
+    };
+    let Identity { chain, key } = Identity::load(files)?;
+    Ok(Arc::new(config.with_single_cert(chain, key)?))
+}
+
+fn versions(profile: &SslProfile) -> Vec<&'static SupportedProtocolVersion> {
+    let version = |version: &TlsVersion| match version {
+        TlsVersion::V1_2 => &rustls::version::TLS12,
+        TlsVersion::V1_3 => &rustls::version::TLS13,
+    };
+    profile.protocols.iter().map(version).collect()
+}
+
+impl Roots {
+    fn load(&self) -> Result<RootCertStore, TlsError> {
+        match self {
+            Self::File(path) => file_roots(path),
+            Self::Platform => platform_roots(),
+        }
     }
-    if store.is_empty() {
+}
+
+impl Identity {
+    /// Reads a chain and its key; the key must be its user's own.
+    fn load(files: &IdentityFiles) -> Result<Self, TlsError> {
+        let wrong = |path: &Path, what: String| TlsError::File { path: path.into(), what };
+        let chain = certificates(&files.cert_file)?;
+        let path = &files.private_key_file;
+        let key = PrivateKeyDer::from_pem_file(path).map_err(|error| match error {
+            rustls::pki_types::pem::Error::NoItemsFound => {
+                wrong(path, "holds no private key (PEM, BEGIN PRIVATE KEY, not encrypted)".into())
+            }
+            error => wrong(path, error.to_string()),
+        })?;
+        let mode =
+            std::fs::metadata(path).map_err(|error| wrong(path, error.to_string()))?.permissions().mode();
+        if mode & 0o007 != 0 {
+            let what = format!(
+                "holds a key, and every user of this machine may read it: `chmod 600 {}`",
+                path.display()
+            );
+            return Err(wrong(path, what));
+        }
+        Ok(Self { chain, key })
+    }
+}
+
+/// The certificates of a PEM file, at least one.
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let wrong = |what: String| TlsError::File { path: path.into(), what };
+    let read = CertificateDer::pem_file_iter(path).map_err(|error| wrong(error.to_string()))?;
+    let certificates = read.collect::<Result<Vec<_>, _>>().map_err(|error| wrong(error.to_string()))?;
+    if certificates.is_empty() {
         return Err(wrong("holds no certificate (PEM, BEGIN CERTIFICATE)".into()));
+    }
+    Ok(certificates)
+}
+
+fn file_roots(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut store = RootCertStore::empty();
+    for certificate in certificates(path)? {
+        let wrong = |error: rustls::Error| TlsError::File { path: path.into(), what: error.to_string() };
+        store.add(certificate).map_err(wrong)?;
     }
     Ok(store)
 }

@@ -35,7 +35,7 @@ use uplink::Uplink;
 pub(crate) use backoff::Backoff;
 pub(crate) use commands::CommandId;
 pub use target::HubError;
-pub(crate) use target::{ConnectError, Embedded, Hub};
+pub(crate) use target::{Embedded, Hub};
 
 /// How long a message may wait for the hub before it is released.
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +91,12 @@ impl Shared {
 }
 
 impl Upstream {
+    /// A way that nobody uses: there are no devices whose messages are mapped, and no connection is made.
+    pub(crate) fn unused(config: &Config) -> Self {
+        let uplink = RefCell::new(Uplink::new(&config.upstream));
+        Self { shared: Rc::new(Shared { uplink, driver: RefCell::new(None) }) }
+    }
+
     /// Starts the connection of worker `index`; the task ends after [`close`](Self::close).
     pub(crate) fn start(
         index: usize,
@@ -99,8 +105,7 @@ impl Upstream {
         health: Arc<Health>,
         shutdown: Shutdown,
     ) -> (Self, JoinHandle<()>) {
-        let uplink = RefCell::new(Uplink::new(&config.upstream));
-        let upstream = Self { shared: Rc::new(Shared { uplink, driver: RefCell::new(None) }) };
+        let upstream = Self::unused(config);
         let driver = driver::Driver::new(index, upstream.clone(), config, hub, health, shutdown);
         (upstream, tokio::task::spawn_local(driver.run()))
     }

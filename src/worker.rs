@@ -15,11 +15,13 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
+use crate::adapters::amqp::{self, Routing};
 use crate::adapters::{self, Directory};
 use crate::config::Config;
 use crate::console::Health;
 use crate::shutdown::Shutdown;
 use crate::telemetry::{Protocol, emit};
+use crate::tls::Acceptor;
 use crate::upstream::{Hub, Upstream};
 
 mod telemetry;
@@ -42,10 +44,14 @@ pub(crate) struct Setup {
     pub(crate) index: usize,
     pub(crate) config: Arc<Config>,
     pub(crate) rules: Arc<RuleSet>,
-    pub(crate) hub: Arc<Hub>,
+    /// The hub of mapped messages; absent where none are mapped.
+    pub(crate) hub: Option<Arc<Hub>>,
+    /// The hubs of the configuration's connectors, in their order.
+    pub(crate) hubs: Arc<[Arc<Hub>]>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) health: Arc<Health>,
-    pub(crate) amqp: Vec<TcpListener>,
+    /// The configuration's listeners, in their order, and what stands between their sockets and AMQP.
+    pub(crate) amqp: Vec<(TcpListener, Acceptor)>,
     pub(crate) mqtt: Vec<TcpListener>,
     pub(crate) coap: Vec<UdpSocket>,
     pub(crate) http: Vec<TcpListener>,
@@ -56,10 +62,11 @@ pub(crate) struct Setup {
 pub(crate) struct Worker {
     pub(crate) config: Arc<Config>,
     pub(crate) rules: Arc<RuleSet>,
-    pub(crate) hub: Arc<Hub>,
     /// Which client id is connected where, over all workers.
     pub(crate) directory: Arc<Directory>,
     pub(crate) upstream: Upstream,
+    /// The way of native AMQP devices.
+    pub(crate) routing: Rc<Routing>,
     /// What all MQTT connections share.
     pub(crate) mqtt: Arc<fieldgate_mqtt::Config>,
     pub(crate) shutdown: Shutdown,
@@ -116,15 +123,22 @@ pub(crate) fn run(setup: Setup, shutdown: &Shutdown) -> io::Result<()> {
 }
 
 async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
-    let Setup { index, config, rules, hub, directory, health, amqp, mqtt, coap, http } = setup;
-    let (upstream, connection) = Upstream::start(index, &config, &hub, health, shutdown.clone());
+    let Setup { index, config, rules, hub, hubs, directory, health, amqp, mqtt, coap, http } = setup;
+    let routing = Routing::start(index, &config, &hubs, Arc::clone(&health), shutdown.clone());
+    let (upstream, connection) = match hub {
+        Some(hub) => {
+            let (upstream, connection) = Upstream::start(index, &config, &hub, health, shutdown.clone());
+            (upstream, Some(connection))
+        }
+        None => (Upstream::unused(&config), None),
+    };
     let worker = Rc::new(Worker {
         mqtt: adapters::mqtt::machine_config(&config.mqtt),
         config,
         rules,
-        hub,
         directory,
         upstream,
+        routing,
         shutdown: shutdown.clone(),
         open: Default::default(),
         empty: Notify::new(),
@@ -132,9 +146,11 @@ async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
     let workers = worker.config.runtime.workers().get();
     let share = |limit: std::num::NonZeroUsize| limit.get().div_ceil(workers);
 
-    for listener in amqp {
-        let limit = share(worker.config.amqp.max_connections);
-        accept(&worker, Protocol::Amqp, limit, listener, adapters::amqp::serve)?;
+    for (settings, (socket, acceptor)) in worker.config.listeners.iter().zip(amqp) {
+        let limit = share(settings.limits.max_connections);
+        let listener = Rc::new(amqp::Listener::new(settings, acceptor));
+        let serve = move |stream, peer, worker| amqp::serve(stream, peer, Rc::clone(&listener), worker);
+        accept(&worker, Protocol::Amqp, limit, socket, serve)?;
     }
     for listener in mqtt {
         let limit = share(worker.config.mqtt.max_connections);
@@ -159,10 +175,17 @@ async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
         () = worker.drained() => {}
         () = shutdown.aborting() => {}
     }
-    // The devices are gone: what they sent has its outcome, and the hub may be told goodbye.
+    // The devices are gone: what they sent has its outcome, and the hubs may be told goodbye.
     worker.upstream.close();
+    let closed = async {
+        worker.routing.closed().await;
+        if let Some(connection) = connection {
+            // An error is a panic, which is counted and logged where it happens.
+            let _ = connection.await;
+        }
+    };
     tokio::select! {
-        _ = connection => {}
+        () = closed => {}
         () = shutdown.aborting() => {}
     }
     Ok(())

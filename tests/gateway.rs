@@ -20,12 +20,16 @@ mod bounds;
 mod commands;
 #[path = "gateway/console.rs"]
 mod console;
+#[path = "gateway/listeners.rs"]
+mod listeners;
 #[path = "gateway/order.rs"]
 mod order;
 #[path = "gateway/outcomes.rs"]
 mod outcomes;
 #[path = "gateway/routes.rs"]
 mod routes;
+#[path = "gateway/shared.rs"]
+mod shared;
 #[path = "gateway/stop.rs"]
 mod stop;
 #[path = "gateway/takeover.rs"]

@@ -54,7 +54,8 @@ impl Running {
         let (coap_at, http_at) = (coap[0].local_addr().unwrap(), http[0].local_addr().unwrap());
         let setup = Setup {
             index: 0,
-            hub: Arc::new(Hub::new(&config, None).unwrap()),
+            hub: Some(Arc::new(Hub::new(&config, None).unwrap())),
+            hubs: Arc::new([]),
             config,
             rules: rules(),
             directory: Arc::new(Directory::default()),

@@ -6,7 +6,10 @@ use std::path::Path;
 use thiserror::Error;
 
 use super::CliError;
-use crate::config::{Authorise, Config, MappingsError, Target};
+use crate::config::{
+    Authorise, Config, Connect, Connector, Direction, Listener, MappingsError, Mode, Reach, SslProfile,
+    Target, TlsVersion,
+};
 use crate::output::say;
 use crate::tls::{self, Roots, TlsError};
 
@@ -15,6 +18,8 @@ use crate::tls::{self, Roots, TlsError};
 pub(super) enum Wrong {
     #[error(transparent)]
     Tls(#[from] TlsError),
+    #[error("{0}: {1}")]
+    Profile(String, TlsError),
     #[error(transparent)]
     Mappings(#[from] MappingsError),
 }
@@ -29,11 +34,30 @@ pub(super) fn run(file: Option<&Path>) -> Result<(), CliError> {
     if let Some(file) = &config.upstream.ca_file {
         tls::client(&Roots::File(file.clone())).map_err(Wrong::from)?;
     }
+    certificates(&config)?;
     config.mappings.load().map_err(Wrong::from)?;
     let name = file.map_or_else(|| "the defaults".into(), |file| file.display().to_string());
     say(&format!("{name}: good"))?;
     for (what, meaning) in summary(&config) {
         say(&format!("  {what:<9}{meaning}"))?;
+    }
+    for remark in &config.remarks {
+        say(&format!("  {remark}"))?;
+    }
+    Ok(())
+}
+
+/// Reads what the TLS profiles name.
+fn certificates(config: &Config) -> Result<(), Wrong> {
+    for listener in &config.listeners {
+        let wrong = |error| Wrong::Profile(format!("listener `{}`", listener.name), error);
+        listener.tls.as_deref().map(tls::listener).transpose().map_err(wrong)?;
+    }
+    for connector in &config.connectors {
+        let wrong = |error| Wrong::Profile(format!("connector `{}`", connector.name), error);
+        if let Reach::Hosts(hosts) = &connector.reach {
+            hosts.tls.as_deref().map(tls::connector).transpose().map_err(wrong)?;
+        }
     }
     Ok(())
 }
@@ -41,10 +65,6 @@ pub(super) fn run(file: Option<&Path>) -> Result<(), CliError> {
 fn summary(config: &Config) -> Vec<(&'static str, String)> {
     let anonymous = |allowed: bool| {
         if allowed { "devices are who they say they are" } else { "no device gets in without credentials" }
-    };
-    let tokens = match config.amqp.authorise() {
-        Authorise::Token => "devices bring tokens to the hub; the configured addresses are routed",
-        Authorise::Any => "devices bring tokens to the hub; every address is routed",
     };
     let hub = match &config.upstream.target {
         Target::Embedded => "the embedded hub".into(),
@@ -54,14 +74,21 @@ fn summary(config: &Config) -> Vec<(&'static str, String)> {
         },
         Target::Url(url) => format!("{}:{}", url.host, url.port),
     };
-    let mut lines = vec![
-        ("AMQP", listener(&config.amqp.listen, tokens)),
+    let mut lines: Vec<(&str, String)> =
+        config.listeners.iter().map(|listener| ("", amqp_listener(config, listener))).collect();
+    match lines.first_mut() {
+        Some(first) => first.0 = "AMQP",
+        None => lines.push(("AMQP", "off".into())),
+    }
+    lines.extend([
         ("MQTT", listener(&config.mqtt.listen, anonymous(config.mqtt.allow_anonymous()))),
         ("CoAP", listener(&config.coap.listen, anonymous(config.coap.allow_anonymous()))),
         ("HTTP", listener(&config.http.listen, anonymous(config.http.allow_anonymous()))),
         ("admin", listener(&config.admin.listen, "/metrics and /healthz")),
-        ("hub", hub),
-    ];
+    ]);
+    if config.needs_upstream() {
+        lines.push(("hub", hub));
+    }
     if config.runs_hub() {
         let registers = if config.hub.register_unknown_devices() {
             "registers unknown devices"
@@ -77,8 +104,79 @@ fn summary(config: &Config) -> Vec<(&'static str, String)> {
         [] => "the built-in azure-iot-hub.toml".into(),
         files => files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", "),
     };
-    lines.push(("mappings", mappings));
+    if config.maps() {
+        lines.push(("mappings", mappings));
+    }
+    for (index, connector) in config.connectors.iter().enumerate() {
+        lines.push(("routes", amqp_connector(connector)));
+        for (direction, arrow) in
+            [(Direction::Both, "both ways"), (Direction::In, "in"), (Direction::Out, "out")]
+        {
+            let routes = config.link_routes.iter().filter(|route| route.connector == index);
+            let routes: Vec<String> = routes
+                .filter(|route| route.direction == direction)
+                .map(|route| route.address.to_string())
+                .collect();
+            if !routes.is_empty() {
+                lines.push(("", format!("  {arrow}: {}", routes.join(", "))));
+            }
+        }
+    }
     lines
+}
+
+fn amqp_listener(config: &Config, listener: &Listener) -> String {
+    let transport = match (&listener.tls, listener.require_ssl) {
+        (None, _) => "plain text".into(),
+        (Some(profile), true) => versions(profile),
+        (Some(profile), false) => format!("plain text or {}", versions(profile)),
+    };
+    let mut mechanisms: Vec<&str> =
+        listener.sasl_mechanisms.iter().map(|mechanism| mechanism.name()).collect();
+    if !listener.authenticate_peer {
+        mechanisms.push("or no SASL");
+    }
+    let tokens = match listener.authorise {
+        Authorise::Token => "devices bring tokens",
+        Authorise::Any => "devices need no token",
+    };
+    let bound = listener.connector.and_then(|index| config.connectors.get(index));
+    let bound = bound.map(|connector| format!("; all go to `{}`", connector.name)).unwrap_or_default();
+    format!("{}   {transport}; {}; {tokens}{bound}", listener.address, mechanisms.join(", "))
+}
+
+fn amqp_connector(connector: &Connector) -> String {
+    let hub = match &connector.reach {
+        Reach::Upstream => "the hub".to_owned(),
+        Reach::Hosts(hosts) => {
+            let addresses: Vec<String> = hosts.addresses.iter().map(ToString::to_string).collect();
+            let transport = hosts.tls.as_deref().map_or_else(|| "plain text".into(), versions);
+            format!("{}, {transport}", addresses.join(", then "))
+        }
+    };
+    let connections = match (connector.mode, connector.connect) {
+        (Mode::PerConnection, _) => "a connection for each device".into(),
+        (Mode::Shared, connect) => {
+            let when = match connect {
+                Connect::OnDemand => "on demand",
+                Connect::Start => "from the start",
+            };
+            format!(
+                "shared by {} devices at most, {when}, held {} s through an outage",
+                connector.devices_per_connection,
+                connector.hold.as_secs()
+            )
+        }
+    };
+    format!("`{}`: {hub}; {connections}", connector.name)
+}
+
+fn versions(profile: &SslProfile) -> String {
+    let version = |version: &TlsVersion| match version {
+        TlsVersion::V1_2 => "1.2",
+        TlsVersion::V1_3 => "1.3",
+    };
+    format!("TLS {}", profile.protocols.iter().map(version).collect::<Vec<_>>().join("/"))
 }
 
 fn listener(addresses: &[SocketAddr], what: &str) -> String {
@@ -93,20 +191,54 @@ fn listener(addresses: &[SocketAddr], what: &str) -> String {
 mod tests {
     use super::*;
 
+    fn summary_of(text: &str) -> String {
+        let config = Config::parse("f", text, None).unwrap_or_else(|error| panic!("{error}"));
+        let lines: Vec<String> =
+            summary(&config).iter().map(|(what, meaning)| format!("{what:<9}{meaning}")).collect();
+        lines.join("\n")
+    }
+
     #[test]
     fn the_summary_says_what_runs_where() {
         let text = "[coap]\nlisten = []\n[amqp]\nlisten = \"0.0.0.0:5672\"\nauthorise = \"token\"\n\
                     [upstream]\nurl = \"amqps://u:hidden@hub.example\"";
-        let config = Config::parse("f", text, None).unwrap();
-        let lines = summary(&config);
-        let line = |what: &str| &lines.iter().find(|(name, _)| *name == what).unwrap().1;
         assert_eq!(
-            line("AMQP"),
-            "0.0.0.0:5672   devices bring tokens to the hub; the configured addresses are routed"
+            summary_of(text),
+            "AMQP     0.0.0.0:5672   plain text; ANONYMOUS, MSSBCBS, or no SASL; devices bring tokens
+MQTT     127.0.0.1:1883   devices are who they say they are
+CoAP     off
+HTTP     127.0.0.1:8080   devices are who they say they are
+admin    127.0.0.1:9464   /metrics and /healthz
+hub      hub.example:5671
+mappings the built-in azure-iot-hub.toml
+routes   `upstream`: the hub; shared by 500 devices at most, on demand, held 60 s through an outage
+           both ways: $cbs, devices"
         );
-        assert_eq!(line("MQTT"), "127.0.0.1:1883   devices are who they say they are");
-        assert_eq!(line("CoAP"), "off");
-        assert_eq!(line("hub"), "hub.example:5671");
-        assert_eq!(lines.len(), 7, "no line for an embedded hub that does not run");
+    }
+
+    #[test]
+    fn the_summary_shows_listeners_connectors_and_routes() {
+        let text = "[mqtt]\nlisten = []\n[coap]\nlisten = []\n[http]\nlisten = []\n\
+            [[ssl_profile]]\nname = \"s\"\ncert_file = \"c\"\nprivate_key_file = \"k\"\nprotocols = [\"TLSv1.3\"]\n\
+            [[listener]]\nssl_profile = \"s\"\nconnector = \"B\"\nauthenticate_peer = true\n\
+            [[listener]]\nport = 1\nssl_profile = \"s\"\nrequire_ssl = false\n\
+            [[connector]]\nname = \"A\"\nhost = \"a.example\"\nfailover = [\"b.example:7\"]\nssl_profile = \"s\"\nconnect = \"start\"\n\
+            [[connector]]\nname = \"B\"\nhost = \"::1\"\nmode = \"per-connection\"\n\
+            [[link_route]]\nprefix = \"x\"\nconnector = \"B\"\ndirection = \"in\"\n\
+            [[link_route]]\npattern = \"x/#\"\nconnector = \"B\"\ndirection = \"out\"\n";
+        assert_eq!(
+            summary_of(text),
+            "AMQP     127.0.0.1:5671   TLS 1.3; MSSBCBS; devices bring tokens; all go to `B`
+         127.0.0.1:1   plain text or TLS 1.3; ANONYMOUS, MSSBCBS, or no SASL; devices need no token
+MQTT     off
+CoAP     off
+HTTP     off
+admin    127.0.0.1:9464   /metrics and /healthz
+routes   `A`: a.example:5671, then b.example:7, TLS 1.3; shared by 500 devices at most, from the start, held 60 s through an outage
+           both ways: $cbs, devices
+routes   `B`: [::1]:5672, plain text; a connection for each device
+           in: x
+           out: pattern x/#"
+        );
     }
 }

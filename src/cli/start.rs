@@ -19,6 +19,7 @@ const VARIABLE: &str = "FIELDGATE_HUB";
 /// `fieldgate run`
 pub(super) fn gateway(run: &Run, environment: Option<OsString>, role: Role) -> Result<(), CliError> {
     let mut config = run.place.config()?;
+    config.log.trace_frames |= run.trace_frames;
     match (&run.hub, environment) {
         (Some(hub), _) => config.set_hub("--hub", hub)?,
         (None, Some(hub)) => {
@@ -71,6 +72,9 @@ fn start(
     warning: Option<&str>,
 ) -> Result<(), CliError> {
     telemetry::init(&config.log);
+    for remark in &config.remarks {
+        tracing::warn!(line = remark.line, "configuration: {}", remark.what);
+    }
     if let Some(warning) = warning {
         tracing::warn!("{warning}");
     }
@@ -122,7 +126,7 @@ mod tests {
 
     fn told(hub: Option<&str>, environment: Option<&str>) -> String {
         let place = Place { config: None, state_dir: None };
-        let run = Run { hub: hub.map(str::to_owned), place };
+        let run = Run { hub: hub.map(str::to_owned), trace_frames: false, place };
         gateway(&run, environment.map(OsString::from), tell).unwrap_err().to_string()
     }
 

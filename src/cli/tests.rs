@@ -46,7 +46,7 @@ fn every_help_fits_and_tells_about_each_argument() {
 #[test]
 fn the_state_directory_may_stand_before_and_after_the_command() {
     for line in ["hub --state-dir s watch --json", "hub watch --json --state-dir s"] {
-        let Ok(Command::Hub(Hub { place, command: Some(HubCommand::Watch(watch)) })) = parse(line) else {
+        let Ok(Command::Hub(Hub { place, command: Some(HubCommand::Watch(watch)), .. })) = parse(line) else {
             panic!("{line}");
         };
         assert_eq!(place.state_dir, Some("s".into()));
@@ -70,6 +70,26 @@ fn mistakes_are_answered_with_what_is_right() {
         let error = parse(line).unwrap_err();
         assert!(error.contains(right), "{line}: {error}");
     }
+}
+
+#[test]
+fn frames_are_traced_where_it_is_asked_for() {
+    let traced = |line: &str| match parse(line) {
+        Ok(Command::Run(run)) => run.trace_frames,
+        Ok(Command::Hub(hub)) => hub.trace_frames,
+        _ => panic!("{line}"),
+    };
+    assert_eq!([traced("run --trace-frames"), traced("hub --trace-frames")], [true; 2]);
+    assert_eq!([traced("run"), traced("hub")], [false; 2]);
+    assert!(Config::parse("f", "[log]\ntrace_frames = true", None).unwrap().log.trace_frames);
+    assert!(!Config::default().log.trace_frames);
+}
+
+#[test]
+fn a_file_of_qpid_dispatch_is_imported() {
+    let Ok(Command::Import(import)) = parse("import qdrouterd.conf -o f.toml") else { panic!() };
+    assert_eq!((import.file, import.output), ("qdrouterd.conf".into(), Some("f.toml".into())));
+    assert!(parse("import").unwrap_err().contains("<FILE>"));
 }
 
 #[test]

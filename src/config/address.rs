@@ -69,6 +69,11 @@ pub(super) fn listen<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<SocketAd
     input.deserialize_any(Addresses)
 }
 
+/// As [`listen`], for a key whose absence means something of its own.
+pub(super) fn some_listen<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Vec<SocketAddr>>, D::Error> {
+    listen(input).map(Some)
+}
+
 /// `amqps://[user:password@]host[:port]`: an AMQP 1.0 hub or router that is not an IoT Hub, or needs no key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubUrl {
@@ -112,12 +117,13 @@ impl HubUrl {
             Some(None) => return Err(format!("the user has no password: {FORM}")),
         };
         let (host, port) =
-            split_host_port(authority).ok_or_else(|| format!("host or port are wrong: {FORM}"))?;
+            split_host_port(authority, 5671).ok_or_else(|| format!("host or port are wrong: {FORM}"))?;
         Ok(Self { host: host.into(), port, credentials })
     }
 }
 
-fn split_host_port(authority: &str) -> Option<(&str, u16)> {
+/// `host`, `host:port` or `[address]:port`.
+pub(super) fn split_host_port(authority: &str, default: u16) -> Option<(&str, u16)> {
     let (host, port) = if let Some(rest) = authority.strip_prefix('[') {
         let (host, after) = rest.split_once(']')?;
         host.parse::<std::net::Ipv6Addr>().ok()?;
@@ -134,7 +140,7 @@ fn split_host_port(authority: &str) -> Option<(&str, u16)> {
     }
     let port = match port {
         Some(port) => port.parse().ok().filter(|port| *port != 0)?,
-        None => 5671,
+        None => default,
     };
     Some((host, port))
 }

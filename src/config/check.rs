@@ -48,7 +48,7 @@ fn amqp_authorisation(source: &Source<'_>, amqp: &AmqpConfig) -> Result<(), Conf
             "`authorise = \"any\"` lets everybody in, `allow_anonymous = false` nobody without a token";
         return Err(source.wrong(&["amqp", "authorise"], what).with_help("keep one of the two"));
     }
-    match off_loopback(&amqp.listen) {
+    match off_loopback(amqp.listen()) {
         Some((at, address))
             if amqp.authorise != Some(Authorise::Token) && amqp.allow_anonymous != Some(true) =>
         {
@@ -108,8 +108,9 @@ fn ranges(source: &Source<'_>, document: &Document) -> Result<(), ConfigError> {
     let Document { runtime, amqp, mqtt, coap, http, hub, upstream, .. } = document;
     let within = Within(source);
     within.number(&["runtime", "workers"], runtime.workers, 0..=256)?;
-    // AMQP 1.0 2.4.1: a peer must take frames of 512 bytes.
-    within.number(&["amqp", "max_frame_bytes"], amqp.max_frame_bytes, 512..=16 << 20)?;
+    within.number(&["amqp", "max_frame_bytes"], amqp.max_frame_bytes, FRAME_BYTES)?;
+    // Two frames of the greatest size at least, or a peer stops after each.
+    within.number(&["amqp", "window_bytes"], amqp.window_bytes, 2 * amqp.max_frame_bytes..=1 << 30)?;
     within.number(&["mqtt", "max_packet_bytes"], mqtt.max_packet_bytes, 256..=16 << 20)?;
     // RFC 7252 4.6 suggests 1,152 bytes for a message; a UDP datagram holds 65,507.
     within.number(&["coap", "max_datagram_bytes"], coap.max_datagram_bytes, 128..=65_507)?;
@@ -129,7 +130,7 @@ fn ranges(source: &Source<'_>, document: &Document) -> Result<(), ConfigError> {
         ("upstream", "connect_time_out", upstream.connect_time_out),
         ("upstream", "retry_max", upstream.retry_max),
     ] {
-        within.duration(&[section, key], value, Duration::from_secs(1), Duration::from_secs(3_600))?;
+        within.some_duration(&[section, key], Some(value), SECOND_TO_HOUR)?;
     }
     let (second, day) = (Duration::from_secs(1), Duration::from_secs(86_400));
     within.duration(&["runtime", "drain"], runtime.drain, Duration::ZERO, Duration::from_secs(3_600))?;
@@ -150,10 +151,37 @@ fn ranges(source: &Source<'_>, document: &Document) -> Result<(), ConfigError> {
     within.duration(&["upstream", "token_ttl"], upstream.token_ttl, Duration::from_secs(60), 365 * day)
 }
 
-struct Within<'a>(&'a Source<'a>);
+/// Checks values against their ranges.
+pub(super) struct Within<'a>(pub(super) &'a Source<'a>);
+
+/// A bound in time that is neither none nor for ever.
+pub(super) const SECOND_TO_HOUR: RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(3_600);
+/// AMQP 1.0 2.4.1: a peer must take frames of 512 bytes.
+pub(super) const FRAME_BYTES: RangeInclusive<u32> = 512..=16 << 20;
 
 impl Within<'_> {
-    fn number<N: PartialOrd + Display>(
+    /// As [`duration`](Self::duration), of what may be left out.
+    pub(super) fn some_duration(
+        &self,
+        path: &[&str],
+        value: Option<Duration>,
+        range: RangeInclusive<Duration>,
+    ) -> Result<(), ConfigError> {
+        value.map_or(Ok(()), |value| self.duration(path, value, *range.start(), *range.end()))
+    }
+
+    /// As [`number`](Self::number), of what may be left out.
+    pub(super) fn some_number<N: PartialOrd + Display>(
+        &self,
+        path: &[&str],
+        value: Option<N>,
+        range: RangeInclusive<N>,
+    ) -> Result<(), ConfigError> {
+        value.map_or(Ok(()), |value| self.number(path, value, range))
+    }
+
+    pub(super) fn number<N: PartialOrd + Display>(
         &self,
         path: &[&str],
         value: N,

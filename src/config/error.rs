@@ -133,7 +133,10 @@ impl Source<'_> {
     /// The `[section]` whose header stands last before this place.
     fn section_at(&self, offset: usize) -> Option<&str> {
         let (start, _) = self.line_bounds(offset);
-        self.text[..start].lines().rev().find_map(|line| line.trim().strip_prefix('[')?.split(']').next())
+        self.text[..start]
+            .lines()
+            .rev()
+            .find_map(|line| line.trim().strip_prefix('[')?.trim_start_matches('[').split(']').next())
     }
 
     fn place(&self, span: Range<usize>) -> Place {
@@ -150,10 +153,28 @@ impl Source<'_> {
         }
     }
 
+    /// A fault at this place.
+    pub(super) fn at(&self, span: Range<usize>, what: impl Into<String>) -> ConfigError {
+        ConfigError { source: self.name.into(), place: Some(self.place(span)), what: what.into(), help: None }
+    }
+
+    /// A fault on this line (from 1), wherever on it.
+    pub(super) fn on_line(&self, line: usize, what: impl Into<String>) -> ConfigError {
+        let start: usize = self.text.split_inclusive('\n').take(line.saturating_sub(1)).map(str::len).sum();
+        let text = self.line_of(start);
+        let from = start + text.len() - text.trim_start().len();
+        self.at(from..from.max(start + text.trim_end().len()), what)
+    }
+
     /// A fault in the value at this path, for what only shows when the whole is looked at.
     pub(super) fn wrong(&self, path: &[&str], what: impl Into<String>) -> ConfigError {
         let place = self.find(path).map(|span| self.place(span));
         ConfigError { source: self.name.into(), place, what: what.into(), help: None }
+    }
+
+    /// The line (from 1) in which the value at this path stands; 0 if nothing of it is written.
+    pub(super) fn line(&self, path: &[&str]) -> usize {
+        self.find(path).map_or(0, |span| self.place(span).line)
     }
 
     /// Where the value at this path stands; if it is not written, where the nearest table above it stands.
@@ -182,10 +203,10 @@ impl Source<'_> {
     }
 }
 
-fn may_hold_secret(line: &str) -> bool {
+pub(super) fn may_hold_secret(line: &str) -> bool {
     let setting = line.trim_start();
     ["connection_string", "url"].iter().any(|key| setting.starts_with(key))
-        || ["SharedAccess", "://"].iter().any(|mark| line.contains(mark))
+        || ["SharedAccess", "://", "assword"].iter().any(|mark| line.contains(mark))
 }
 
 /// The reader's message as one sentence, in words that do not presume that its reader writes Rust.

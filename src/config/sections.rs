@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::address::listen;
+use super::address::{listen, some_listen};
+use super::connectors::{self, Connect, Mode};
+use super::listeners::Limits;
 use super::units::{self, Level, Secret};
 
 const fn loopback(port: u16) -> SocketAddr {
@@ -26,6 +28,8 @@ fn all_loopback(addresses: &[SocketAddr]) -> bool {
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
     pub(super) level: Option<Level>,
+    /// Every frame of native AMQP connections is written too, without payloads and secrets.
+    pub trace_frames: bool,
     /// By module path: a longer path goes before a shorter one.
     pub modules: BTreeMap<String, Level>,
 }
@@ -87,18 +91,17 @@ pub enum Authorise {
     Any,
 }
 
-/// `[amqp]`: the listener for native AMQP 1.0 devices.
+/// `[amqp]`: native AMQP 1.0 devices: the short form of a listener and of routes, and the bounds of all connections.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AmqpConfig {
-    /// Empty: no listener.
-    #[serde(deserialize_with = "listen")]
-    pub listen: Vec<SocketAddr>,
+    #[serde(deserialize_with = "some_listen")]
+    pub(super) listen: Option<Vec<SocketAddr>>,
     pub(super) allow_anonymous: Option<bool>,
     pub(super) authorise: Option<Authorise>,
-    /// Terminus addresses that go to the hub: those that start with one of these.
+    /// Prefixes that are routed, both ways, to the connectors that no `[[link_route]]` names.
     pub link_routes: Vec<String>,
-    /// Connections over all workers; an idle one costs single kilobytes.
+    /// Connections of one listener, over all workers; an idle one costs single kilobytes.
     pub max_connections: NonZeroUsize,
     /// The max-frame-size that is offered; one partial frame is buffered for each connection.
     #[serde(deserialize_with = "units::size")]
@@ -107,10 +110,17 @@ pub struct AmqpConfig {
     pub max_sessions: NonZeroU16,
     /// Links of one connection, over all its sessions.
     pub max_links: NonZeroU32,
+    /// What a peer may send ahead in one session, in frames of the greatest size (incoming-window).
+    #[serde(deserialize_with = "units::size")]
+    pub window_bytes: u32,
+    /// Deliveries of one session, each way, that wait for their outcome; some ten bytes each.
+    pub max_unsettled: NonZeroU32,
+    /// Audiences that one connection may have put tokens for; a token is kept, about 200 bytes.
+    pub max_tokens: NonZeroUsize,
     /// The idle time-out that is announced.
     #[serde(deserialize_with = "units::duration")]
     pub idle_time_out: Duration,
-    /// From accept to `open`.
+    /// From accept to `open`, TLS and SASL included.
     #[serde(deserialize_with = "units::duration")]
     pub open_time_out: Duration,
 }
@@ -118,7 +128,7 @@ pub struct AmqpConfig {
 impl Default for AmqpConfig {
     fn default() -> Self {
         Self {
-            listen: vec![loopback(5672)],
+            listen: None,
             allow_anonymous: None,
             authorise: None,
             link_routes: vec!["$cbs".into(), "devices/".into()],
@@ -126,17 +136,22 @@ impl Default for AmqpConfig {
             max_frame_bytes: 65_536,
             max_sessions: NonZeroU16::MIN.saturating_add(255),
             max_links: NonZeroU32::MIN.saturating_add(1_023),
+            window_bytes: 32 << 20,
+            max_unsettled: NonZeroU32::MIN.saturating_add(32_767),
+            max_tokens: nonzero(64),
             idle_time_out: Duration::from_secs(120),
             open_time_out: Duration::from_secs(10),
         }
     }
 }
 
+/// Where AMQP devices connect when nothing is written.
+pub(super) const AMQP_LISTEN: [SocketAddr; 1] = [loopback(5672)];
+
 impl AmqpConfig {
-    /// Whether a device without a token is let in.
-    #[must_use]
-    pub fn allow_anonymous(&self) -> bool {
-        self.authorise() == Authorise::Any
+    /// The addresses of the short form.
+    pub(super) fn listen(&self) -> &[SocketAddr] {
+        self.listen.as_deref().unwrap_or(&AMQP_LISTEN)
     }
 
     /// What is asked of a device that attaches; when not written, a token, except where only this machine can connect.
@@ -144,9 +159,24 @@ impl AmqpConfig {
     pub fn authorise(&self) -> Authorise {
         self.authorise.unwrap_or(match self.allow_anonymous {
             Some(true) => Authorise::Any,
-            None if all_loopback(&self.listen) => Authorise::Any,
+            None if all_loopback(self.listen()) => Authorise::Any,
             _ => Authorise::Token,
         })
+    }
+
+    /// The bounds of device connections where a listener says nothing else.
+    pub(super) fn limits(&self) -> Limits {
+        Limits {
+            max_connections: self.max_connections,
+            max_frame_bytes: self.max_frame_bytes,
+            max_sessions: self.max_sessions,
+            max_links: self.max_links,
+            window_bytes: self.window_bytes,
+            max_unsettled: self.max_unsettled,
+            max_tokens: self.max_tokens,
+            idle_time_out: self.idle_time_out,
+            open_time_out: self.open_time_out,
+        }
     }
 }
 
@@ -385,6 +415,11 @@ pub(super) struct UpstreamSection {
     #[serde(deserialize_with = "units::duration")]
     pub(super) token_ttl: Duration,
     pub(super) max_in_flight: NonZeroUsize,
+    pub(super) mode: Mode,
+    pub(super) connect: Connect,
+    pub(super) devices_per_connection: NonZeroUsize,
+    pub(super) max_connections: NonZeroUsize,
+    pub(super) max_pending: NonZeroUsize,
 }
 
 impl UpstreamSection {
@@ -407,6 +442,11 @@ impl Default for UpstreamSection {
             retry_max: Duration::from_secs(30),
             token_ttl: Duration::from_secs(3_600),
             max_in_flight: nonzero(10_000),
+            mode: Mode::default(),
+            connect: Connect::default(),
+            devices_per_connection: connectors::DEVICES_PER_CONNECTION,
+            max_connections: connectors::MAX_CONNECTIONS,
+            max_pending: connectors::MAX_PENDING,
         }
     }
 }
@@ -419,7 +459,7 @@ pub struct MappingsConfig {
     pub files: Vec<PathBuf>,
 }
 
-const fn nonzero(value: usize) -> NonZeroUsize {
+pub(super) const fn nonzero(value: usize) -> NonZeroUsize {
     match NonZeroUsize::new(value) {
         Some(value) => value,
         None => NonZeroUsize::MIN,

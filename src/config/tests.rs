@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use super::*;
 use crate::state::tests::Scratch;
 
+mod links;
+
 const POLICY: &str =
     "HostName=hub.example;SharedAccessKeyName=iothubowner;SharedAccessKey=c2VjcmV0LXNlY3JldA==";
 
@@ -43,7 +45,7 @@ fn what_the_sample_leaves_out_is_known() {
         .collect();
     assert_ne!(text.trim(), sample().trim());
     let config = parse(&text).unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(config.amqp.authorise(), Authorise::Token);
+    assert_eq!(config.listeners[0].authorise, Authorise::Token);
     assert_eq!(config.log.modules["fieldgate::hub"], Level::Debug);
 }
 
@@ -52,17 +54,48 @@ fn the_sample_shows_every_key() {
     for section in
         ["log", "runtime", "state", "amqp", "mqtt", "coap", "http", "admin", "hub", "upstream", "mappings"]
     {
-        let error = parse(&format!("[{section}]\nno_such_key = 1")).unwrap_err();
         let part = sample().split(&format!("\n[{section}]")).nth(1).unwrap();
-        let part = part.split("\n[").next().unwrap();
-        let keys: Vec<_> = error.help.as_ref().unwrap().split('`').skip(1).step_by(2).collect();
-        for key in keys.iter().filter(|key| **key != "modules") {
-            assert!(
-                part.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} ="))),
-                "{section}.{key}"
-            );
-        }
+        shows_every_key(part.split("\n[").next().unwrap(), section, &format!("[{section}]"));
     }
+    for section in ["ssl_profile", "listener", "connector", "link_route"] {
+        let part = sample().split(&format!("\n#[[{section}]]")).nth(1).unwrap();
+        shows_every_key(part.split("\n#[").next().unwrap(), section, &format!("[[{section}]]"));
+    }
+}
+
+fn shows_every_key(part: &str, section: &str, header: &str) {
+    let error = parse(&format!("{header}\nno_such_key = 1")).unwrap_err();
+    assert!(error.what.contains(&format!("in [{section}]")), "{error}");
+    let keys: Vec<_> = error.help.as_ref().unwrap().split('`').skip(1).step_by(2).collect();
+    for key in keys.iter().filter(|key| **key != "modules") {
+        let shown = |line: &str| line.trim_start_matches('#').trim_start().starts_with(&format!("{key} ="));
+        assert!(part.lines().any(shown), "{section}.{key}");
+    }
+}
+
+#[test]
+fn the_arrays_of_the_sample_are_known_and_show_their_defaults() {
+    // `#key = value`: what an array shows. Some exclude each other, or need a file.
+    let apart = ["sasl_password_file", "pattern"];
+    let with = |apart: &[&str]| -> String {
+        sample()
+            .lines()
+            .filter_map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')))
+            .filter(|line| !apart.iter().any(|key| line.starts_with(&format!("{key} ="))))
+            .map(|line| format!("{line}\n"))
+            .collect()
+    };
+    let config = parse(&with(&apart)).unwrap_or_else(|error| panic!("{error}"));
+    let shown = &config.connectors[0];
+    let bare = "[[connector]]\nname = \"hub-berlin\"\nhost = \"127.0.0.1\"";
+    let default = parse(bare).unwrap().connectors.remove(0);
+    assert_eq!(Connector { reach: shown.reach.clone(), ..default }, *shown);
+    let bare = "[[listener]]\nname = \"floor\"";
+    let default = parse(bare).unwrap().listeners.remove(0);
+    assert_eq!(default.limits, config.listeners[0].limits);
+    assert_eq!(default.limits, Config::default().listeners[0].limits);
+    let own = parse(&with(&["pattern", "sasl_password"])).unwrap_err().to_string();
+    assert!(own.contains("password cannot be read"), "{own}");
 }
 
 #[test]
@@ -135,15 +168,15 @@ fn off_loopback_anonymous_access_must_stand_there_in_words() {
 fn who_is_let_in() {
     let config = Config::default();
     assert!(config.mqtt.allow_anonymous() && config.coap.allow_anonymous() && config.http.allow_anonymous());
-    assert_eq!(config.amqp.authorise(), Authorise::Any);
+    assert_eq!(config.listeners[0].authorise, Authorise::Any);
     assert!(config.hub.register_unknown_devices());
 
     let token = parse("[amqp]\nlisten = \"0.0.0.0:1\"\nauthorise = \"token\"").unwrap();
-    assert!(!token.amqp.allow_anonymous());
+    assert_eq!(token.listeners[0].authorise, Authorise::Token);
     let any = parse("[amqp]\nlisten = \"0.0.0.0:1\"\nallow_anonymous = true").unwrap();
-    assert_eq!(any.amqp.authorise(), Authorise::Any);
+    assert_eq!(any.listeners[0].authorise, Authorise::Any);
     let strict = parse("[amqp]\nallow_anonymous = false\n[mqtt]\nallow_anonymous = false").unwrap();
-    assert_eq!((strict.amqp.authorise(), strict.mqtt.allow_anonymous()), (Authorise::Token, false));
+    assert_eq!((strict.listeners[0].authorise, strict.mqtt.allow_anonymous()), (Authorise::Token, false));
     let both = refused("[amqp]\nauthorise = \"any\"\nallow_anonymous = false");
     assert!(both.starts_with("f.toml:2:13: ") && both.contains("keep one"), "{both}");
     assert!(!parse("[hub]\nlisten = \"0.0.0.0:5671\"").unwrap().hub.register_unknown_devices());

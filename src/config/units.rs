@@ -123,6 +123,16 @@ pub(super) fn duration<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, 
     input.deserialize_str(Text)
 }
 
+/// `#[serde(default, deserialize_with = "units::some_duration")]`
+pub(super) fn some_duration<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Duration>, D::Error> {
+    duration(input).map(Some)
+}
+
+/// `#[serde(default, deserialize_with = "units::some_size")]`
+pub(super) fn some_size<'de, D: Deserializer<'de>, N: TryFrom<u64>>(input: D) -> Result<Option<N>, D::Error> {
+    size(input).map(Some)
+}
+
 /// `#[serde(deserialize_with = "units::size")]`, for any width of integer.
 pub(super) fn size<'de, D: Deserializer<'de>, N: TryFrom<u64>>(input: D) -> Result<N, D::Error> {
     struct Size;

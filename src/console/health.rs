@@ -1,5 +1,8 @@
 //! How the parts of the process are, for `/healthz`.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use serde::Serialize;
 use tokio::sync::watch;
 
@@ -52,6 +55,89 @@ struct Parts {
     said: [Status; COMPONENTS.len()],
     /// Each worker's connection to the hub; the worst of them is the part's state.
     workers: Vec<Status>,
+    /// The shared connections of each connector.
+    connectors: BTreeMap<Arc<str>, Links>,
+}
+
+/// How many shared connections of a connector are how.
+#[derive(Clone, Copy, Debug, Default)]
+struct Links {
+    up: usize,
+    starting: usize,
+    down: usize,
+    devices: usize,
+    /// Of those that start, those that are to be there without a device that needs them.
+    awaited: usize,
+}
+
+impl Links {
+    fn count(&mut self, status: Status) -> Option<&mut usize> {
+        match status {
+            Status::Up => Some(&mut self.up),
+            Status::Starting => Some(&mut self.starting),
+            Status::Down => Some(&mut self.down),
+            Status::Absent | Status::Draining => None,
+        }
+    }
+
+    /// A connector without connections does its work: it makes them when they are needed.
+    fn status(self) -> Status {
+        match self {
+            Self { down: 1.., .. } => Status::Down,
+            Self { awaited: 1.., .. } => Status::Starting,
+            _ => Status::Up,
+        }
+    }
+}
+
+/// A shared connection of a connector, which counts as long as this lives. At first it is starting.
+#[derive(Debug)]
+pub(crate) struct Link {
+    health: Arc<Health>,
+    connector: Arc<str>,
+    status: Status,
+    awaited: bool,
+    devices: usize,
+}
+
+impl Link {
+    /// Says how the connection is from now on: up, or down.
+    pub(crate) fn set(&mut self, status: Status) {
+        if self.status != status {
+            let before = std::mem::replace(&mut self.status, status);
+            let awaited = std::mem::take(&mut self.awaited);
+            self.change(|links| {
+                if let Some(count) = links.count(before) {
+                    *count -= 1;
+                }
+                if let Some(count) = links.count(status) {
+                    *count += 1;
+                }
+                links.awaited -= usize::from(awaited);
+            });
+        }
+    }
+
+    /// Says how many devices have sessions on the connection.
+    pub(crate) fn set_devices(&mut self, devices: usize) {
+        if self.devices != devices {
+            let before = std::mem::replace(&mut self.devices, devices);
+            self.change(|links| links.devices = links.devices + devices - before);
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Links)) {
+        self.health
+            .parts
+            .send_modify(|parts| change(parts.connectors.entry(Arc::clone(&self.connector)).or_default()));
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.set_devices(0);
+        self.set(Status::Absent);
+    }
 }
 
 impl Default for Health {
@@ -77,6 +163,29 @@ impl Health {
         });
     }
 
+    /// Tells of a connector, which has no connection yet.
+    pub(crate) fn add_connector(&self, name: &Arc<str>) {
+        self.parts.send_modify(|parts| {
+            parts.connectors.entry(Arc::clone(name)).or_default();
+        });
+    }
+
+    /// A shared connection of a connector begins; `awaited` if the process is not ready without it.
+    pub(crate) fn add_link(self: &Arc<Self>, connector: &Arc<str>, awaited: bool) -> Link {
+        let link = Link {
+            health: Arc::clone(self),
+            connector: Arc::clone(connector),
+            status: Status::Starting,
+            awaited,
+            devices: 0,
+        };
+        link.change(|links| {
+            links.starting += 1;
+            links.awaited += usize::from(awaited);
+        });
+        link
+    }
+
     /// How a part was said to be last.
     #[must_use]
     pub fn get(&self, component: Component) -> Status {
@@ -86,27 +195,51 @@ impl Health {
     /// Whether the process does its work: every part that is configured is up.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        overall(&self.parts.borrow().said) == Status::Up
+        self.parts.borrow().overall() == Status::Up
     }
 
     /// Waits until the process does its work; at once if it does. Cancel safe.
     pub async fn ready(&self) {
         let mut parts = self.parts.subscribe();
         // An error would mean that the sender is gone, and `self` holds it.
-        let _ = parts.wait_for(|parts| overall(&parts.said) == Status::Up).await;
+        let _ = parts.wait_for(|parts| parts.overall() == Status::Up).await;
     }
 
-    /// The answer of `/healthz`: `{"status":"up","components":{"upstream":"up",…}}`.
+    /// The answer of `/healthz`: `{"status":"up","components":{"upstream":"up",…}}`, and where there are connectors
+    /// `"connectors":{"upstream":{"status":"up","connections":{"up":1,…},"devices":7}}`.
     #[must_use]
     pub fn to_json(&self) -> String {
-        let parts = self.parts.borrow().said;
+        let parts = self.parts.borrow();
         let components: serde_json::Map<String, serde_json::Value> = COMPONENTS
             .iter()
-            .zip(parts)
+            .zip(parts.said)
             .filter(|(_, status)| *status != Status::Absent)
             .map(|(component, status)| (word(component), word(&status).into()))
             .collect();
-        serde_json::json!({ "status": word(&overall(&parts)), "components": components }).to_string()
+        let mut answer = serde_json::json!({ "status": word(&parts.overall()), "components": components });
+        if !parts.connectors.is_empty() {
+            let told = |(name, links): (&Arc<str>, &Links)| {
+                let Links { up, starting, down, devices, .. } = links;
+                let connections = serde_json::json!({ "up": up, "starting": starting, "down": down });
+                let status = word(&links.status());
+                let told = serde_json::json!({
+                    "status": status, "connections": connections, "devices": devices
+                });
+                (name.to_string(), told)
+            };
+            let connectors: serde_json::Map<_, _> = parts.connectors.iter().map(told).collect();
+            answer["connectors"] = connectors.into();
+        }
+        answer.to_string()
+    }
+}
+
+impl Parts {
+    /// The worst of the parts and connectors is the whole's.
+    fn overall(&self) -> Status {
+        let connectors = self.connectors.values().map(|links| links.status());
+        let all: Vec<_> = self.said.into_iter().chain(connectors.filter(|it| *it != Status::Up)).collect();
+        overall(&all)
     }
 }
 
@@ -166,6 +299,33 @@ mod tests {
         assert!(ready.as_mut().poll(&mut cx).is_pending());
         health.set(Component::Upstream, Status::Up);
         assert_eq!(ready.as_mut().poll(&mut cx), Poll::Ready(()));
+    }
+
+    #[test]
+    fn a_connector_is_as_well_as_its_connections() {
+        let health = Arc::new(Health::default());
+        health.set(Component::Amqp, Status::Up);
+        let name = Arc::from("berlin");
+        health.add_connector(&name);
+        assert!(health.is_ready(), "connections are made when they are needed");
+        let mut on_demand = health.add_link(&name, false);
+        assert!(health.is_ready());
+        let mut at_start = health.add_link(&name, true);
+        assert!(!health.is_ready());
+        at_start.set(Status::Up);
+        assert!(health.is_ready());
+        on_demand.set(Status::Down);
+        at_start.set_devices(2);
+        assert_eq!(
+            health.to_json(),
+            concat!(
+                r#"{"components":{"amqp":"up"},"connectors":{"berlin":{"connections":"#,
+                r#"{"down":1,"starting":0,"up":1},"devices":2,"status":"down"}},"status":"down"}"#
+            )
+        );
+        drop((on_demand, at_start));
+        assert!(health.to_json().contains(r#""connections":{"down":0,"starting":0,"up":0},"devices":0"#));
+        assert!(health.is_ready());
     }
 
     #[test]

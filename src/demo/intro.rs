@@ -178,9 +178,9 @@ mod tests {
     use crate::config::Config;
 
     fn listening() -> Listening {
-        let Config { amqp, mqtt, coap, http, admin, .. } = Config::default();
+        let Config { listeners, mqtt, coap, http, admin, .. } = Config::default();
         Listening {
-            amqp: amqp.listen,
+            amqp: listeners.iter().map(|listener| listener.address).collect(),
             mqtt: mqtt.listen,
             coap: coap.listen,
             http: http.listen,

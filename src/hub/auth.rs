@@ -9,7 +9,7 @@ use thiserror::Error;
 
 use super::address::{Node, Right};
 use super::registry::device_key;
-use crate::sas::{Resource, SharedKey, Token, TokenError, percent_decode};
+use crate::sas::{Resource, SharedKey, Token, TokenError, narrowed, percent_decode};
 
 /// A policy of the hub: a name, a key, and what whoever has the key may do.
 #[derive(Debug, Clone)]
@@ -182,7 +182,7 @@ impl Authority {
             }
         };
         Ok(Grant {
-            scope: narrowed(scope, name)?,
+            scope: narrowed(scope, name).ok_or(Denied::Elsewhere)?,
             device_connect: policy.is_none_or(|policy| policy.device_connect),
             service_connect: policy.is_some_and(|policy| policy.service_connect),
             expiry: token.expiry(),
@@ -218,25 +218,6 @@ impl Authority {
             host.eq_ignore_ascii_case(name)
                 || host.split('.').next().is_some_and(|l| l.eq_ignore_ascii_case(name))
         })
-    }
-}
-
-/// The scope that is both the token's and the name's: the longer of two of which one lies below the other.
-fn narrowed(scope: Vec<String>, name: &[String]) -> Result<Vec<String>, Denied> {
-    // An identity in the name may be encoded although the rest is not.
-    let mut name = name.to_vec();
-    if let ([devices, named, ..], [_, id, ..]) = (name.as_mut_slice(), scope.as_slice())
-        && devices == "devices"
-        && percent_decode(named).as_ref() == Some(id)
-    {
-        named.clone_from(id);
-    }
-    if name.starts_with(&scope) {
-        Ok(name)
-    } else if scope.starts_with(&name) {
-        Ok(scope)
-    } else {
-        Err(Denied::Elsewhere)
     }
 }
 

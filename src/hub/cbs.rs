@@ -1,21 +1,16 @@
 //! `$cbs`: requests to put a token, and their answers.
 
 use bytes::{Bytes, BytesMut};
-use fieldgate_amqp::codec::{Limits, Value};
-use fieldgate_amqp::message::{Body, Sections};
+use fieldgate_amqp::endpoint::{BadCbsRequest, CbsRequest, SAS_TOKEN, put_cbs_response};
 
 use super::auth::{Authority, Denied, Grant, Grants, TooManyTokens};
-use super::message::put_cbs_response;
-
-/// The type of a shared access signature.
-const SAS_TYPE: &str = "servicebus.windows.net:sastoken";
 
 /// Why a token was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refused {
     /// The request is not one that is answered here.
-    #[error("{0}")]
-    Request(&'static str),
+    #[error(transparent)]
+    Request(#[from] BadCbsRequest),
     /// The token is not good.
     #[error(transparent)]
     Denied(#[from] Denied),
@@ -43,17 +38,16 @@ pub(crate) fn handle(
     now_unix: u64,
     request: &Bytes,
 ) -> (Bytes, Result<Grant, Refused>) {
-    let sections = Sections::parse(request, &Limits::WIRE);
-    let result = match &sections {
-        Ok(sections) => put_token(authority, grants, now_unix, sections),
-        Err(_) => Err(Refused::Request("the request is no AMQP message")),
+    let request = CbsRequest::parse(request);
+    let result = match &request {
+        Ok(request) => put_token(authority, grants, now_unix, request),
+        Err(_) => Err(BadCbsRequest("the request is no AMQP message").into()),
     };
     let (status, description) = match &result {
         Ok(_) => (200, "OK".to_owned()),
         Err(refused) => (refused.status(), refused.to_string()),
     };
-    let properties = sections.as_ref().ok().map(Sections::properties);
-    let id = properties.as_ref().and_then(|properties| properties.message_id());
+    let id = request.as_ref().ok().and_then(CbsRequest::id);
     let mut out = BytesMut::new();
     put_cbs_response(&mut out, id, status, &description);
     (out.freeze(), result)
@@ -63,33 +57,23 @@ fn put_token(
     authority: &Authority,
     grants: &mut Grants,
     now_unix: u64,
-    request: &Sections,
+    request: &CbsRequest,
 ) -> Result<Grant, Refused> {
-    let property = |name: &str| {
-        request
-            .application_properties()
-            .find(|(key, _)| key.as_str() == Some(name))
-            .and_then(|(_, value)| value.as_str())
-    };
-    if property("operation") != Some("put-token") {
-        return Err(Refused::Request("the only operation here is put-token"));
+    let put = request.put_token()?;
+    if put.token_type != SAS_TOKEN {
+        let only = "the only type of token here is servicebus.windows.net:sastoken";
+        return Err(BadCbsRequest(only).into());
     }
-    if property("type") != Some(SAS_TYPE) {
-        return Err(Refused::Request("the only type of token here is servicebus.windows.net:sastoken"));
-    }
-    let name = property("name").ok_or(Refused::Request("the request has no name"))?;
-    let Body::Value(Value::Str(token)) = request.body() else {
-        return Err(Refused::Request("the body is not a token in a string value"));
-    };
-    let grant = authority.judge(token, name, now_unix)?;
+    let grant = authority.judge(put.token, put.name, now_unix)?;
     grants.put(grant.clone())?;
     Ok(grant)
 }
 
 #[cfg(test)]
 mod tests {
+    use fieldgate_amqp::codec::{Limits, Value};
     use fieldgate_amqp::message::{
-        PropertiesOut, put_amqp_value, put_application_properties, put_data, put_properties,
+        PropertiesOut, Sections, put_amqp_value, put_application_properties, put_data, put_properties,
     };
 
     use super::*;
@@ -138,7 +122,7 @@ mod tests {
         (id, status.unwrap(), result)
     }
 
-    const FORM: [(&str, &str); 3] = [("operation", "put-token"), ("type", SAS_TYPE), ("name", "localhost")];
+    const FORM: [(&str, &str); 3] = [("operation", "put-token"), ("type", SAS_TOKEN), ("name", "localhost")];
 
     #[test]
     fn a_good_token_grants_and_is_answered_with_200() {

@@ -10,8 +10,8 @@ use bytes::{Bytes, BytesMut};
 use fieldgate_amqp::codec::{Limits, Reader, Value};
 use fieldgate_amqp::error::DecodeError;
 use fieldgate_amqp::message::{
-    Body, Properties, PropertiesOut, Sections, put_amqp_value, put_application_properties, put_data,
-    put_message_annotations, put_properties,
+    Body, Properties, PropertiesOut, Sections, put_application_properties, put_data, put_message_annotations,
+    put_properties,
 };
 use fieldgate_amqp::performative::descriptor;
 use fieldgate_mappings::{DeviceId, Timestamp};
@@ -186,19 +186,6 @@ pub(crate) fn put_feedback(out: &mut BytesMut, lending: Lending, hub: &str, json
     put_data(out, json);
 }
 
-/// The answer of `$cbs`. `request` is the request's message-id, which comes back with its type.
-pub(crate) fn put_cbs_response(
-    out: &mut BytesMut,
-    request: Option<Value<'_>>,
-    status: i32,
-    description: &str,
-) {
-    put_properties(out, &PropertiesOut { correlation_id: request, ..PropertiesOut::default() });
-    let answer = [("status-code", Value::Int(status)), ("status-description", Value::Str(description))];
-    put_application_properties(out, answer);
-    put_amqp_value(out, &Value::Null);
-}
-
 /// Properties, application properties and body, as their sender wrote them; `to` is the hub's word.
 fn put_sender_sections(out: &mut BytesMut, message: &Sections, to: Option<&str>) {
     let properties = message.properties();
@@ -253,6 +240,8 @@ pub(crate) fn id_text(id: Option<Value<'_>>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use fieldgate_amqp::message::put_amqp_value;
+
     use super::*;
 
     const STAMP: Stamp = Stamp { sequence: 7, offset: 4096, enqueued: Timestamp(1_795_339_845_006) };
@@ -428,19 +417,5 @@ mod tests {
         assert_eq!(id_text(Some(Value::Uuid([0xab; 16]))), "abababab-abab-abab-abab-abababababab");
         assert_eq!(id_text(Some(Value::Binary(&[1, 0xff]))), "01ff");
         assert_eq!(id_text(None), "");
-    }
-
-    #[test]
-    fn an_answer_of_cbs_keeps_the_type_of_the_id() {
-        for id in [None, Some(Value::Ulong(0)), Some(Value::Uuid([1; 16])), Some(Value::Str("a"))] {
-            let mut out = BytesMut::new();
-            put_cbs_response(&mut out, id, 401, "no");
-            let out = out.freeze();
-            let message = parse(&out);
-            assert_eq!(message.properties().correlation_id(), id);
-            let answer: Vec<_> = message.application_properties().collect();
-            assert_eq!(answer[0], (Value::Str("status-code"), Value::Int(401)));
-            assert_eq!(answer[1], (Value::Str("status-description"), Value::Str("no")));
-        }
     }
 }

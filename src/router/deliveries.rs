@@ -63,6 +63,36 @@ impl<L: Copy + PartialEq> Deliveries<L> {
         noted
     }
 
+    /// Takes out what goes out as `from` or later; gives the runs of its ids on the sending side.
+    pub(crate) fn drain_from(&mut self, from: u32, runs: &mut Vec<Run>) {
+        runs.clear();
+        let Some(last) = self.by_out.iter().map(|(id, _)| id).last() else { return };
+        if last.wrapping_sub(from) < 1 << 31 {
+            self.in_ids(from, last, true, runs);
+        }
+    }
+
+    /// Takes everything out; gives the runs of the ids on the sending side.
+    pub(crate) fn drain_in(&mut self, runs: &mut Vec<Run>) {
+        runs.clear();
+        self.by_in.drain().for_each(|(id, _)| Run::extend(runs, id));
+        self.by_out = DeliveryRing::new();
+    }
+
+    /// Takes everything out; gives the runs of the ids on the receiving side.
+    pub(crate) fn drain_out(&mut self, runs: &mut Vec<Run>) {
+        runs.clear();
+        self.by_out.drain().for_each(|(id, _)| Run::extend(runs, id));
+        self.by_in = DeliveryRing::new();
+    }
+
+    /// Nobody will speak of the delivery any more that went out under this id.
+    pub(crate) fn forget_out(&mut self, id_out: u32) {
+        if let Some(passed) = self.by_out.remove(id_out) {
+            self.by_in.remove(passed.id_in);
+        }
+    }
+
     /// Nobody will speak of this delivery again.
     pub(crate) fn forget_in(&mut self, id_in: u32) {
         if let Some(id_out) = self.by_in.remove(id_in) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use fieldgate_amqp::error::{AmqpError, Condition};
 use fieldgate_amqp::performative::{Attach, Patch, Role, Terminus};
 
-use super::tunnel::Side;
+use super::ends::Side;
 
 /// Who judges what a device may attach to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -66,6 +66,26 @@ impl Resource {
     }
 }
 
+/// The scope that is both a token's and that of the name it was put for: the longer of two paths of which one lies
+/// below the other. `None` where neither does.
+pub(crate) fn narrowed(scope: Vec<String>, name: &[String]) -> Option<Vec<String>> {
+    // An identity in the name may be encoded although the rest is not.
+    let mut name = name.to_vec();
+    if let ([devices, named, ..], [_, id, ..]) = (name.as_mut_slice(), scope.as_slice())
+        && devices == "devices"
+        && percent_decode(named).as_ref() == Some(id)
+    {
+        named.clone_from(id);
+    }
+    if name.starts_with(&scope) {
+        Some(name)
+    } else if scope.starts_with(&name) {
+        Some(scope)
+    } else {
+        None
+    }
+}
+
 impl fmt::Display for Resource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.host)?;
@@ -160,6 +180,31 @@ mod tests {
         let hub = Resource::new("h", "");
         assert!(hub.covers(&path("devices/d")) && hub.covers(&path("messages/events")));
         assert_eq!(hub.device(), None);
+    }
+
+    #[test]
+    fn the_narrower_of_two_scopes_is_what_both_cover() {
+        let narrow = |scope: &str, name: &str| narrowed(path(scope), &path(name)).map(|it| it.join("/"));
+        for (scope, name, both) in [
+            ("devices/d", "devices/d", "devices/d"),
+            ("devices/d", "", "devices/d"),
+            ("", "devices/d", "devices/d"),
+            ("devices/d", "devices/d/messages", "devices/d/messages"),
+            ("devices/d/modules/m", "devices/d", "devices/d/modules/m"),
+            ("devices/a:b", "devices/a%3Ab", "devices/a:b"),
+        ] {
+            assert_eq!(narrow(scope, name).as_deref(), Some(both), "{scope} {name}");
+        }
+        for (scope, name) in [
+            ("devices/a", "devices/b"),
+            ("devices/d1", "devices/d10"),
+            ("devices/d10", "devices/d1"),
+            ("devices/d", "devices/D"),
+            ("devices/a%3Ab", "devices/a:b"),
+            ("devices/d/modules/a", "devices/d/modules/b"),
+        ] {
+            assert_eq!(narrow(scope, name), None, "{scope} {name}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The task of a shared hub connection: connects, moves bytes and time, and connects again.
 
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -9,14 +9,13 @@ use std::time::Instant;
 use fieldgate_amqp::connection::{Connection, ConnectionConfig};
 use fieldgate_amqp::performative::OpenOut;
 use ring::rand::{SecureRandom as _, SystemRandom};
-use tokio::net::TcpStream;
-use tokio::time::Sleep;
-use tokio_rustls::client::TlsStream;
 
 use crate::config::Config;
 use crate::console::{Health, Status};
 use crate::shutdown::Shutdown;
 use crate::telemetry::emit;
+use crate::timer::Timer;
+use crate::tls::Stream;
 use crate::wire::{Turn, Wire};
 
 use super::Upstream;
@@ -123,7 +122,7 @@ impl Driver {
     }
 
     /// Runs one connection until it is gone; says why it went.
-    async fn serve(&mut self, stream: TlsStream<TcpStream>) -> String {
+    async fn serve(&mut self, stream: Stream) -> String {
         let open = OpenOut {
             container_id: &self.config.container_id,
             hostname: self.config.hostname.as_deref(),
@@ -223,22 +222,4 @@ fn number(random: &SystemRandom) -> u64 {
     let mut bytes = [0; 8];
     let _ = random.fill(&mut bytes);
     u64::from_be_bytes(bytes)
-}
-
-/// A timer that is set when it is asked.
-#[derive(Default)]
-struct Timer {
-    sleep: Option<Pin<Box<Sleep>>>,
-}
-
-impl Timer {
-    /// Ready when the deadline has passed; never without one.
-    fn poll(&mut self, cx: &mut Context<'_>, deadline: Option<Instant>) -> Poll<()> {
-        let Some(deadline) = deadline.map(tokio::time::Instant::from_std) else { return Poll::Pending };
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
-        if sleep.deadline() != deadline {
-            sleep.as_mut().reset(deadline);
-        }
-        sleep.as_mut().poll(cx)
-    }
 }

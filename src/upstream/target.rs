@@ -1,7 +1,6 @@
 //! Which hub, how it is reached and what the gateway proves itself with.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -12,11 +11,10 @@ use rustls::pki_types::ServerName;
 use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
-use crate::config::{Config, Secret, Target};
+use crate::config::{Config, Connector, HostPort, Reach, Sasl, Secret, Target};
 use crate::sas::{ConnectionString, ConnectionStringError, Signer};
-use crate::tls::{self, Roots, TlsError};
+use crate::tls::{self, Roots, Stream, TlsError};
 
 /// The port of AMQP over TLS (IANA `amqps`).
 const AMQPS_PORT: u16 = 5671;
@@ -24,19 +22,29 @@ const AMQPS_PORT: u16 = 5671;
 /// A hub as the gateway's connections see it; shared by all workers.
 pub(crate) struct Hub {
     name: Arc<str>,
-    host: String,
-    port: u16,
-    server_name: ServerName<'static>,
-    tls: Arc<ClientConfig>,
+    /// Tried in this order; never empty.
+    endpoints: Vec<Endpoint>,
     credential: Credential,
     token_ttl: Duration,
+    /// For each endpoint.
     connect_time_out: Duration,
 }
 
-/// What the gateway speaks for mapped devices with.
+/// One of the addresses of a hub.
+struct Endpoint {
+    at: HostPort,
+    /// Absent: plain TCP.
+    tls: Option<(TlsConnector, ServerName<'static>)>,
+}
+
+/// What the gateway's own connections prove themselves with.
 enum Credential {
-    /// Nothing: SASL ANONYMOUS, for brokers that trust the network.
+    /// SASL ANONYMOUS, for hubs that look at the devices' tokens and brokers that trust the network.
     None,
+    /// MSSBCBS: as none, by the name that Microsoft's services have for it.
+    Claims,
+    /// SASL EXTERNAL: the TLS certificate.
+    Certificate,
     /// SASL PLAIN.
     Plain { user: String, password: Secret },
     /// A shared key: a token for `resource` is put to `$cbs`.
@@ -50,14 +58,24 @@ pub enum HubError {
     #[error("[upstream] connection_string: {0}")]
     ConnectionString(#[from] ConnectionStringError),
     /// The host is neither a name nor an address.
-    #[error("[upstream] {0:?} is not a host name or IP address that a certificate can name")]
-    Host(String),
+    #[error("{place}: {host:?} is not a host name or IP address that a certificate can name")]
+    Host {
+        /// The section of the configuration.
+        place: String,
+        /// What it says.
+        host: String,
+    },
     /// TLS cannot be set up.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
+    #[error("{place}: {error}")]
+    Tls {
+        /// The section of the configuration.
+        place: String,
+        /// What is wrong.
+        error: TlsError,
+    },
 }
 
-/// The hub did not answer as a TLS server that is who it should be.
+/// The hub did not answer, or not as who it should be.
 #[derive(Debug, Error)]
 pub(crate) enum ConnectError {
     /// No TCP connection.
@@ -84,6 +102,13 @@ pub(crate) enum ConnectError {
         /// How long was waited.
         within: Duration,
     },
+    /// None of the addresses answered.
+    #[error("{}", each(.0))]
+    Each(Vec<ConnectError>),
+}
+
+fn each(errors: &[ConnectError]) -> String {
+    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// A token of the gateway's own, for `$cbs`.
@@ -112,13 +137,13 @@ impl fmt::Debug for OwnToken {
 }
 
 impl Hub {
-    /// The hub that the configuration names; `embedded` where it is the one in this process.
+    /// The hub of `[upstream]`; `embedded` where it is the one in this process.
     ///
     /// # Errors
     /// What is wrong with the configured hub.
     pub(crate) fn new(config: &Config, embedded: Option<&Embedded>) -> Result<Self, HubError> {
         let upstream = &config.upstream;
-        let (name, host, port, credential) = match (&upstream.target, embedded) {
+        let (name, at, credential) = match (&upstream.target, embedded) {
             (Target::Embedded, Some(embedded)) => {
                 let text = embedded.connection_string.expose();
                 Self::by_connection_string(&ConnectionString::parse(text)?)
@@ -135,7 +160,7 @@ impl Hub {
                         Credential::Plain { user: user.clone(), password: password.clone() }
                     }
                 };
-                (url.host.clone(), url.host.clone(), url.port, credential)
+                (url.host.clone(), HostPort { host: url.host.clone(), port: url.port }, credential)
             }
         };
         let roots = match (&upstream.ca_file, embedded) {
@@ -145,23 +170,62 @@ impl Hub {
             }
             (None, _) => Roots::Platform,
         };
-        let server_name = ServerName::try_from(host.clone()).map_err(|_| HubError::Host(host.clone()))?;
+        const PLACE: &str = "[upstream]";
+        let tls = tls::client(&roots).map_err(|error| HubError::Tls { place: PLACE.into(), error })?;
         Ok(Self {
             name: name.into(),
-            host,
-            port,
-            server_name,
-            tls: tls::client(&roots)?,
+            endpoints: vec![Endpoint::new(PLACE, at, Some(tls))?],
             credential,
             token_ttl: upstream.token_ttl,
             connect_time_out: upstream.connect_time_out,
         })
     }
 
-    fn by_connection_string(parsed: &ConnectionString) -> (String, String, u16, Credential) {
+    /// The hub that a connector leads to; `embedded` as for [`new`](Self::new).
+    ///
+    /// # Errors
+    /// What is wrong with the connector, or with what it names.
+    pub(crate) fn for_connector(
+        connector: &Connector,
+        config: &Config,
+        embedded: Option<&Embedded>,
+    ) -> Result<Self, HubError> {
+        let hosts = match &connector.reach {
+            Reach::Upstream => {
+                let hub = Self::new(config, embedded)?;
+                return Ok(Self { connect_time_out: connector.connect_time_out, ..hub });
+            }
+            Reach::Hosts(hosts) => hosts,
+        };
+        let place = format!("connector `{}`", connector.name);
+        let tls = match &hosts.tls {
+            None => None,
+            Some(profile) => {
+                let place = format!("{place}, ssl_profile `{}`", profile.name);
+                Some(tls::connector(profile).map_err(|error| HubError::Tls { place, error })?)
+            }
+        };
+        let endpoints = hosts.addresses.iter().map(|at| Endpoint::new(&place, at.clone(), tls.clone()));
+        Ok(Self {
+            name: Arc::clone(&hosts.hub_name),
+            endpoints: endpoints.collect::<Result<_, _>>()?,
+            credential: match &hosts.sasl {
+                Sasl::Anonymous => Credential::None,
+                Sasl::Mssbcbs => Credential::Claims,
+                Sasl::External => Credential::Certificate,
+                Sasl::Plain { user, password } => {
+                    Credential::Plain { user: user.clone(), password: password.clone() }
+                }
+            },
+            token_ttl: config.upstream.token_ttl,
+            connect_time_out: connector.connect_time_out,
+        })
+    }
+
+    fn by_connection_string(parsed: &ConnectionString) -> (String, HostPort, Credential) {
         let host = parsed.gateway_host.as_ref().unwrap_or(&parsed.host).clone();
         let credential = Credential::SharedKey { signer: parsed.signer(), resource: parsed.resource() };
-        (parsed.host.clone(), host, parsed.port.unwrap_or(AMQPS_PORT), credential)
+        (parsed.host.clone(), HostPort { host, port: parsed.port.unwrap_or(AMQPS_PORT) }, credential)
     }
 
     /// The hub's name: `hostname` of our `open`, and what tokens are signed for.
@@ -169,12 +233,9 @@ impl Hub {
         &self.name
     }
 
-    /// Host and port, for people.
+    /// Hosts and ports, for people.
     pub(crate) fn address(&self) -> String {
-        match self.host.parse::<IpAddr>() {
-            Ok(IpAddr::V6(host)) => format!("[{host}]:{}", self.port),
-            _ => format!("{}:{}", self.host, self.port),
-        }
+        self.endpoints.iter().map(|endpoint| endpoint.at.to_string()).collect::<Vec<_>>().join(", ")
     }
 
     /// How the gateway's own connections prove themselves at SASL level.
@@ -183,6 +244,8 @@ impl Hub {
             Credential::Plain { user, password } => {
                 ClientSecurity::Plain { user: user.clone(), password: password.expose().to_owned() }
             }
+            Credential::Claims => ClientSecurity::Mssbcbs,
+            Credential::Certificate => ClientSecurity::External,
             Credential::None | Credential::SharedKey { .. } => ClientSecurity::Anonymous,
         }
     }
@@ -197,24 +260,51 @@ impl Hub {
         Some(OwnToken { name: resource.clone(), text, renew_in: self.token_ttl * 4 / 5 })
     }
 
-    /// TCP and TLS to the hub.
+    /// TCP, and TLS where it is spoken, to the first address that answers.
     ///
     /// # Errors
-    /// Which step failed, and how.
-    pub(crate) async fn connect(&self) -> Result<TlsStream<TcpStream>, ConnectError> {
-        let connecting = async {
-            let tcp = TcpStream::connect((self.host.as_str(), self.port))
-                .await
-                .map_err(|error| ConnectError::Tcp { address: self.address(), error })?;
-            // Frames are gathered by turns already; waiting for more would only add delay.
-            tcp.set_nodelay(true).map_err(|error| ConnectError::Tcp { address: self.address(), error })?;
-            TlsConnector::from(Arc::clone(&self.tls))
-                .connect(self.server_name.clone(), tcp)
-                .await
-                .map_err(|error| ConnectError::Tls { address: self.address(), error })
+    /// Which step failed, and how; for each address.
+    pub(crate) async fn connect(&self) -> Result<Stream, ConnectError> {
+        let mut errors = Vec::new();
+        for endpoint in &self.endpoints {
+            match endpoint.connect(self.connect_time_out).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => errors.push(error),
+            }
+        }
+        Err(match errors.pop() {
+            Some(only) if errors.is_empty() => only,
+            last => ConnectError::Each(errors.into_iter().chain(last).collect()),
+        })
+    }
+}
+
+impl Endpoint {
+    fn new(place: &str, at: HostPort, tls: Option<Arc<ClientConfig>>) -> Result<Self, HubError> {
+        let tls = match tls {
+            None => None,
+            Some(config) => {
+                let name = ServerName::try_from(at.host.clone())
+                    .map_err(|_| HubError::Host { place: place.into(), host: at.host.clone() })?;
+                Some((TlsConnector::from(config), name))
+            }
         };
-        let within = self.connect_time_out;
-        let late = |_| ConnectError::TimeOut { address: self.address(), within };
+        Ok(Self { at, tls })
+    }
+
+    async fn connect(&self, within: Duration) -> Result<Stream, ConnectError> {
+        let address = || self.at.to_string();
+        let connecting = async {
+            let tcp = TcpStream::connect((self.at.host.as_str(), self.at.port))
+                .await
+                .map_err(|error| ConnectError::Tcp { address: address(), error })?;
+            // Frames are gathered by turns already; waiting for more would only add delay.
+            tcp.set_nodelay(true).map_err(|error| ConnectError::Tcp { address: address(), error })?;
+            let Some((connector, name)) = &self.tls else { return Ok(Stream::from(tcp)) };
+            let stream = connector.connect(name.clone(), tcp).await;
+            stream.map(Stream::from).map_err(|error| ConnectError::Tls { address: address(), error })
+        };
+        let late = |_| ConnectError::TimeOut { address: address(), within };
         tokio::time::timeout(within, connecting).await.map_err(late)?
     }
 }

@@ -35,6 +35,8 @@ pub(crate) struct Manner {
     pub(crate) refuses: Option<AmqpError>,
     /// What the sender of a link may send before a test gives more.
     pub(crate) credit: u32,
+    /// Who is let in with SASL PLAIN, user and password; nobody else is asked who he is.
+    pub(crate) user: Option<(&'static str, &'static str)>,
 }
 
 /// A link of a connection.
@@ -56,8 +58,8 @@ pub(crate) struct Message {
 /// What the hub sees.
 #[derive(Debug)]
 pub(crate) enum Seen {
-    /// A connection was opened.
-    Opened(u64),
+    /// A connection was opened, by this container.
+    Opened { connection: u64, container: String },
     /// A link was attached.
     Attached { place: Place, address: String, role: Role },
     /// The peer gives a link of ours credit.
@@ -151,7 +153,7 @@ impl Hub {
         let port = listener.local_addr().unwrap().port();
         let (sender, seen) = mpsc::unbounded_channel();
         let control = Arc::new(Control {
-            manner: Mutex::new(Manner { takes: usize::MAX, refuses: None, credit: 1000 }),
+            manner: Mutex::new(Manner { takes: usize::MAX, refuses: None, credit: 1000, user: None }),
             connections: Mutex::default(),
             seen: sender,
         });
@@ -170,6 +172,15 @@ impl Hub {
         let (stop, thread) = (Some(stop), Some(thread));
         let ca_file = state.ca_file();
         Self { port, ca_file, _directory: directory, control, seen, kept: VecDeque::new(), stop, thread }
+    }
+
+    /// A connector to this hub, with lines of its own, and the profile that it trusts the hub by.
+    pub(crate) fn connector(&self, name: &str, lines: &str) -> String {
+        let Self { port, ca_file, .. } = self;
+        format!(
+            "[[ssl_profile]]\nname = \"{name}\"\nca_cert_file = {ca_file:?}\n\
+             [[connector]]\nname = \"{name}\"\nhost = \"localhost\"\nport = {port}\nssl_profile = \"{name}\"\n{lines}\n"
+        )
     }
 
     /// The gateway's settings for this hub.
@@ -202,7 +213,25 @@ impl Hub {
     /// The next connection that was opened.
     pub(crate) async fn opened(&mut self) -> u64 {
         self.wait(|seen| match seen {
-            Seen::Opened(connection) => Some(*connection),
+            Seen::Opened { connection, .. } => Some(*connection),
+            _ => None,
+        })
+        .await
+    }
+
+    /// The next connection that a container of this name opened.
+    pub(crate) async fn opened_by(&mut self, name: &str) -> u64 {
+        self.wait(|seen| match seen {
+            Seen::Opened { connection, container } if container == name => Some(*connection),
+            _ => None,
+        })
+        .await
+    }
+
+    /// The next link that was attached.
+    pub(crate) async fn attached(&mut self) -> Place {
+        self.wait(|seen| match seen {
+            Seen::Attached { place, .. } => Some(*place),
             _ => None,
         })
         .await
@@ -301,10 +330,12 @@ impl Hub {
 
     /// Sends a command over a link of the peer's.
     pub(crate) fn send(&self, place: Place, body: &'static str) {
-        self.tell(
-            place.connection,
-            Order::Send { link: place.link, body: Bytes::from_static(body.as_bytes()) },
-        );
+        self.send_bytes(place, Bytes::from_static(body.as_bytes()));
+    }
+
+    /// Sends a message with this body over a link of the peer's.
+    pub(crate) fn send_bytes(&self, place: Place, body: Bytes) {
+        self.tell(place.connection, Order::Send { link: place.link, body });
     }
 
     pub(crate) fn detach(&self, place: Place, condition: &str) {
@@ -378,8 +409,14 @@ struct Peer {
 
 impl Peer {
     fn new(connection: u64, control: Arc<Control>) -> Self {
-        let config = ConnectionConfig { container_id: "scripted".into(), ..ConnectionConfig::default() };
-        let machine = Connection::server(Arc::new(config), &[Mechanism::Anonymous], true, Instant::now());
+        let config = ConnectionConfig {
+            container_id: "scripted".into(),
+            // A test may send more than the gateway takes.
+            max_backlog_bytes: 64 << 20,
+            ..ConnectionConfig::default()
+        };
+        let mechanisms = [Mechanism::Anonymous, Mechanism::Plain];
+        let machine = Connection::server(Arc::new(config), &mechanisms, true, Instant::now());
         Self {
             connection,
             control,
@@ -441,11 +478,17 @@ impl Peer {
     fn handle(&mut self, event: Event) {
         let machine = &mut self.machine;
         match event {
-            Event::SaslInit { .. } => machine.sasl_outcome(SaslCode::Ok),
-            Event::Opened(_) => {
+            Event::SaslInit { plain: None, .. } => machine.sasl_outcome(SaslCode::Ok),
+            Event::SaslInit { plain: Some(shown), .. } => {
+                let right = self.control.manner().user;
+                let right = right.is_some_and(|right| right == (&*shown.user, &*shown.password));
+                machine.sasl_outcome(if right { SaslCode::Ok } else { SaslCode::Auth });
+            }
+            Event::Opened(open) => {
+                let container = open.container_id().to_owned();
                 let open = machine.config().open();
                 machine.open(open);
-                self.saw(Seen::Opened(self.connection));
+                self.saw(Seen::Opened { connection: self.connection, container });
             }
             Event::SessionBegun { session, .. } => machine.accept_begin(session),
             Event::Attached { link, session, attach, .. } => self.attached(link, session, &attach),

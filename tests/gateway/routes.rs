@@ -29,6 +29,10 @@ const EVENTS: &str = "devices/dev/messages/events";
 /// A peer that does nothing for so long is held back.
 const STALL: Duration = Duration::from_millis(500);
 const BOUND: &str = "devices/dev/messages/devicebound";
+/// Each device has a hub connection of its own.
+const ALONE: Lines<'static> = Lines { upstream: "mode = \"per-connection\"", ..NO_LINES };
+const NO_LINES: Lines<'static> =
+    Lines { runtime: "", amqp: "", mqtt: "", coap: "", http: "", hub: "", upstream: "", more: "" };
 
 async fn device(gateway: &Gateway) -> Client {
     Client::open(TcpStream::connect(gateway.ports.amqp).await.unwrap(), SaslProfile::Anonymous).await
@@ -108,7 +112,7 @@ async fn the_devices_outcome_is_the_hubs() {
 async fn what_the_hub_or_the_gateway_refuses_is_refused() {
     within(async {
         let hub = Hub::start();
-        let lines = Lines { amqp: "authorise = \"token\"", ..Lines::default() };
+        let lines = Lines { amqp: "authorise = \"token\"", ..ALONE };
         let gateway = Gateway::scripted(&hub, lines).await;
         hub.behave(|manner| manner.refuses = Some(error("amqp:unauthorized-access")));
         let mut device_1 = device(&gateway).await;
@@ -150,7 +154,7 @@ async fn the_hubs_detach_reaches_the_device() {
 async fn the_end_of_the_hubs_connection_is_the_devices() {
     within(async {
         let mut hub = Hub::start();
-        let gateway = Gateway::scripted(&hub, Lines::default()).await;
+        let gateway = Gateway::scripted(&hub, ALONE).await;
         let mapped = hub.opened().await;
         for cut in [false, true] {
             let mut device = device(&gateway).await;
@@ -254,7 +258,7 @@ impl Pusher {
 async fn a_hub_that_does_not_read_holds_the_device_back() {
     within(async {
         let mut hub = Hub::start();
-        let lines = Lines { amqp: "idle_time_out = \"1s\"", ..Lines::default() };
+        let lines = Lines { amqp: "idle_time_out = \"1s\"", ..ALONE };
         let gateway = Gateway::scripted(&hub, lines).await;
         hub.opened().await;
         // The other client would keep in memory what its socket does not take.
@@ -291,7 +295,7 @@ async fn without_a_hub_the_device_is_told_so() {
     within(async {
         let hub = Hub::start();
         hub.behave(|manner| manner.takes = 0);
-        let gateway = Gateway::away(&hub, Lines::default()).await;
+        let gateway = Gateway::away(&hub, ALONE).await;
         let stream = TcpStream::connect(gateway.ports.amqp).await.unwrap();
         let opened = Connection::builder()
             .container_id("test")

@@ -91,7 +91,9 @@ async fn an_abort_waits_for_nobody() {
 async fn native_devices_are_closed_with_a_reason_and_their_hub_connection_with_them() {
     within(async {
         let mut hub = Hub::start();
-        let gateway = Gateway::scripted(&hub, Lines::default()).await;
+        let gateway =
+            Gateway::scripted(&hub, Lines { upstream: "mode = \"per-connection\"", ..Lines::default() })
+                .await;
         hub.opened().await;
         let stream = TcpStream::connect(gateway.ports.amqp).await.unwrap();
         let mut device = Client::open(stream, SaslProfile::Anonymous).await;

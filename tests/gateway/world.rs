@@ -82,6 +82,8 @@ impl From<Listening> for Ports {
 /// A gateway that runs.
 pub(crate) struct Gateway {
     pub(crate) ports: Ports,
+    /// Where AMQP devices connect: `ports.amqp`, then the listeners in their order.
+    pub(crate) amqp: Vec<SocketAddr>,
     pub(crate) health: Arc<Health>,
     pub(crate) state: Directory,
     pub(crate) trigger: Trigger,
@@ -101,6 +103,8 @@ pub(crate) struct Lines<'a> {
     pub(crate) http: &'a str,
     pub(crate) hub: &'a str,
     pub(crate) upstream: &'a str,
+    /// Sections that there may be several of.
+    pub(crate) more: &'a str,
 }
 
 impl Gateway {
@@ -127,14 +131,14 @@ impl Gateway {
     async fn start(lines: Lines<'_>) -> Self {
         let state = Directory::new();
         let directory = state.path();
-        let Lines { runtime, amqp, mqtt, coap, http, hub, upstream } = lines;
+        let Lines { runtime, amqp, mqtt, coap, http, hub, upstream, more } = lines;
         let workers = if runtime.contains("workers") { "" } else { "workers = 1" };
         let free = "listen = [\"127.0.0.1:0\"]";
         let text = format!(
             "[runtime]\n{workers}\n{runtime}\n[state]\ndirectory = {directory:?}\n\
              [amqp]\n{free}\n{amqp}\n[mqtt]\n{free}\n{mqtt}\n[coap]\n{free}\n{coap}\n[http]\n{free}\n{http}\n\
              [admin]\n{free}\n[hub]\n{free}\nfeedback_delay = \"20ms\"\npartitions = 1\n{hub}\n\
-             [upstream]\nretry_max = \"1s\"\n{upstream}\n"
+             [upstream]\nretry_max = \"1s\"\n{upstream}\n{more}\n"
         );
         let config = Config::parse("test", &text, None).unwrap_or_else(|error| panic!("{error}\n{text}"));
         let (trigger, shutdown) = shutdown::channel();
@@ -148,7 +152,8 @@ impl Gateway {
             app::run_and_tell(config, &shutdown, |started| drop(tell.send(started))).unwrap();
         });
         let Started { health, listening } = started.await.expect("the gateway starts");
-        Self { ports: listening.into(), health, state, trigger, ended, ended_too, thread: Some(thread) }
+        let amqp = listening.amqp.clone();
+        Self { ports: listening.into(), amqp, health, state, trigger, ended, ended_too, thread: Some(thread) }
     }
 
     /// Asks until `/healthz` has this status; gives the answer.

@@ -10,6 +10,8 @@ mod cbs;
 mod receiver;
 mod sender;
 
-pub use cbs::{CBS_NODE, CbsClient, CbsResponse, SAS_TOKEN};
+pub use cbs::{
+    BadCbsRequest, CBS_NODE, CbsClient, CbsRequest, CbsResponse, PutToken, SAS_TOKEN, put_cbs_response,
+};
 pub use receiver::{CreditPolicy, Delivery, Receiver, ReceiverConfig, Settlements};
 pub use sender::{OutgoingMessage, SendError, Sender, Settled, Unsettled};

@@ -369,6 +369,7 @@ impl Connection {
             delivery_count: link.delivery_count,
             credit: link.credit,
             drain: link.drain,
+            delivery: link.delivery,
         })
     }
 

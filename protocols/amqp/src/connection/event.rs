@@ -193,6 +193,8 @@ pub struct LinkInfo<'a> {
     pub credit: u32,
     /// The peer asks us to use the credit up or to give it back (our role: sender).
     pub drain: bool,
+    /// The delivery-id of the delivery whose last frame has not come or gone yet.
+    pub delivery: Option<u32>,
 }
 
 pub use crate::link::Half;

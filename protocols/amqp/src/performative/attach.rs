@@ -69,12 +69,16 @@ composite! {
 }
 
 impl Attach {
+    /// The index of the field `name`.
+    pub const NAME: usize = 0;
     /// The index of the field `handle`, for [`write_patched`](Self::write_patched).
     pub const HANDLE: usize = 1;
     /// The index of the field `source`.
     pub const SOURCE: usize = 5;
     /// The index of the field `target`.
     pub const TARGET: usize = 6;
+    /// The index of the field `initial-delivery-count`.
+    pub const INITIAL_DELIVERY_COUNT: usize = 9;
 
     /// The link's name.
     pub fn name(&self) -> &str {

@@ -1,0 +1,354 @@
+//! The gateway's links to a hub's `$cbs`: the requests of many over one pair of links.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use fieldgate_amqp::connection::{Connection, Event, SessionId};
+use fieldgate_amqp::endpoint::{
+    CBS_NODE, CbsClient, OutgoingMessage, Receiver, ReceiverConfig, SAS_TOKEN, Sender, Unsettled,
+};
+use fieldgate_amqp::error::{AmqpError, Misuse};
+use fieldgate_amqp::performative::{AttachOut, DeliveryState, SourceOut, TargetOut};
+
+use crate::config::Secret;
+
+/// Requests that the hub has not answered: some hubs take no more from a connection.
+const MAX_IN_FLIGHT: usize = 30;
+/// Requests that wait for one of those to be answered, a token each.
+const MAX_WAITING: usize = 1000;
+/// The largest answer.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+
+/// A session with a pair of links to `$cbs`, made when the first token is put. `K` is what the caller knows a request
+/// by.
+#[derive(Debug)]
+pub(crate) struct CbsClientLink<K> {
+    time_out: Duration,
+    client: CbsClient,
+    links: Option<Links>,
+    /// The hub has no such node, or does not let us near it: what it said.
+    refused: Option<String>,
+    waiting: VecDeque<Waiting<K>>,
+    /// In the order in which they were sent.
+    in_flight: VecDeque<InFlight<K>>,
+}
+
+#[derive(Debug)]
+struct Links {
+    session: SessionId,
+    sender: Sender,
+    receiver: Receiver,
+    /// The number of the request in each delivery.
+    unsettled: Unsettled<u64>,
+    /// The hub has attached the sender, to a node that there is.
+    is_attached: bool,
+}
+
+#[derive(Debug)]
+struct Waiting<K> {
+    key: K,
+    name: String,
+    token: Secret,
+    until: Instant,
+}
+
+#[derive(Debug)]
+struct InFlight<K> {
+    key: K,
+    request: u64,
+    until: Instant,
+}
+
+/// What came of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Answer<K> {
+    /// Whose it is.
+    pub(crate) key: K,
+    /// What the hub said, or what is said in its place.
+    pub(crate) reply: Reply,
+}
+
+/// What is said to a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Reply {
+    /// A response: a status of the kind of HTTP's, and words.
+    Status {
+        /// 200 to 299 is success.
+        status: u32,
+        /// What there is to say about it.
+        description: String,
+    },
+    /// No response: the delivery itself came to this outcome, an encoded delivery-state.
+    Outcome(Bytes),
+}
+
+impl Reply {
+    /// A response.
+    pub(crate) fn status(status: u32, description: impl Into<String>) -> Self {
+        Self::Status { status, description: description.into() }
+    }
+
+    /// Whether the token was accepted.
+    pub(crate) fn is_success(&self) -> bool {
+        matches!(self, Self::Status { status: 200..300, .. })
+    }
+}
+
+/// Too many requests wait already.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too many tokens wait to be put")]
+pub(crate) struct Full;
+
+impl<K: Clone> CbsClientLink<K> {
+    /// No links yet. `time_out` is how long the hub may take to give credit for a request, and then to answer it.
+    pub(crate) fn new(time_out: Duration) -> Self {
+        Self {
+            time_out,
+            client: CbsClient::new(),
+            links: None,
+            refused: None,
+            waiting: VecDeque::new(),
+            in_flight: VecDeque::new(),
+        }
+    }
+
+    /// Puts a shared access signature for `name`. The answer comes later, or is among `answers` at once where the hub
+    /// has refused the node before.
+    ///
+    /// # Errors
+    /// [`Full`], and nothing has been done.
+    pub(crate) fn put(
+        &mut self,
+        connection: &mut Connection,
+        key: K,
+        name: &str,
+        token: &Secret,
+        now: Instant,
+        answers: &mut Vec<Answer<K>>,
+    ) -> Result<(), Full> {
+        if let Some(why) = &self.refused {
+            answers.push(Answer { key, reply: Reply::status(501, why.clone()) });
+            return Ok(());
+        }
+        if self.waiting.len() >= MAX_WAITING {
+            return Err(Full);
+        }
+        let until = now + self.time_out;
+        self.waiting.push_back(Waiting { key, name: name.to_owned(), token: token.clone(), until });
+        if self.links.is_none() {
+            // Without a free channel or handle now, the next token tries again, or time runs out.
+            self.links = Links::open(connection).ok();
+        }
+        self.send(connection, now);
+        Ok(())
+    }
+
+    /// Whether the session is this one's: then its events belong into [`handle_event`](Self::handle_event).
+    pub(crate) fn owns_session(&self, session: SessionId) -> bool {
+        self.links.as_ref().is_some_and(|links| links.session == session)
+    }
+
+    /// Takes an event of the session or its links.
+    pub(crate) fn handle_event(
+        &mut self,
+        connection: &mut Connection,
+        event: Event,
+        now: Instant,
+        answers: &mut Vec<Answer<K>>,
+    ) {
+        let Some(links) = &mut self.links else { return };
+        match event {
+            // Without a node in it the attach is the first half of a refusal.
+            Event::Attached { link, attach, .. } => {
+                if link == links.sender.link() {
+                    links.is_attached = attach.target().is_some();
+                } else if attach.source().is_some() {
+                    links.receiver.on_attached(connection);
+                }
+            }
+            Event::Flow { link: Some(link), flow, .. } if link == links.sender.link() => {
+                links.sender.on_flow(connection, &flow);
+                self.send(connection, now);
+                if let Some(links) = &mut self.links {
+                    links.sender.drained(connection);
+                }
+            }
+            Event::Flow { link: Some(_), flow, .. } => {
+                links.receiver.on_flow(connection, &flow);
+            }
+            Event::Flow { link: None, .. } => self.send(connection, now),
+            Event::Transfer { transfer, delivery_id, .. } => {
+                match links.receiver.on_transfer(connection, &transfer, delivery_id) {
+                    Ok(None) => {}
+                    Ok(Some(delivery)) => {
+                        if !delivery.settled {
+                            links.receiver.accept(connection, delivery_id, delivery_id);
+                        }
+                        self.answered(&delivery.payload, answers);
+                        self.send(connection, now);
+                    }
+                    Err(violation) => {
+                        self.close(connection, 502, &format!("the hub's $cbs: {violation}"), answers);
+                    }
+                }
+            }
+            Event::Disposition { session, disposition } => {
+                let mut refused = Vec::new();
+                links.unsettled.on_disposition(connection, session, &disposition, |settled| {
+                    let is_taken = matches!(settled.state, None | Some(DeliveryState::Accepted));
+                    refused.extend((!is_taken).then_some(settled.value));
+                });
+                let state = disposition.state().map(Bytes::copy_from_slice).unwrap_or_default();
+                for request in refused {
+                    self.resolve(request, Reply::Outcome(state.clone()), answers);
+                }
+                self.send(connection, now);
+            }
+            Event::Detached { detach, .. } => {
+                let words = in_words(detach.error().as_ref());
+                let was_attached = links.is_attached;
+                let why = format!("the hub detached $cbs: {words}");
+                if was_attached {
+                    self.close(connection, 503, &why, answers);
+                } else {
+                    self.close(connection, 501, &why, answers);
+                    self.refused = Some(why);
+                }
+            }
+            Event::SessionEnded { error, .. } => {
+                let why = format!("the hub ended the session of $cbs: {}", in_words(error.as_ref()));
+                self.close(connection, 503, &why, answers);
+            }
+            _ => {}
+        }
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called.
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
+        let waiting = self.waiting.front().map(|waiting| waiting.until);
+        let in_flight = self.in_flight.front().map(|in_flight| in_flight.until);
+        waiting.into_iter().chain(in_flight).min()
+    }
+
+    /// Time has passed: requests that the hub leaves alone are answered in its place.
+    pub(crate) fn handle_timeout(
+        &mut self,
+        connection: &mut Connection,
+        now: Instant,
+        answers: &mut Vec<Answer<K>>,
+    ) {
+        let late = || Reply::status(504, "the hub's $cbs does not answer");
+        while let Some(front) = self.in_flight.pop_front_if(|front| front.until <= now) {
+            answers.push(Answer { key: front.key, reply: late() });
+        }
+        while let Some(front) = self.waiting.pop_front_if(|front| front.until <= now) {
+            answers.push(Answer { key: front.key, reply: late() });
+        }
+        self.send(connection, now);
+    }
+
+    /// Forgets the requests whose askers are gone, as far as they have not been sent.
+    pub(crate) fn forget(&mut self, is_gone: impl Fn(&K) -> bool) {
+        self.waiting.retain(|waiting| !is_gone(&waiting.key));
+    }
+
+    /// The connection is lost: the requests that were not answered, in their order.
+    pub(crate) fn lose(self) -> impl Iterator<Item = K> {
+        let sent = self.in_flight.into_iter().map(|in_flight| in_flight.key);
+        sent.chain(self.waiting.into_iter().map(|waiting| waiting.key))
+    }
+
+    fn send(&mut self, connection: &mut Connection, now: Instant) {
+        let Some(links) = &mut self.links else { return };
+        while self.in_flight.len() < MAX_IN_FLIGHT && links.sender.credit(connection) > 0 {
+            let Some(front) = self.waiting.front() else { return };
+            let mut message = BytesMut::new();
+            let token = front.token.expose();
+            let request = self.client.put_token(&mut message, &front.name, SAS_TOKEN, token, None);
+            let out = OutgoingMessage { message: &message, ..OutgoingMessage::default() };
+            // Without room for it now the token goes out with the next flow.
+            if links.sender.send(connection, &mut links.unsettled, out, request).is_err() {
+                return;
+            }
+            let Some(Waiting { key, .. }) = self.waiting.pop_front() else { return };
+            self.in_flight.push_back(InFlight { key, request, until: now + self.time_out });
+        }
+    }
+
+    fn answered(&mut self, message: &Bytes, answers: &mut Vec<Answer<K>>) {
+        match CbsClient::response(message) {
+            Ok(response) => {
+                let reply = Reply::status(response.status, response.description.unwrap_or_default());
+                self.resolve(response.request, reply, answers);
+            }
+            // Whose it was can be said where only one has asked; others wait until their time is over.
+            Err(error) if self.in_flight.len() == 1 => {
+                let why = format!("the answer of the hub's $cbs cannot be read: {error}");
+                let only = self.in_flight.pop_front();
+                answers.extend(only.map(|it| Answer { key: it.key, reply: Reply::status(502, why) }));
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn resolve(&mut self, request: u64, reply: Reply, answers: &mut Vec<Answer<K>>) {
+        if let Some(at) = self.in_flight.iter().position(|in_flight| in_flight.request == request)
+            && let Some(in_flight) = self.in_flight.remove(at)
+        {
+            answers.push(Answer { key: in_flight.key, reply });
+        }
+    }
+
+    /// Gives the session up, and with it all that was asked. The next token that is put makes a new one.
+    fn close(&mut self, connection: &mut Connection, status: u32, why: &str, answers: &mut Vec<Answer<K>>) {
+        if let Some(links) = self.links.take() {
+            connection.end(links.session, None);
+        }
+        let sent = self.in_flight.drain(..).map(|in_flight| in_flight.key);
+        let keys = sent.chain(self.waiting.drain(..).map(|waiting| waiting.key));
+        answers.extend(keys.map(|key| Answer { key, reply: Reply::status(status, why) }));
+    }
+}
+
+impl Links {
+    fn open(connection: &mut Connection) -> Result<Self, Misuse> {
+        let session = connection.begin()?;
+        let opened = Self::attach(connection, session);
+        if opened.is_err() {
+            connection.end(session, None);
+        }
+        opened
+    }
+
+    fn attach(connection: &mut Connection, session: SessionId) -> Result<Self, Misuse> {
+        let node = Some(CBS_NODE);
+        let source = SourceOut { address: node, ..SourceOut::default() }.build();
+        let target = TargetOut { address: node, ..TargetOut::default() }.build();
+        let receiver = AttachOut {
+            max_message_size: Some(MAX_ANSWER_BYTES as u64),
+            ..AttachOut::receiver("$cbs-receiver", &source, &target)
+        };
+        let receiver = connection.attach(session, &receiver.build())?;
+        let sender =
+            connection.attach(session, &AttachOut::sender("$cbs-sender", &source, &target).build())?;
+        let config = ReceiverConfig { max_message_bytes: MAX_ANSWER_BYTES, ..ReceiverConfig::default() };
+        Ok(Self {
+            session,
+            sender: Sender::new(sender),
+            receiver: Receiver::new(receiver, config),
+            unsettled: Unsettled::new(),
+            is_attached: false,
+        })
+    }
+}
+
+fn in_words(error: Option<&AmqpError>) -> String {
+    match error {
+        None => String::from("without an error"),
+        Some(error) => match error.description() {
+            Some(description) => format!("{} ({description})", error.condition()),
+            None => error.condition().to_owned(),
+        },
+    }
+}

@@ -1,0 +1,221 @@
+//! How devices come in: TLS and its certificates, SASL, and passwords that the hub judges.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use fe2o3_amqp::Connection;
+use fe2o3_amqp::connection::{ConnectionHandle, OpenError};
+use fe2o3_amqp::sasl_profile::SaslProfile;
+use fieldgate::tls::provider;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair,
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::client::{Client, data};
+use super::hub::{Answer, Hub, Seen};
+use super::world::{Directory, Gateway, Lines, within};
+
+const EVENTS: &str = "devices/dev/messages/events";
+
+/// A CA with the certificates that it has signed, as files for the gateway.
+struct Certificates {
+    directory: Directory,
+    issuer: Issuer<'static, KeyPair>,
+    ca: CertificateDer<'static>,
+}
+
+impl Certificates {
+    fn new() -> Self {
+        let directory = Directory::new();
+        std::fs::create_dir_all(directory.path()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = params.self_signed(&key).unwrap();
+        let certificates = Self { directory, issuer: Issuer::new(params, key), ca: ca.der().clone() };
+        certificates.write("ca.pem", &ca.pem());
+        let (server, key) = certificates.sign("gateway", ExtendedKeyUsagePurpose::ServerAuth);
+        certificates.write("cert.pem", &server.pem());
+        certificates.write("key.pem", &key.serialize_pem());
+        certificates
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        use std::os::unix::fs::PermissionsExt as _;
+        std::fs::write(self.file(name), text).unwrap();
+        std::fs::set_permissions(self.file(name), std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+
+    fn sign(&self, name: &str, usage: ExtendedKeyUsagePurpose) -> (rcgen::Certificate, KeyPair) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["localhost".into()]).unwrap();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages = vec![usage];
+        (params.signed_by(&key, &self.issuer).unwrap(), key)
+    }
+
+    /// A listener with these certificates; `lines` are of its profile, then of itself.
+    fn listener(&self, profile: &str, lines: &str) -> String {
+        let (ca, cert, key) = (self.file("ca.pem"), self.file("cert.pem"), self.file("key.pem"));
+        format!(
+            "[[ssl_profile]]\nname = \"devices\"\nca_cert_file = {ca:?}\ncert_file = {cert:?}\n\
+             private_key_file = {key:?}\n{profile}\n\
+             [[listener]]\nname = \"tls\"\nhost = \"127.0.0.1\"\nport = 0\nssl_profile = \"devices\"\n{lines}\n"
+        )
+    }
+
+    /// TLS to a listener, with a certificate for a device of this name or without one.
+    async fn connect(
+        &self,
+        gateway: &Gateway,
+        version: &'static SupportedProtocolVersion,
+        device: Option<&str>,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.ca.clone()).unwrap();
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(roots);
+        let config = match device {
+            None => config.with_no_client_auth(),
+            Some(name) => {
+                let (certificate, key) = self.sign(name, ExtendedKeyUsagePurpose::ClientAuth);
+                let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+                config.with_client_auth_cert(vec![certificate.der().clone()], key).unwrap()
+            }
+        };
+        let stream = TcpStream::connect(gateway.amqp[1]).await.unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+    }
+}
+
+async fn open<S>(stream: S, profile: SaslProfile) -> Result<ConnectionHandle<()>, OpenError>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + std::fmt::Debug + Send + Unpin + 'static,
+{
+    let builder = Connection::builder().container_id("test").hostname("localhost").scheme("amqp");
+    builder.sasl_profile(profile).open_with_stream(stream).await
+}
+
+fn plain(password: &str) -> SaslProfile {
+    SaslProfile::Plain { username: "dev@sas.hub".into(), password: password.into() }
+}
+
+#[tokio::test]
+async fn both_versions_of_tls_are_spoken_and_a_certificate_is_optional() {
+    within(async {
+        let certificates = Certificates::new();
+        let more = certificates.listener("client_certificates = \"optional\"", "");
+        let mut hub = Hub::start();
+        let gateway = Gateway::scripted(&hub, Lines { more: &more, ..Lines::default() }).await;
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            for name in [None, Some("dev")] {
+                let stream = certificates.connect(&gateway, version, name).await.unwrap();
+                let mut device = Client::open(stream, SaslProfile::Anonymous).await;
+                let mut sender = device.sender(EVENTS).await;
+                let sent = sender.send_batchable(data(*b"x")).await.unwrap();
+                let message = hub.message_of("x").await;
+                hub.settle(&message, &Answer::Accept);
+                assert!(sent.await.unwrap().is_accepted());
+                device.connection.close().await.unwrap();
+            }
+        }
+        gateway.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_must_have_a_certificate_does_not_come_in_without() {
+    within(async {
+        let certificates = Certificates::new();
+        let more = certificates.listener("client_certificates = \"required\"", "");
+        let hub = Hub::start();
+        let gateway = Gateway::scripted(&hub, Lines { more: &more, ..Lines::default() }).await;
+        // In TLS 1.2 the handshake fails; in 1.3 the client has finished by then, and learns it later.
+        assert!(certificates.connect(&gateway, &rustls::version::TLS12, None).await.is_err());
+        if let Ok(stream) = certificates.connect(&gateway, &rustls::version::TLS13, None).await {
+            assert!(open(stream, SaslProfile::Anonymous).await.is_err());
+        }
+        while gateway.metric("fieldgate_tls_handshakes_failed_total").await < 2 {
+            tokio::task::yield_now().await;
+        }
+        for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+            let stream = certificates.connect(&gateway, version, Some("dev")).await.unwrap();
+            open(stream, SaslProfile::Anonymous).await.unwrap().close().await.unwrap();
+        }
+        gateway.stop().await;
+    })
+    .await;
+}
+
+/// A device that begins no handshake, or none that ends, keeps nobody else from coming in.
+#[tokio::test]
+async fn a_handshake_that_does_not_end_is_not_waited_for() {
+    within(async {
+        let certificates = Certificates::new();
+        let more = certificates.listener("", "");
+        let hub = Hub::start();
+        let lines = Lines { more: &more, amqp: "open_time_out = \"500ms\"", ..Lines::default() };
+        let gateway = Gateway::scripted(&hub, lines).await;
+        let silent = TcpStream::connect(gateway.amqp[1]).await.unwrap();
+        let stream = certificates.connect(&gateway, &rustls::version::TLS13, None).await.unwrap();
+        open(stream, SaslProfile::Anonymous).await.unwrap().close().await.unwrap();
+        let mut byte = [0];
+        silent.readable().await.unwrap();
+        assert_eq!(silent.try_read(&mut byte).unwrap(), 0, "the gateway has closed it");
+        gateway.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_hub_judges_passwords() {
+    within(async {
+        let mut hub = Hub::start();
+        hub.behave(|manner| manner.user = Some(("dev@sas.hub", "right")));
+        let more = "[[listener]]\nname = \"passwords\"\nhost = \"127.0.0.1\"\nport = 0\nsasl_mechanisms = [\"PLAIN\"]\n";
+        let gateway = Gateway::scripted(&hub, Lines { more, ..Lines::default() }).await;
+        let mapped = hub.opened().await;
+        let connect = || TcpStream::connect(gateway.amqp[1]);
+
+        let refused = open(connect().await.unwrap(), plain("wrong")).await.unwrap_err();
+        assert!(matches!(refused, OpenError::SaslError { .. }), "{refused:?}");
+        assert!(!hub.has_seen(|seen| matches!(seen, Seen::Opened { .. })));
+
+        let mut places = Vec::new();
+        let mut devices = Vec::new();
+        for _ in 0..2 {
+            let mut device = Client::open(connect().await.unwrap(), plain("right")).await;
+            let connection = hub.opened_by("test").await;
+            let sender = device.sender(EVENTS).await;
+            let place = hub.attached().await;
+            assert_eq!(place.connection, connection, "the connection that has judged it");
+            places.push(place.connection);
+            devices.push((device, sender));
+        }
+        assert!(places[0] != places[1] && !places.contains(&mapped), "nobody shares it");
+
+        // A hub that is away is no wrong password.
+        hub.behave(|manner| manner.takes = 0);
+        let refused = open(connect().await.unwrap(), plain("right")).await.unwrap_err();
+        assert!(format!("{refused:?}").contains("SysTemp"), "{refused:?}");
+        // What was not offered is not taken.
+        open(connect().await.unwrap(), SaslProfile::Anonymous).await.unwrap_err();
+        gateway.stop().await;
+    })
+    .await;
+}
