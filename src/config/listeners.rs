@@ -13,7 +13,7 @@ use super::connectors::{self, Connector};
 use super::error::{ConfigError, Source};
 use super::names::{self, Names};
 use super::profiles::{self, ClientCertificates, SslProfile};
-use super::sections::{AmqpConfig, Authorise};
+use super::sections::{AmqpSection, Authorise};
 use super::{mechanisms, units};
 
 /// A place where AMQP 1.0 devices connect.
@@ -63,15 +63,6 @@ pub struct Limits {
     pub open_time_out: Duration,
 }
 
-impl Limits {
-    /// The incoming-window of a session, in frames.
-    #[must_use]
-    pub fn incoming_window(&self) -> u32 {
-        // With less than two, a peer would stop after each frame.
-        (self.window_bytes / self.max_frame_bytes.max(1)).max(2)
-    }
-}
-
 /// `[[listener]]` as it is written.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -113,7 +104,7 @@ const USUAL: [Mechanism; 2] = [Mechanism::Anonymous, Mechanism::Mssbcbs];
 pub(super) fn resolve(
     source: &Source<'_>,
     sections: &[ListenerSection],
-    amqp: &AmqpConfig,
+    amqp: &AmqpSection,
     profiles: &[Arc<SslProfile>],
     connectors: &[Connector],
 ) -> Result<Vec<Listener>, ConfigError> {
@@ -166,7 +157,7 @@ impl Here<'_> {
     fn resolve(
         &self,
         names: &mut Names<'_>,
-        amqp: &AmqpConfig,
+        amqp: &AmqpSection,
         profiles: &[Arc<SslProfile>],
         connectors: &[Connector],
     ) -> Result<Listener, ConfigError> {
