@@ -38,6 +38,19 @@ pub struct Listener {
     pub authorise: Authorise,
     /// Bounds of each of its connections, and of their number.
     pub limits: Limits,
+    /// It is one of `[amqp] listen`.
+    short: bool,
+}
+
+impl Listener {
+    /// What in the configuration it is, for a person.
+    #[must_use]
+    pub fn setting(&self) -> String {
+        match self.short {
+            true => "[amqp] listen".into(),
+            false => format!("[[listener]] `{}`", self.name),
+        }
+    }
 }
 
 /// The bounds of device connections.
@@ -124,6 +137,7 @@ pub(super) fn resolve(
             connector: None,
             authorise: amqp.authorise(),
             limits: amqp.limits(),
+            short: true,
         })
         .collect();
     let mut names = Names::new(source, SECTION);
@@ -201,6 +215,7 @@ impl Here<'_> {
             connector,
             authorise,
             limits,
+            short: false,
         })
     }
 

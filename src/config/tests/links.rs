@@ -406,3 +406,22 @@ fn a_password_in_the_file_makes_it_a_secret() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     assert!(Config::load(&path).is_ok());
 }
+
+#[test]
+fn the_example_in_the_readme_is_good() {
+    let readme = include_str!("../../../README.md");
+    let section = readme.split("\n## Connectors, listeners and link routes").nth(1).unwrap();
+    let example = section.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let config = parse(example).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!((config.listeners.len(), config.connectors.len(), config.link_routes.len()), (1, 1, 2));
+    assert_eq!(config.listeners[0].authorise, Authorise::Token);
+    // Every word of a section is in its rows of the table.
+    for section in ["ssl_profile", "listener", "connector", "link_route"] {
+        let error = parse(&format!("[[{section}]]\nno_such_key = 1")).unwrap_err();
+        for key in error.help.unwrap().split('`').skip(1).step_by(2) {
+            let told = ["name", "verify_hostname", "sasl_password"].contains(&key)
+                || readme.contains(&format!("`{key}`"));
+            assert!(told || readme.contains(&format!("`{key} = ")), "{section}.{key}");
+        }
+    }
+}
