@@ -8,7 +8,7 @@
 #[cfg_attr(not(test), expect(dead_code, reason = "the router of shared connections will use it"))]
 mod access;
 #[cfg_attr(not(test), expect(dead_code, reason = "the router of shared connections will use it"))]
-mod claims;
+pub(crate) mod claims;
 mod deliveries;
 #[cfg_attr(not(test), expect(dead_code, reason = "the router of shared connections will use it"))]
 mod names;
