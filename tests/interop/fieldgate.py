@@ -228,6 +228,50 @@ def message(body, properties=None, **system):
     return {"body": body, "properties": properties or {}, "system": named}
 
 
+PER_CONNECTION, SHARED = "per-connection", "shared"
+"""How a connector uses its hub connections."""
+
+
+def routed_sections(port, hub_port, ca_file, mode, routes, credentials=None):
+    """A gateway that does nothing but route links to another hub: the one place that knows how this is written.
+
+    Devices are not asked for tokens. `routes` are prefixes; `credentials` are what the gateway itself proves itself with.
+    """
+    off = {name: {"listen": []} for name in LISTENERS if name != "amqp"}
+    login = ":".join(urllib.parse.quote(part, safe="") for part in credentials) + "@" if credentials else ""
+    return off | {
+        "amqp": {"listen": [f"127.0.0.1:{port}"], "link_routes": routes},
+        "upstream": {"url": f"amqps://{login}localhost:{hub_port}", "ca_file": ca_file},
+    }
+
+
+class RoutedGateway:
+    """A gateway whose device links go to one broker, or to a hub that a scenario plays."""
+
+    def __init__(self, hub_port, ca_file, mode, routes, credentials=None):
+        self.port = free_port()
+        self.mode = mode
+        directory = Directory()
+        sections = routed_sections(self.port, hub_port, ca_file, mode, routes, credentials)
+        self.role = Role("run", directory, "state", sections, "gateway")
+
+    def start(self):
+        """Starts it and waits until devices can connect; the hub need not be there."""
+        self.role.start()
+        self.role.process.wait_until(self._listens, "its AMQP listener")
+        return self
+
+    def _listens(self):
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            return True
+        except OSError:
+            return False
+
+    def stop(self):
+        return self.role.stop()
+
+
 class Site:
     """A gateway with its listeners: with the embedded hub in the same process, or with a hub process beside it."""
 

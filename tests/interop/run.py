@@ -18,7 +18,7 @@ from fieldgate import Directory, Program, Site  # noqa: E402
 from processes import Failure, stop_all  # noqa: E402
 from scenario import SCENARIOS  # noqa: E402
 
-for module in ("uplink", "commands", "bad_input", "outage", "startup"):
+for module in ("uplink", "commands", "bad_input", "outage", "startup", "attaching", "deliveries"):
     importlib.import_module(f"scenarios.{module}")
 
 
