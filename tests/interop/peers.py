@@ -257,6 +257,11 @@ class Loop(Handler):
             self.container.process()
         return answer
 
+    def flush(self, peer):
+        """Until all that this peer says is written to its socket."""
+        self.container.process()
+        self.wait(lambda: peer.over or peer.connection.transport.pending() <= 0, "an empty output buffer")
+
     def round_trip(self, peer):
         """Until the gateway has answered to everything that this peer said: a session begun and ended."""
         session = peer.session()
@@ -306,6 +311,8 @@ class Loop(Handler):
         if hasattr(link, "end"):
             link.end.attached = True
             return
+        if not hasattr(event.connection, "hub"):
+            return
         end = LinkEnd(self, link)
         end.attached = True
         event.connection.peer.links.append(end)
@@ -321,6 +328,8 @@ class Loop(Handler):
 
     def _ended(self, event, how):
         link = event.link
+        if not hasattr(link, "end"):
+            return
         link.end.ended, link.end.error = how, error(link.remote_condition)
         if hasattr(event.connection, "hub") and not event.connection.hub.answers_detach:
             return

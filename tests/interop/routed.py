@@ -8,7 +8,7 @@ from peers import Hub, Loop
 from processes import Failure
 from scenario import SCENARIOS
 
-BOTH = (PER_CONNECTION,)
+MODES = (PER_CONNECTION,)
 ONE = (PER_CONNECTION,)
 """Only where a device has a hub connection of its own."""
 
@@ -64,7 +64,7 @@ class World:
             raise Failure(f"the gateway has ended\n{self.gateway.role.process.tail()}")
 
 
-def routed(name, modes=BOTH, hub_there=True):
+def routed(name, modes=MODES, hub_there=True):
     """Lists a function as a scenario for each mode; it is called with a `World`."""
 
     def register(function):

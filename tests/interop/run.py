@@ -17,8 +17,9 @@ sys.path[:0] = [HERE]
 from fieldgate import Directory, Program, Site  # noqa: E402
 from processes import Failure, stop_all  # noqa: E402
 from scenario import SCENARIOS  # noqa: E402
+from stacks import Fe2o3  # noqa: E402
 
-for module in ("uplink", "commands", "bad_input", "outage", "startup", "attaching", "deliveries"):
+for module in ("uplink", "commands", "bad_input", "outage", "startup", "attaching", "deliveries", "stacks"):
     importlib.import_module(f"scenarios.{module}")
 
 
@@ -68,6 +69,7 @@ def main():
         print("\n".join(name for name, _, _ in chosen))
         return 0
     Program.path = os.path.abspath(options.binary)
+    Fe2o3.program = os.path.join(os.path.dirname(Program.path), "examples", "fe2o3_client")
     Directory.keep = options.keep
     if not os.access(Program.path, os.X_OK):
         print(f"no program at {Program.path}: build it with `cargo build --release`, or say --binary", file=sys.stderr)

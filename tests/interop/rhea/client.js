@@ -46,12 +46,13 @@ function until(emitter, names, act) {
     });
 }
 
-const attached = async (link, kind, node) => {
-    await until(link, [kind + '_open']);
-    // An attach without its terminus announces a refusal; the error comes with the detach.
-    if (link[node] && link[node].address) return {};
-    await until(link, ['never']);
-};
+// An attach without its terminus announces a refusal; the error comes with the detach, perhaps in the same breath.
+function attached(link, kind, node) {
+    return new Promise((resolve, reject) => {
+        until(link, ['never']).catch(reject);
+        link.once(kind + '_open', () => link[node] && link[node].address && resolve({}));
+    });
+}
 
 function content(size) {
     const pattern = Buffer.from('0123456789abcdefghijklmnopqrstuvwxyz');

@@ -1,0 +1,265 @@
+"""Three AMQP 1.0 stacks, each through the gateway to the embedded hub, to Artemis and to RabbitMQ."""
+
+import functools
+
+from brokers import Artemis, RabbitMq
+from fieldgate import COMMANDS, EVENTS, HUB_NAME, PER_CONNECTION, RoutedGateway, Site, message
+from processes import Failure
+from routed import MODES, ROUTES
+from scenario import SCENARIOS, expect, expect_equal
+from stacks import STACKS, Refused, content, digest
+
+LARGE = 10_000_000
+BATCH_FORMAT = 0x8001_3700
+"""The message format of batches in Azure's world: not the one that AMQP itself defines."""
+
+
+def of_each_stack(name, place):
+    """Lists a scenario for each stack; `place(function, stack)` gives what is to be run."""
+
+    def register(function):
+        for stack in STACKS:
+            SCENARIOS.append((f"{name}: {stack.name}: {function.__doc__}", functools.partial(place, function, stack), True))
+        return function
+
+    return register
+
+
+# The embedded hub, which asks for tokens.
+
+
+class HubSite:
+    """One gateway with its hub for all of these scenarios."""
+
+    site = None
+
+    @classmethod
+    def get(cls):
+        if cls.site is None or not cls.site.gateway.process.running:
+            cls.site = Site(authorise="token").start()
+            cls.watch = cls.site.hub.watch()
+        return cls.site, cls.watch
+
+
+def at_the_hub(function, stack):
+    site, watch = HubSite.get()
+    device = f"{function.__name__}-{stack.name}".lower().replace(" ", "-").replace("_", "-")
+    try:
+        with stack(site.ports["amqp"], device) as client:
+            function(site, watch, client, device)
+    except Failure as failure:
+        raise Failure(f"{failure}\n{site.gateway.process.tail()}") from None
+
+
+def authorised(site, client, device):
+    audience = f"{HUB_NAME}/devices/{device}"
+    expect_equal("status of the token", client.ask("token", audience=audience, token=site.hub.token(device))["status"], 200)
+
+
+@of_each_stack("embedded hub", at_the_hub)
+def telemetry(site, watch, client, device):
+    """telemetry is accepted once there is a token, and refused before"""
+    try:
+        client.ask("sender", link="too early", address=EVENTS.format(device))
+    except Refused as refused:
+        expect_equal("condition before the token", refused.condition, "amqp:unauthorized-access")
+    else:
+        raise Failure("the attach before the token should be refused")
+    authorised(site, client, device)
+    client.ask("sender", link="up", address=EVENTS.format(device))
+    for number in range(3):
+        properties = {"site": "berlin", "number": number, "last": number == 2}
+        answer = client.ask("send", link="up", body=f"reading {number}", properties=properties)
+        expect_equal("outcome", answer["outcome"], "accepted")
+    client.ask("send", link="up", size=200_000)
+    client.ask("close", link="up")
+    client.ask("sender", link="settled", address=EVENTS.format(device), settled=True)
+    expect_equal("outcome", client.ask("send", link="settled", body="no answer wanted", settled=True)["outcome"], "settled")
+    client.ask("close", link="settled")
+    readings = [
+        message(f"reading {number}", {"site": "berlin", "number": number, "last": number == 2}) for number in range(3)
+    ]
+    watch.expect(device, *readings, message(content(200_000).decode()), message("no answer wanted"))
+
+
+@of_each_stack("embedded hub", at_the_hub)
+def foreign(site, watch, client, device):
+    """another device's addresses are refused, whatever token the device has"""
+    authorised(site, client, device)
+    for role, address in (("sender", EVENTS.format(device + "0")), ("receiver", COMMANDS.format(device + "0"))):
+        try:
+            client.ask(role, link=f"not mine {role}", address=address)
+        except Refused as refused:
+            expect_equal(f"condition for {address}", refused.condition, "amqp:unauthorized-access")
+        else:
+            raise Failure(f"the {role} for {address} should be refused")
+    client.ask("sender", link="mine", address=EVENTS.format(device))
+    expect_equal("outcome", client.ask("send", link="mine", body="mine")["outcome"], "accepted")
+    watch.expect(device, message("mine"))
+
+
+@of_each_stack("embedded hub", at_the_hub)
+def commands(site, _watch, client, device):
+    """commands are accepted, rejected, and come again after a release"""
+    authorised(site, client, device)
+    client.ask("receiver", link="down", address=COMMANDS.format(device))
+    for then, word in ((("accept",), "Success"), (("reject",), "Rejected"), (("release", "accept"), "Success")):
+        sender = site.hub.start_send(device, f"please {then[0]}")
+        for one in then:
+            client.ask("credit", link="down", credit=1)
+            expect_equal("text", client.ask("receive", link="down", then=one)["body"], f"please {then[0]}")
+        expect_equal(f"exit status of hub send after {then}", sender.wait() == 0, word == "Success")
+        expect(f"{word} should stand in: {sender.tail()}", word in sender.text("out"))
+    client.ask("close", link="down")
+
+
+# Brokers, which are trusted with the rest.
+
+
+class Brokers:
+    """Both brokers are started at the first need, side by side; a gateway for each mode in front of each."""
+
+    running = {}
+    gateways = {}
+
+    @classmethod
+    def launch(cls):
+        artemis = Artemis().launch()
+        cls.running = {Artemis: artemis, RabbitMq: RabbitMq(artemis.certificates).launch()}
+
+    @classmethod
+    def get(cls, kind, mode):
+        if not cls.running:
+            cls.launch()
+        broker = cls.running[kind].ready()
+        gateway = cls.gateways.get((kind, mode))
+        if gateway is None or not gateway.role.process.running:
+            credentials = broker.credentials if kind is RabbitMq or mode != PER_CONNECTION else None
+            routes = [broker.address(route) for route in ROUTES]
+            gateway = RoutedGateway(broker.port, broker.certificates.ca, mode, routes, credentials).start()
+            cls.gateways[(kind, mode)] = gateway
+        return broker, gateway
+
+
+def at_a_broker(kind, mode, function, stack):
+    broker, gateway = Brokers.get(kind, mode)
+    name = f"{function.__name__}-{stack.name}-{mode}".lower().replace(" ", "-").replace("_", "-")
+    try:
+        function(lambda: stack(gateway.port, name), broker, broker.address(f"q.{name}"))
+    except Failure as failure:
+        raise Failure(f"{failure}\n{gateway.role.process.tail()}\n{broker.process.tail(8)}") from None
+
+
+def with_brokers(kinds=(Artemis, RabbitMq)):
+    def register(function):
+        for kind in kinds:
+            for mode in MODES:
+                of_each_stack(f"{kind.name}, {mode}", functools.partial(at_a_broker, kind, mode))(function)
+        return function
+
+    return register
+
+
+@with_brokers()
+def queue(connect, _broker, address):
+    """messages go into a queue and come out of it, settled in every way"""
+    with connect() as client:
+        client.ask("sender", link="in", address=address)
+        for number in range(6):
+            answer = client.ask("send", link="in", body=f"message {number}", properties={"number": number, "even": number % 2 == 0})
+            expect_equal("outcome", answer["outcome"], "accepted")
+        client.ask("close", link="in")
+        client.ask("receiver", link="out", address=address)
+        client.ask("credit", link="out", credit=1)
+        first = client.ask("receive", link="out", then="release")
+        expect_equal("the first", (first["body"], first["properties"]), ("message 0", {"number": 0, "even": True}))
+        client.ask("credit", link="out", credit=2)
+        again = [client.ask("receive", link="out", then="accept")["body"] for _ in range(2)]
+        expect_equal("after the release", again, ["message 0", "message 1"])
+        client.ask("credit", link="out", credit=1)
+        expect_equal("the next, to be rejected", client.ask("receive", link="out", then="reject")["body"], "message 2")
+        client.ask("credit", link="out", credit=1)
+        expect_equal("the next, to be modified", client.ask("receive", link="out", then="modify")["body"], "message 3")
+        client.ask("credit", link="out", credit=1)
+        back = client.ask("receive", link="out", then="accept")
+        expect_equal("the modified one comes again", back["body"], "message 3")
+        client.ask("close", link="out")
+    # What is left is there for the next connection, and no more than that: the rejected one is gone.
+    with connect() as client:
+        client.ask("receiver", link="rest", address=address)
+        client.ask("credit", link="rest", credit=10)
+        rest = [client.ask("receive", link="rest", then="accept")["body"] for _ in range(2)]
+        expect_equal("the rest", rest, ["message 4", "message 5"])
+        client.ask("close", link="rest")
+
+
+@with_brokers()
+def large(connect, broker, address):
+    """a message of 10 MB in many frames, into a queue and out of it"""
+    with connect() as client:
+        client.ask("sender", link="in", address=address)
+        expect_equal("outcome", client.ask("send", link="in", size=LARGE)["outcome"], "accepted")
+        client.ask("receiver", link="out", address=address)
+        client.ask("credit", link="out", credit=1)
+        got = client.ask("receive", link="out", then="accept")
+        expect_equal("length and digest", (got["length"], got["sha256"]), (LARGE, digest(content(LARGE))))
+
+
+@with_brokers()
+def settled(connect, _broker, address):
+    """what is sent settled arrives; nothing comes back for it"""
+    with connect() as client:
+        client.ask("sender", link="in", address=address, settled=True)
+        for number in range(10):
+            expect_equal("outcome", client.ask("send", link="in", body=f"{number}", settled=True)["outcome"], "settled")
+        client.ask("close", link="in")
+        client.ask("receiver", link="out", address=address)
+        client.ask("credit", link="out", credit=10)
+        got = [client.ask("receive", link="out", then="accept")["body"] for _ in range(10)]
+        expect_equal("bodies", got, [f"{number}" for number in range(10)])
+
+
+@with_brokers()
+def drain(connect, _broker, address):
+    """a drained receiver gets what is there, and its credit is gone"""
+    with connect() as client:
+        if not client.drains:
+            return
+        client.ask("sender", link="in", address=address)
+        client.ask("receiver", link="out", address=address)
+        for there in (0, 2, 4, 0):
+            for number in range(there):
+                client.ask("send", link="in", body=f"{number}")
+            expect_equal("received in the drain", client.ask("drain", link="out", credit=4)["received"], there)
+            for number in range(there):
+                expect_equal("body", client.ask("receive", link="out", then="accept")["body"], f"{number}")
+
+
+@with_brokers((Artemis,))
+def refused(connect, _broker, _address):
+    """addresses that must not be created or used are refused in the broker's own words"""
+    with connect() as client:
+        for role, address, condition in (
+            ("sender", "closed.sender", "amqp:not-found"),
+            ("receiver", "closed.receiver", "amqp:not-found"),
+            ("sender", "forbidden.sender", "amqp:unauthorized-access"),
+        ):
+            try:
+                client.ask(role, link=address, address=address)
+            except Refused as failure:
+                expect_equal(f"condition for {address}", failure.condition, condition)
+                expect(f"the broker's words: {failure.text}", "AMQ" in failure.text)
+            else:
+                raise Failure(f"a {role} for {address} should be refused")
+        client.ask("sender", link="allowed", address="q.allowed")
+
+
+@with_brokers((Artemis,))
+def second(connect, _broker, address):
+    """a receiver that settles second: accepted, then settled by the broker"""
+    with connect() as client:
+        client.ask("sender", link="in", address=address, settled=False)
+        expect_equal("outcome", client.ask("send", link="in", body="twice over")["outcome"], "accepted")
+        client.ask("receiver", link="out", address=address, second=True)
+        client.ask("credit", link="out", credit=1)
+        expect_equal("body", client.ask("receive", link="out", then="accept")["body"], "twice over")
