@@ -48,6 +48,7 @@ class Broker:
 
     name = None
     credentials = (USER, PASSWORD)
+    knows_modified = True
 
     def __init__(self, certificates=None):
         self.directory = Directory()
@@ -143,6 +144,8 @@ class RabbitMq(Broker):
     """RabbitMQ with its AMQP 1.0 plugin and SASL PLAIN: Debian's package, unpacked, with a node and an epmd of its own."""
 
     name = "RabbitMQ"
+    knows_modified = False
+    """The session is ended with `amqp:invalid-field`, "Unrecognised state"."""
 
     def __init__(self, certificates=None):
         super().__init__(certificates)
@@ -219,6 +222,9 @@ PERMISSIONS = "".join(
     )
 )
 
+# Whoever may create an address may not yet send to it.
+NO_PERMISSION = PERMISSIONS.replace('type="send" roles="amq"', 'type="send" roles="nobody"')
+
 BROKER = f"""<configuration xmlns="urn:activemq">
    <core xmlns="urn:activemq:core">
       <name>interop</name>
@@ -230,7 +236,7 @@ BROKER = f"""<configuration xmlns="urn:activemq">
       <acceptors><acceptor name="amqps">@ACCEPTOR@</acceptor></acceptors>
       <security-settings>
          <security-setting match="#">{PERMISSIONS}</security-setting>
-         <security-setting match="forbidden.#"><permission type="send" roles="nobody"/></security-setting>
+         <security-setting match="forbidden.#">{NO_PERMISSION}</security-setting>
       </security-settings>
       <address-settings>
          <address-setting match="#">
@@ -262,6 +268,8 @@ ssl_options.keyfile = @key@
 ssl_options.verify = verify_none
 default_user = {USER}
 default_pass = {PASSWORD}
+amqp1_0.default_user = {USER}
+amqp1_0.default_vhost = /
 log.console = true
 log.console.level = warning
 """

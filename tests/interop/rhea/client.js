@@ -10,6 +10,7 @@ const rhea = createRequire(process.argv[2] + '/')('rhea');
 const container = rhea.create_container();
 const links = {};
 let connection;
+let over; // what the connection ended with, once it has
 
 // What a link, a session or a connection ended with.
 class Ended extends Error {
@@ -32,6 +33,7 @@ function until(emitter, names, act) {
             how(what);
         };
         for (const name of names) on(emitter, name, (context) => finish(resolve, { name, context }));
+        if (over) return reject(over);
         const ended = (context) => {
             const of = [context.sender, context.receiver, context.session, context.connection].find((one) => one && one.error);
             finish(reject, new Ended(of && of.error));
@@ -82,8 +84,9 @@ const WORDS = {
         const options = { host: '127.0.0.1', port, container_id: id, username: user || 'anonymous', password, reconnect: false };
         connection = container.connect(options);
         connection.on('error', () => {});
+        const end = () => { over = over || new Ended(connection.error); };
+        for (const name of ['connection_error', 'connection_close', 'disconnected']) connection.on(name, end);
         await until(connection, ['connection_open']);
-        connection.on('error', () => {});
         return {};
     },
     async token({ audience, token }) {
@@ -154,7 +157,9 @@ const WORDS = {
         const receiver = links[link];
         const before = receiver.waiting.length;
         receiver.add_credit(credit);
-        await until(receiver, ['receiver_drained'], () => receiver.drain_credit());
+        // Where the last credit went for a message, there is nothing to drain and no flow comes.
+        const used = new Promise((resolve) => receiver.on('message', () => receiver.credit || resolve()));
+        await Promise.race([used, until(receiver, ['receiver_drained'], () => receiver.drain_credit())]);
         receiver.drain = false;
         return { received: receiver.waiting.length - before };
     },
@@ -176,10 +181,10 @@ input.on('line', (line) => {
         .then(() => WORDS[order.do](order))
         .then(answer, (error) => answer({ error: error.condition || 'none', text: error.message }));
 });
-input.on('close', () => last.then(() => {
-    if (!connection) process.exit(0);
+input.on('close', () => {
+    if (!connection || over) process.exit(0);
     connection.on('disconnected', () => process.exit(0));
     connection.on('connection_close', () => process.exit(0));
     connection.close();
-}));
+});
 process.on('uncaughtException', (error) => { console.error(error.stack); process.exit(1); });

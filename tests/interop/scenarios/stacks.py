@@ -161,14 +161,13 @@ def with_brokers(kinds=(Artemis, RabbitMq)):
 
 
 @with_brokers()
-def queue(connect, _broker, address):
+def queue(connect, broker, address):
     """messages go into a queue and come out of it, settled in every way"""
     with connect() as client:
         client.ask("sender", link="in", address=address)
         for number in range(6):
             answer = client.ask("send", link="in", body=f"message {number}", properties={"number": number, "even": number % 2 == 0})
             expect_equal("outcome", answer["outcome"], "accepted")
-        client.ask("close", link="in")
         client.ask("receiver", link="out", address=address)
         client.ask("credit", link="out", credit=1)
         first = client.ask("receive", link="out", then="release")
@@ -178,19 +177,15 @@ def queue(connect, _broker, address):
         expect_equal("after the release", again, ["message 0", "message 1"])
         client.ask("credit", link="out", credit=1)
         expect_equal("the next, to be rejected", client.ask("receive", link="out", then="reject")["body"], "message 2")
-        client.ask("credit", link="out", credit=1)
-        expect_equal("the next, to be modified", client.ask("receive", link="out", then="modify")["body"], "message 3")
-        client.ask("credit", link="out", credit=1)
-        back = client.ask("receive", link="out", then="accept")
-        expect_equal("the modified one comes again", back["body"], "message 3")
-        client.ask("close", link="out")
+        for then in ("modify" if broker.knows_modified else "release", "accept"):
+            client.ask("credit", link="out", credit=1)
+            expect_equal(f"the next, to {then}", client.ask("receive", link="out", then=then)["body"], "message 3")
     # What is left is there for the next connection, and no more than that: the rejected one is gone.
     with connect() as client:
         client.ask("receiver", link="rest", address=address)
         client.ask("credit", link="rest", credit=10)
         rest = [client.ask("receive", link="rest", then="accept")["body"] for _ in range(2)]
         expect_equal("the rest", rest, ["message 4", "message 5"])
-        client.ask("close", link="rest")
 
 
 @with_brokers()
@@ -212,14 +207,13 @@ def settled(connect, _broker, address):
         client.ask("sender", link="in", address=address, settled=True)
         for number in range(10):
             expect_equal("outcome", client.ask("send", link="in", body=f"{number}", settled=True)["outcome"], "settled")
-        client.ask("close", link="in")
         client.ask("receiver", link="out", address=address)
         client.ask("credit", link="out", credit=10)
         got = [client.ask("receive", link="out", then="accept")["body"] for _ in range(10)]
         expect_equal("bodies", got, [f"{number}" for number in range(10)])
 
 
-@with_brokers()
+@with_brokers((Artemis,))  # RabbitMQ 3.10 ends the session of a receiver that drains a classic queue
 def drain(connect, _broker, address):
     """a drained receiver gets what is there, and its credit is gone"""
     with connect() as client:
@@ -252,14 +246,3 @@ def refused(connect, _broker, _address):
             else:
                 raise Failure(f"a {role} for {address} should be refused")
         client.ask("sender", link="allowed", address="q.allowed")
-
-
-@with_brokers((Artemis,))
-def second(connect, _broker, address):
-    """a receiver that settles second: accepted, then settled by the broker"""
-    with connect() as client:
-        client.ask("sender", link="in", address=address, settled=False)
-        expect_equal("outcome", client.ask("send", link="in", body="twice over")["outcome"], "accepted")
-        client.ask("receiver", link="out", address=address, second=True)
-        client.ask("credit", link="out", credit=1)
-        expect_equal("body", client.ask("receive", link="out", then="accept")["body"], "twice over")
