@@ -8,33 +8,43 @@ import re
 import socket
 import time
 
-from fieldgate import Directory, free_port
+from fieldgate import PER_CONNECTION, Directory, RoutedGateway, free_port
 from processes import Failure, Process, run
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CACHE = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "fieldgate-interop")
+ROUTES = ["q", "topic", "closed", "forbidden"]
+"""The prefixes that gateways route."""
+
 START_DEADLINE = 90.0
 """Both are up after some seconds; on a machine that compiles meanwhile it may take longer."""
 
 USER, PASSWORD = "device", "correct horse"
 
 
+KEY = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+
+
 class Certificates:
     """A CA and a server certificate for localhost, made with openssl."""
 
     def __init__(self, directory):
-        self.ca, self.cert, self.key = (directory.sub(name) for name in ("ca.pem", "server.pem", "server-key.pem"))
+        self._directory = directory
+        self.ca, self._ca_key = directory.sub("ca.pem"), directory.sub("ca-key.pem")
+        self._openssl("req", "-x509", *KEY, "-subj", "/CN=Fieldgate interop", "-keyout", self._ca_key, "-out", self.ca)
+        self.cert, self.key = self.issue("localhost", "serverAuth", "subjectAltName=DNS:localhost,IP:127.0.0.1")
         self.store, self.store_password = directory.sub("server.p12"), "interop"
-        curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-        ca_key = directory.sub("ca-key.pem")
-        name = ["-subj", "/CN=Fieldgate interop"]
-        self._openssl("req", "-x509", *curve, *name, "-keyout", ca_key, "-out", self.ca)
-        server = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-        use = ["-addext", "basicConstraints=critical,CA:FALSE", "-addext", "extendedKeyUsage=serverAuth"]
-        signed = ["-CA", self.ca, "-CAkey", ca_key]
-        self._openssl("req", "-x509", *curve, *server, *use, *signed, "-keyout", self.key, "-out", self.cert)
         bundle = ["-inkey", self.key, "-in", self.cert, "-out", self.store, "-passout", f"pass:{self.store_password}"]
         self._openssl("pkcs12", "-export", *bundle)
+
+    def issue(self, name, use="clientAuth", *extensions):
+        """A certificate of the CA, and its key: the paths of both."""
+        cert, key = self._directory.sub(f"{name}.pem"), self._directory.sub(f"{name}-key.pem")
+        more = ("basicConstraints=critical,CA:FALSE", f"extendedKeyUsage={use}", *extensions)
+        added = [part for one in more for part in ("-addext", one)]
+        signed = ["-CA", self.ca, "-CAkey", self._ca_key]
+        self._openssl("req", "-x509", *KEY, "-subj", f"/CN={name}", *added, *signed, "-keyout", key, "-out", cert)
+        return cert, key
 
     @staticmethod
     def _openssl(*arguments):
@@ -187,6 +197,33 @@ class RabbitMq(Broker):
 
     def address(self, name):
         return f"/queue/{name}"
+
+
+class Brokers:
+    """Both brokers are started at the first need, side by side; a gateway for each mode in front of each."""
+
+    running = {}
+    gateways = {}
+
+    @classmethod
+    def launch(cls):
+        """Starts both and returns at once."""
+        artemis = Artemis().launch()
+        cls.running = {Artemis: artemis, RabbitMq: RabbitMq(artemis.certificates).launch()}
+
+    @classmethod
+    def get(cls, kind, mode):
+        """A broker that runs, and a gateway of this mode in front of it."""
+        if not cls.running:
+            cls.launch()
+        broker = cls.running[kind].ready()
+        gateway = cls.gateways.get((kind, mode))
+        if gateway is None or not gateway.role.process.running:
+            credentials = broker.credentials if kind is RabbitMq or mode != PER_CONNECTION else None
+            routes = [broker.address(route) for route in ROUTES]
+            gateway = RoutedGateway(broker.port, broker.certificates.ca, mode, routes, credentials).start()
+            cls.gateways[(kind, mode)] = gateway
+        return broker, gateway
 
 
 LOGIN = """activemq {

@@ -45,11 +45,17 @@ def free_port():
 
 
 def toml(sections):
-    """A configuration file: strings, numbers, booleans and lists are written as JSON writes them."""
-    return "\n".join(
-        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in section.items())
-        for name, section in sections.items()
-    )
+    """A configuration file: strings, numbers, booleans and lists are written as JSON writes them.
+
+    A section that is a list is an array of tables.
+    """
+    text = []
+    for name, section in sections.items():
+        many = isinstance(section, list)
+        for one in section if many else [section]:
+            text.append(f"[[{name}]]" if many else f"[{name}]")
+            text += [f"{key} = {json.dumps(value)}" for key, value in one.items()]
+    return "\n".join(text) + "\n"
 
 
 class Directory:
@@ -232,27 +238,31 @@ PER_CONNECTION, SHARED = "per-connection", "shared"
 """How a connector uses its hub connections."""
 
 
-def routed_sections(port, hub_port, ca_file, mode, routes, credentials=None):
+def routed_sections(port, hub_port, ca_file, mode, routes, credentials=None, tls=None, **listener):
     """A gateway that does nothing but route links to another hub: the one place that knows how this is written.
 
-    Devices are not asked for tokens. `routes` are prefixes; `credentials` are what the gateway itself proves itself with.
+    Devices are not asked for tokens. `routes` are prefixes; `credentials` are what a shared connection proves itself with;
+    `tls` is the listener's profile, the rest are other settings of the listener.
     """
     off = {name: {"listen": []} for name in LISTENERS if name != "amqp"}
-    login = ":".join(urllib.parse.quote(part, safe="") for part in credentials) + "@" if credentials else ""
+    login = dict(zip(("sasl_username", "sasl_password"), credentials or (), strict=False))
+    connector = {"name": "broker", "host": "localhost", "port": hub_port, "ssl_profile": "broker", "mode": mode}
     return off | {
-        "amqp": {"listen": [f"127.0.0.1:{port}"], "link_routes": routes},
-        "upstream": {"url": f"amqps://{login}localhost:{hub_port}", "ca_file": ca_file},
+        "listener": [{"name": "devices", "host": "127.0.0.1", "port": port} | ({"ssl_profile": "devices"} if tls else {}) | listener],
+        "ssl_profile": [{"name": "broker", "ca_cert_file": ca_file}, *([{"name": "devices"} | tls] if tls else [])],
+        "connector": [connector | login],
+        "link_route": [{"prefix": prefix, "direction": "both", "connector": "broker"} for prefix in routes],
     }
 
 
 class RoutedGateway:
     """A gateway whose device links go to one broker, or to a hub that a scenario plays."""
 
-    def __init__(self, hub_port, ca_file, mode, routes, credentials=None):
+    def __init__(self, hub_port, ca_file, mode, routes, credentials=None, **listener):
         self.port = free_port()
         self.mode = mode
         directory = Directory()
-        sections = routed_sections(self.port, hub_port, ca_file, mode, routes, credentials)
+        sections = routed_sections(self.port, hub_port, ca_file, mode, routes, credentials, **listener)
         self.role = Role("run", directory, "state", sections, "gateway")
 
     def start(self):

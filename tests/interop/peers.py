@@ -269,11 +269,12 @@ class Loop(Handler):
         session.close()
         self.wait(lambda: session.state & Endpoint.REMOTE_CLOSED, "the end of a session")
 
-    def device(self, port, container="device", wait=True, **options):
-        """A device's connection, opened by both sides."""
+    def device(self, port, container="device", wait=True, tls=None, **options):
+        """A device's connection, opened by both sides; over TLS with an `SSLDomain`."""
         self.container.container_id = container
         options = {"allowed_mechs": "ANONYMOUS", "reconnect": False, "heartbeat": None} | options
-        peer = Peer(self, self.container.connect(f"amqp://127.0.0.1:{port}", **options))
+        url = f"amqps://localhost:{port}" if tls else f"amqp://127.0.0.1:{port}"
+        peer = Peer(self, self.container.connect(url, ssl_domain=tls, **options))
         if wait:
             self.wait(lambda: peer.opened or peer.over, "the open of the gateway")
             if peer.over:

@@ -2,7 +2,7 @@
 
 import itertools
 
-from brokers import Certificates
+from brokers import ROUTES, Certificates
 from fieldgate import PER_CONNECTION, SHARED, Directory, RoutedGateway
 from peers import Hub, Loop
 from processes import Failure
@@ -12,15 +12,13 @@ MODES = (PER_CONNECTION,)
 ONE = (PER_CONNECTION,)
 """Only where a device has a hub connection of its own."""
 
-ROUTES = ["q", "topic", "closed", "forbidden"]
-
 
 class World:
     """A hub that the scenario plays, a gateway in front of it, and devices."""
 
     certificates = None
 
-    def __init__(self, mode, hub_there=True):
+    def __init__(self, mode, hub_there=True, **listener):
         if World.certificates is None:
             World.certificates = Certificates(Directory())
         self.mode = mode
@@ -28,7 +26,7 @@ class World:
         self.hub = Hub(self.loop, World.certificates)
         if hub_there:
             self.hub.listen()
-        self.gateway = RoutedGateway(self.hub.port, World.certificates.ca, mode, ROUTES).start()
+        self.gateway = RoutedGateway(self.hub.port, World.certificates.ca, mode, ROUTES, **listener).start()
         self.shared = mode == SHARED
         self._numbers = itertools.count(1)
 

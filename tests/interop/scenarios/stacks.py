@@ -2,10 +2,10 @@
 
 import functools
 
-from brokers import Artemis, RabbitMq
-from fieldgate import COMMANDS, EVENTS, HUB_NAME, PER_CONNECTION, RoutedGateway, Site, message
+from brokers import Artemis, Brokers, RabbitMq
+from fieldgate import COMMANDS, EVENTS, HUB_NAME, Site, message
 from processes import Failure
-from routed import MODES, ROUTES
+from routed import MODES
 from scenario import SCENARIOS, expect, expect_equal
 from stacks import STACKS, Refused, content, digest
 
@@ -114,31 +114,6 @@ def commands(site, _watch, client, device):
 
 
 # Brokers, which are trusted with the rest.
-
-
-class Brokers:
-    """Both brokers are started at the first need, side by side; a gateway for each mode in front of each."""
-
-    running = {}
-    gateways = {}
-
-    @classmethod
-    def launch(cls):
-        artemis = Artemis().launch()
-        cls.running = {Artemis: artemis, RabbitMq: RabbitMq(artemis.certificates).launch()}
-
-    @classmethod
-    def get(cls, kind, mode):
-        if not cls.running:
-            cls.launch()
-        broker = cls.running[kind].ready()
-        gateway = cls.gateways.get((kind, mode))
-        if gateway is None or not gateway.role.process.running:
-            credentials = broker.credentials if kind is RabbitMq or mode != PER_CONNECTION else None
-            routes = [broker.address(route) for route in ROUTES]
-            gateway = RoutedGateway(broker.port, broker.certificates.ca, mode, routes, credentials).start()
-            cls.gateways[(kind, mode)] = gateway
-        return broker, gateway
 
 
 def at_a_broker(kind, mode, function, stack):
