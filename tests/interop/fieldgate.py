@@ -285,18 +285,20 @@ class RoutedGateway:
 class Site:
     """A gateway with its listeners: with the embedded hub in the same process, or with a hub process beside it."""
 
-    def __init__(self, separate_hub=False, authorise=None):
+    def __init__(self, separate_hub=False, authorise=None, mode=None):
         self.directory = Directory()
         self.ports = {name: free_port() for name in LISTENERS}
         self.hub_port = free_port()
         sections = {name: {"listen": [f"127.0.0.1:{port}"]} for name, port in self.ports.items()}
         if authorise:
             sections["amqp"]["authorise"] = authorise
+        if mode:
+            sections["upstream"] = {"mode": mode}
         hub = {"hub": {"listen": [f"127.0.0.1:{self.hub_port}"]}}
         self.hub_role = None
         if separate_hub:
             self.hub_role = Role("hub", self.directory, "hub-state", hub, "hub")
-            sections["upstream"] = {
+            sections["upstream"] = sections.get("upstream", {}) | {
                 "connection_string_file": os.path.join(self.hub_role.state, CONNECTION_STRING_FILE),
                 "ca_file": os.path.join(self.hub_role.state, CA_FILE),
             }

@@ -401,9 +401,16 @@ class Hub:
 
     def listen(self):
         """Takes connections from now on."""
-        self._acceptor = self.loop.container.listen(f"amqps://127.0.0.1:{self.port}", ssl_domain=self._domain)
+        # The loop may still have to close the socket of the last time.
+        self._acceptor = self.loop.wait(self._listener, f"port {self.port}")
         self._acceptor.hub = self
         return self
+
+    def _listener(self):
+        try:
+            return self.loop.container.listen(f"amqps://127.0.0.1:{self.port}", ssl_domain=self._domain)
+        except OSError:
+            return None
 
     def away(self):
         """Takes no more connections."""

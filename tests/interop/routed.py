@@ -8,7 +8,7 @@ from peers import Hub, Loop
 from processes import Failure
 from scenario import SCENARIOS
 
-MODES = (PER_CONNECTION,)
+MODES = (SHARED, PER_CONNECTION)
 ONE = (PER_CONNECTION,)
 """Only where a device has a hub connection of its own."""
 

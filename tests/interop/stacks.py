@@ -99,7 +99,7 @@ class ProcessDevice(Device):
 
 class Rhea(ProcessDevice):
     name = "rhea"
-    drains, formats = True, True
+    drains, formats, mumbles = True, True, False
 
     @staticmethod
     def argv():
@@ -110,8 +110,8 @@ class Fe2o3(ProcessDevice):
     """Built with the workspace's examples."""
 
     name = "fe2o3-amqp"
-    drains, formats = False, True
-    """Its receiver does not say when a drain is over."""
+    drains, formats, mumbles = False, True, True
+    """Its receiver does not say when a drain is over; a refusal may be told without the reason, as `IllegalState`."""
 
     program = None
 
@@ -126,7 +126,7 @@ class Proton(Device):
     """In this process."""
 
     name = "Qpid Proton"
-    drains, formats = True, False
+    drains, formats, mumbles = True, False, False
     """Its Python side does not show the message format."""
 
     def __init__(self, *arguments, **more):

@@ -193,7 +193,8 @@ def same_names(world):
         delivery = up.send(Message(body="still"))
         at_hub.take(2)[1].accept()
         expect_equal(f"outcome of device {number} after another has left", up.outcome(delivery), "accepted")
-    expect_equal("links that the hub saw end", sum(end.ended is not None for end in world.hub.links), 0 if not world.shared else 2)
+    gone = [end.ended or end.peer.over or bool(end.link.session.state & Endpoint.REMOTE_CLOSED) for end in world.hub.links]
+    expect_equal("links that the hub saw end, of ten", [bool(one) for one in gone], [True] * 2 + [False] * 8)
 
 
 @routed("the same name as sender and as receiver on one connection are two links")
@@ -334,3 +335,35 @@ def hub_comes_later_shared(world):
     sent = from_hub.wait_credit(3).send(Message(body="here too"))
     down.take()[0].accept()
     expect_equal("outcome at the hub", from_hub.outcome(sent), "accepted")
+
+
+@routed("what a shared connection cannot carry is refused at once, and its hub never hears of it", (SHARED,))
+def not_for_shared(world):
+    def dynamic(link):
+        (link.source if link.is_receiver else link.target).dynamic = True
+
+    def coordinator(link):
+        link.target.type = Terminus.COORDINATOR
+
+    device = world.device()
+    up, _ = world.upstream(device, "q/allowed")
+    seen = len(world.hub.links)
+    for what, role, address, prepare, condition in (
+        ("dynamic source", device.receiver, None, dynamic, "amqp:not-allowed"),
+        ("dynamic target", device.sender, None, dynamic, "amqp:not-allowed"),
+        ("coordinator", device.sender, None, coordinator, "amqp:not-allowed"),
+        ("no target", device.sender, None, None, "amqp:not-allowed"),
+        ("management", device.sender, "$management", None, None),
+        ("not routed", device.sender, "elsewhere/1", None, "amqp:not-found"),
+        ("the prefix of a name only", device.receiver, "quite/1", None, "amqp:not-found"),
+        ("out of the route", device.sender, "q/../elsewhere", None, None),
+    ):
+        end = role(address, what, prepare=prepare, wait=False)
+        how, why = end.wait_ended()
+        expect(f"{what}: refused with an error, not {how} with {why}", how == "closed" and why)
+        expect(f"{what}: refused by an attach without its terminus", end.is_refused())
+        if condition:
+            expect_equal(f"condition for {what}", why[0], condition)
+    world.loop.round_trip(device)
+    expect_equal("links that the hub saw", [world.hub.address(end) for end in world.hub.links[seen:]], [])
+    expect_equal("the other link", (up.ended, device.over), (None, None))

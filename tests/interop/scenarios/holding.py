@@ -84,7 +84,8 @@ def cut_in_the_middle(world):
     delivery = up.begin(b"a" * 100_000, "in two halves")
     world.loop.wait(lambda: at_hub.deliveries and at_hub.deliveries[0].data, "its first frames")
     outage(world, at_hub)
-    up.wait_credit(0)
+    # For Proton the credit of a message is used when its last frame is sent, for the gateway when the first one came.
+    world.loop.wait(lambda: up.link.credit <= 1, "the end of the credit")
     up.link.stream(b"b" * 100_000)
     up.link.advance()
     expect("it is given back", up.outcome(delivery) in ("modified", "released"))

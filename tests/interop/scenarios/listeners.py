@@ -8,6 +8,7 @@ from proton import Message, SSLDomain
 
 from brokers import Certificates
 from fieldgate import Directory, Program, RoutedGateway, routed_sections, toml
+from processes import Failure
 from routed import MODES, World
 from scenario import expect, expect_equal, scenario
 
@@ -18,6 +19,8 @@ def world(mode, **listener):
     here = World(mode, **listener)
     try:
         yield here
+    except Failure as failure:
+        raise Failure(f"{failure}\n{here.gateway.role.process.tail()}") from None
     finally:
         here.close()
 
@@ -97,7 +100,7 @@ def both(mode):
 def client_certificates(mode):
     ours = certificates()
     asked = profile(ca_cert_file=ours.ca, client_certificates="required")
-    with world(mode, tls=asked, require_ssl=True) as here:
+    with world(mode, tls=asked, require_ssl=True, authorise="any") as here:
         one_message(here, here.device("certified", tls=trusting(ours.issue("device-1"))))
         for name, domain in (
             ("nobody", trusting()),
@@ -114,7 +117,7 @@ def hub_not_trusted(mode):
         other = RoutedGateway(here.hub.port, Certificates(Directory()).ca, mode, ["q"]).start()
         device = here.loop.device(other.port, "deceived", wait=False)
         device.sender("q/secret", "up", wait=False)
-        other.role.process.wait_for_line("certificate")
+        here.loop.wait(lambda: "certificate" in other.role.process.text(), "the gateway's word about the certificate")
         expect_equal("links at that hub", here.hub.links, [])
         other.role.process.kill()
 

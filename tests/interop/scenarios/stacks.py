@@ -29,26 +29,61 @@ def of_each_stack(name, place):
 
 
 class HubSite:
-    """One gateway with its hub for all of these scenarios."""
+    """A gateway with its hub for each mode."""
 
-    site = None
+    sites = {}
 
     @classmethod
-    def get(cls):
-        if cls.site is None or not cls.site.gateway.process.running:
-            cls.site = Site(authorise="token").start()
-            cls.watch = cls.site.hub.watch()
-        return cls.site, cls.watch
+    def get(cls, mode):
+        site, watch = cls.sites.get(mode, (None, None))
+        if site is None or not site.gateway.process.running:
+            site = Site(authorise="token", mode=mode).start()
+            watch = site.hub.watch()
+            cls.sites[mode] = (site, watch)
+        return site, watch
 
 
-def at_the_hub(function, stack):
-    site, watch = HubSite.get()
-    device = f"{function.__name__}-{stack.name}".lower().replace(" ", "-").replace("_", "-")
+def at_the_hub(mode, function, stack):
+    site, watch = HubSite.get(mode)
+    device = name_of(function, stack, mode)
     try:
-        with stack(site.ports["amqp"], device) as client:
-            function(site, watch, client, device)
+        function(lambda: stack(site.ports["amqp"], device), site, watch, device)
     except Failure as failure:
         raise Failure(f"{failure}\n{site.gateway.process.tail()}") from None
+
+
+def with_the_hub(function):
+    """Lists a scenario for each mode and stack, with the embedded hub."""
+    for mode in MODES:
+        of_each_stack(f"embedded hub, {mode}", functools.partial(at_the_hub, mode))(function)
+    return function
+
+
+def name_of(*parts):
+    """A device or queue of one scenario alone."""
+    words = (getattr(part, "__name__" if callable(part) and not isinstance(part, type) else "name", part) for part in parts)
+    return "-".join(words).lower().replace(" ", "-").replace("_", "-")
+
+
+def refused(client, role, address):
+    """An attach that must be refused: the condition, and the words."""
+    try:
+        client.ask(role, link=f"refused {role}", address=address)
+    except Refused as failure:
+        return failure.condition, failure.text
+    raise Failure(f"a {role} for {address} should be refused")
+
+
+def expect_refused(connect, role, address, condition, prepare=None):
+    """Tries an attach on a connection of its own that must be refused with this condition; gives the words."""
+    with connect() as client:
+        if prepare:
+            prepare(client)
+        said, text = refused(client, role, address)
+        # What it says of an attach and a detach that come together depends on which of its tasks is first.
+        if not (client.mumbles and text == "IllegalState"):
+            expect_equal(f"condition for {address} ({text})", said, condition)
+        return text
 
 
 def authorised(site, client, device):
@@ -56,61 +91,59 @@ def authorised(site, client, device):
     expect_equal("status of the token", client.ask("token", audience=audience, token=site.hub.token(device))["status"], 200)
 
 
-@of_each_stack("embedded hub", at_the_hub)
-def telemetry(site, watch, client, device):
+@with_the_hub
+def telemetry(connect, site, watch, device):
     """telemetry is accepted once there is a token, and refused before"""
-    try:
-        client.ask("sender", link="too early", address=EVENTS.format(device))
-    except Refused as refused:
-        expect_equal("condition before the token", refused.condition, "amqp:unauthorized-access")
-    else:
-        raise Failure("the attach before the token should be refused")
-    authorised(site, client, device)
-    client.ask("sender", link="up", address=EVENTS.format(device))
-    for number in range(3):
-        properties = {"site": "berlin", "number": number, "last": number == 2}
-        answer = client.ask("send", link="up", body=f"reading {number}", properties=properties)
-        expect_equal("outcome", answer["outcome"], "accepted")
-    client.ask("send", link="up", size=200_000)
-    client.ask("close", link="up")
-    client.ask("sender", link="settled", address=EVENTS.format(device), settled=True)
-    expect_equal("outcome", client.ask("send", link="settled", body="no answer wanted", settled=True)["outcome"], "settled")
-    client.ask("close", link="settled")
+    expect_refused(connect, "sender", EVENTS.format(device), "amqp:unauthorized-access")
+    with connect() as client:
+        authorised(site, client, device)
+        client.ask("sender", link="up", address=EVENTS.format(device))
+        for number in range(3):
+            properties = {"site": "berlin", "number": number, "last": number == 2}
+            answer = client.ask("send", link="up", body=f"reading {number}", properties=properties)
+            expect_equal("outcome", answer["outcome"], "accepted")
+        client.ask("send", link="up", size=200_000)
+        client.ask("close", link="up")
+        client.ask("sender", link="settled", address=EVENTS.format(device), settled=True)
+        answer = client.ask("send", link="settled", body="no answer wanted", settled=True)
+        expect_equal("outcome", answer["outcome"], "settled")
+        client.ask("close", link="settled")
     readings = [
         message(f"reading {number}", {"site": "berlin", "number": number, "last": number == 2}) for number in range(3)
     ]
     watch.expect(device, *readings, message(content(200_000).decode()), message("no answer wanted"))
 
 
-@of_each_stack("embedded hub", at_the_hub)
-def foreign(site, watch, client, device):
+@with_the_hub
+def foreign(connect, site, watch, device):
     """another device's addresses are refused, whatever token the device has"""
-    authorised(site, client, device)
+
+    def with_a_token(client):
+        authorised(site, client, device)
+
     for role, address in (("sender", EVENTS.format(device + "0")), ("receiver", COMMANDS.format(device + "0"))):
-        try:
-            client.ask(role, link=f"not mine {role}", address=address)
-        except Refused as refused:
-            expect_equal(f"condition for {address}", refused.condition, "amqp:unauthorized-access")
-        else:
-            raise Failure(f"the {role} for {address} should be refused")
-    client.ask("sender", link="mine", address=EVENTS.format(device))
-    expect_equal("outcome", client.ask("send", link="mine", body="mine")["outcome"], "accepted")
+        expect_refused(connect, role, address, "amqp:unauthorized-access", with_a_token)
+    with connect() as client:
+        authorised(site, client, device)
+        client.ask("sender", link="mine", address=EVENTS.format(device))
+        expect_equal("outcome", client.ask("send", link="mine", body="mine")["outcome"], "accepted")
     watch.expect(device, message("mine"))
 
 
-@of_each_stack("embedded hub", at_the_hub)
-def commands(site, _watch, client, device):
+@with_the_hub
+def commands(connect, site, _watch, device):
     """commands are accepted, rejected, and come again after a release"""
-    authorised(site, client, device)
-    client.ask("receiver", link="down", address=COMMANDS.format(device))
-    for then, word in ((("accept",), "Success"), (("reject",), "Rejected"), (("release", "accept"), "Success")):
-        sender = site.hub.start_send(device, f"please {then[0]}")
-        for one in then:
-            client.ask("credit", link="down", credit=1)
-            expect_equal("text", client.ask("receive", link="down", then=one)["body"], f"please {then[0]}")
-        expect_equal(f"exit status of hub send after {then}", sender.wait() == 0, word == "Success")
-        expect(f"{word} should stand in: {sender.tail()}", word in sender.text("out"))
-    client.ask("close", link="down")
+    with connect() as client:
+        authorised(site, client, device)
+        client.ask("receiver", link="down", address=COMMANDS.format(device))
+        for then, word in ((("accept",), "Success"), (("reject",), "Rejected"), (("release", "accept"), "Success")):
+            sender = site.hub.start_send(device, f"please {then[0]}")
+            for one in then:
+                client.ask("credit", link="down", credit=1)
+                expect_equal("text", client.ask("receive", link="down", then=one)["body"], f"please {then[0]}")
+            expect_equal(f"exit status of hub send after {then}", sender.wait() == 0, word == "Success")
+            expect(f"{word} should stand in: {sender.tail()}", word in sender.text("out"))
+        client.ask("close", link="down")
 
 
 # Brokers, which are trusted with the rest.
@@ -118,7 +151,7 @@ def commands(site, _watch, client, device):
 
 def at_a_broker(kind, mode, function, stack):
     broker, gateway = Brokers.get(kind, mode)
-    name = f"{function.__name__}-{stack.name}-{mode}".lower().replace(" ", "-").replace("_", "-")
+    name = name_of(function, stack, mode)
     try:
         function(lambda: stack(gateway.port, name), broker, broker.address(f"q.{name}"))
     except Failure as failure:
@@ -205,19 +238,14 @@ def drain(connect, _broker, address):
 
 
 @with_brokers((Artemis,))
-def refused(connect, _broker, _address):
+def no_entry(connect, _broker, _address):
     """addresses that must not be created or used are refused in the broker's own words"""
+    for role, address, condition in (
+        ("sender", "closed.sender", "amqp:not-found"),
+        ("receiver", "closed.receiver", "amqp:not-found"),
+        ("sender", "forbidden.sender", "amqp:unauthorized-access"),
+    ):
+        text = expect_refused(connect, role, address, condition)
+        expect(f"the broker's words: {text}", "AMQ" in text or text == "IllegalState")
     with connect() as client:
-        for role, address, condition in (
-            ("sender", "closed.sender", "amqp:not-found"),
-            ("receiver", "closed.receiver", "amqp:not-found"),
-            ("sender", "forbidden.sender", "amqp:unauthorized-access"),
-        ):
-            try:
-                client.ask(role, link=address, address=address)
-            except Refused as failure:
-                expect_equal(f"condition for {address}", failure.condition, condition)
-                expect(f"the broker's words: {failure.text}", "AMQ" in failure.text)
-            else:
-                raise Failure(f"a {role} for {address} should be refused")
         client.ask("sender", link="allowed", address="q.allowed")
