@@ -1,5 +1,6 @@
 //! What each device was told of each delivery, what the hub has of it, and whether the two agree.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -52,9 +53,9 @@ pub(crate) struct Ledger {
     deliveries: Vec<Delivery>,
     devices: Vec<Device>,
     outages: Vec<Outage>,
-    /// Detached links, ended sessions, lost connections of devices, in words.
-    lost: Vec<String>,
-    /// What came to the hub and was never sent like that.
+    /// Devices whose link was detached, or session ended, or connection lost, in words: the first of these.
+    lost: BTreeMap<usize, String>,
+    /// What was told twice, and what came to the hub and was never sent like that.
     strange: Vec<String>,
 }
 
@@ -82,7 +83,7 @@ impl Ledger {
             deliveries: Vec::new(),
             devices: vec![Device::default(); devices],
             outages: Vec::new(),
-            lost: Vec::new(),
+            lost: BTreeMap::new(),
             strange: Vec::new(),
         }
     }
@@ -105,7 +106,7 @@ impl Ledger {
     pub(crate) fn told(&mut self, number: u64, outcome: Outcome, now: Instant) {
         let Some(delivery) = self.deliveries.get_mut(number as usize) else { return };
         if let Some((before, _)) = delivery.told {
-            self.lost.push(format!("delivery {number} was told {before:?}, then {outcome:?}"));
+            self.strange.push(format!("delivery {number} was told {before:?}, then {outcome:?}"));
         }
         delivery.told = Some((outcome, now));
         if outcome == Outcome::Accepted {
@@ -125,7 +126,8 @@ impl Ledger {
 
     /// A device has lost its link, its session or its connection.
     pub(crate) fn lost(&mut self, device: usize, what: impl fmt::Display) {
-        self.lost.push(format!("device {device}: {what}"));
+        self.lost.entry(device).or_insert_with(|| format!("device {device}: {what}"));
+        self.devices[device].credit = 0;
     }
 
     /// The first frame of a delivery has come to the hub.
@@ -192,9 +194,8 @@ impl Ledger {
         let mut verdict =
             Verdict { deliveries: self.deliveries.len(), detaches: self.lost.len(), ..Verdict::default() };
         let mut broken = Broken::default();
-        for what in self.lost.iter().chain(&self.strange) {
-            broken.add("lost, or never sent like that", what);
-        }
+        self.lost.values().for_each(|what| broken.add("devices that lost their link", what));
+        self.strange.iter().for_each(|what| broken.add("told twice, or never sent like that", what));
         for (number, delivery) in self.deliveries.iter().enumerate() {
             self.judge(number, delivery, &mut verdict, &mut broken);
         }
@@ -256,7 +257,7 @@ impl Ledger {
         let during = self.deliveries.iter().filter(|it| outage.cut < it.begun && it.begun < restored);
         verdict.begun_during_cut += during.count();
         if outage.with_credit > 0 {
-            broken.add("devices with credit at the end of the outage", &outage.with_credit.to_string());
+            broken.add("outages at whose end devices had credit", &format!("{} devices", outage.with_credit));
         }
         for (number, device) in self.devices.iter().enumerate() {
             match self.first_accepted_after(number, restored) {
@@ -379,16 +380,16 @@ mod tests {
             "came to the hub more than once",
         );
         found(|ledger, number, now| ledger.told(number, Outcome::Other, now), "told something else");
-        found(|ledger, _, _| ledger.lost(0, "detached"), "lost");
-        found(|ledger, _, _| ledger.hub_begun(Some(99)), "lost");
-        found(|ledger, number, _| ledger.hub_whole(number, b"x"), "lost");
-        found(|ledger, _, _| ledger.credit(0, 1), "devices with credit");
+        found(|ledger, _, _| ledger.lost(0, "detached"), "devices that lost");
+        found(|ledger, _, _| ledger.hub_begun(Some(99)), "told twice");
+        found(|ledger, number, _| ledger.hub_whole(number, b"x"), "told twice");
+        found(|ledger, _, _| ledger.credit(0, 1), "outages at whose end devices had credit");
         found(
             |ledger, number, now| {
                 ledger.told(number, Outcome::Released, now);
                 ledger.told(number, Outcome::Released, now);
             },
-            "lost",
+            "told twice",
         );
     }
 

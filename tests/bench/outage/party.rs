@@ -1,6 +1,7 @@
 //! A connection machine on a stream, with what it is for.
 
 use std::future::pending;
+use std::io;
 use std::time::Instant;
 
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -43,11 +44,10 @@ pub(crate) async fn drive(
         }
         input.reserve(READ_BYTES);
         let failed = tokio::select! {
-            written = writer.write(&output), if !output.is_empty() => written.map(|bytes| {
+            written = write(&mut writer, &output), if !output.is_empty() || unflushed => written.map(|bytes| {
+                unflushed = !output.is_empty();
                 output.advance(bytes);
-                unflushed = true;
             }),
-            flushed = writer.flush(), if output.is_empty() && unflushed => flushed.map(|()| unflushed = false),
             read = reader.read_buf(&mut input) => match read {
                 Ok(0) => return "the stream ended".into(),
                 Ok(_) => {
@@ -65,6 +65,11 @@ pub(crate) async fn drive(
             return error.to_string();
         }
     }
+}
+
+/// Writes some of it, or lets go what was written before.
+async fn write(writer: &mut (impl AsyncWrite + Unpin), output: &[u8]) -> io::Result<usize> {
+    if output.is_empty() { writer.flush().await.map(|()| 0) } else { writer.write(output).await }
 }
 
 async fn until(due: Option<Instant>) {
