@@ -11,6 +11,8 @@
 mod address;
 mod grants;
 mod hubs;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

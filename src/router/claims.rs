@@ -6,6 +6,8 @@
 
 mod client;
 mod node;
+#[cfg(test)]
+mod tests;
 
 #[cfg_attr(not(test), expect(unused_imports, reason = "the router of shared connections will use them"))]
 pub(crate) use client::{Answer, CbsClientLink, Full, Reply};

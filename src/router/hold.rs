@@ -207,6 +207,14 @@ impl Router {
 
     /// A shared connection is gone, or was not made.
     pub(crate) fn trunk_lost(&mut self, key: TrunkKey, now: Instant, why: &str) {
+        self.hold(key, now, why);
+        if let Some(trunk) = self.trunks.get_mut(key) {
+            trunk.seat = None;
+        }
+    }
+
+    /// Takes the devices off a shared connection that is over. Its machine may still have last words to say.
+    pub(super) fn hold(&mut self, key: TrunkKey, now: Instant, why: &str) {
         let Some(trunk) = self.trunks.get_mut(key) else { return };
         let seat = trunk.take_seat();
         let Some(shared) = trunk.shared() else { return };
@@ -216,14 +224,19 @@ impl Router {
         shared.cbs = new_cbs();
         let settings = &self.connectors[connector].settings;
         if was_open {
-            shared.hold_until = Some(now + settings.hold);
-            self.sweep_at = Some(self.sweep_at.map_or(now + settings.hold, |at| at.min(now + settings.hold)));
+            let until = now + settings.hold;
+            shared.hold_until = Some(until);
+            self.sweep_at = Some(self.sweep_at.map_or(until, |at| at.min(until)));
             emit(TrunkLost { connector: &settings.name, devices: devices.len(), why });
         }
         let holds = !settings.hold.is_zero();
         for device in devices {
             self.hold_device(device, key, seat.as_ref().map(|seat| &seat.machine), holds && !self.draining);
         }
+        if let Some(trunk) = self.trunks.get_mut(key) {
+            trunk.seat = seat;
+        }
+        self.serve_waiting(key);
     }
 
     /// Takes a device off a connection that is gone. `hub` is its machine, which knows what it has not sent yet.

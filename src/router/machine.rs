@@ -378,7 +378,7 @@ impl Router {
                 self.trunk_disposition(key, session, &disposition);
             }
             Event::Opened(open) => self.trunk_opened(key, open, now),
-            Event::Closed(reason) => self.trunk_closed(key, reason),
+            Event::Closed(reason) => self.trunk_closed(key, reason, now),
             // A transfer on a link that leads nowhere any more: its detach is on the way.
             Event::Transfer { .. } | Event::Flow { link: None, .. } => {}
             Event::SaslInit { .. } | Event::Authenticated => {}
@@ -414,17 +414,20 @@ impl Router {
         }
     }
 
-    fn trunk_closed(&mut self, key: TrunkKey, reason: CloseReason) {
+    fn trunk_closed(&mut self, key: TrunkKey, reason: CloseReason, now: Instant) {
         let Some(trunk) = self.trunks.get_mut(key) else { return };
-        let told = told(&reason);
+        let (told, why) = (told(&reason), reason.to_string());
         if let Some(seat) = &mut trunk.seat {
             seat.reason = Some(Box::new(reason));
         }
-        // That a shared one is over its driver tells, once the stream is.
-        if let TrunkKind::Paired(device) = trunk.kind
-            && let Some(seat) = self.device(device)
-        {
-            seat.machine.close(told);
+        match trunk.kind {
+            TrunkKind::Paired(device) => {
+                if let Some(seat) = self.device(device) {
+                    seat.machine.close(told);
+                }
+            }
+            TrunkKind::Shared(_) => self.hold(key, now, &why),
+            TrunkKind::Unowned => {}
         }
     }
 

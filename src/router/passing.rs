@@ -247,15 +247,20 @@ impl Router {
 
     pub(super) fn trunk_flow(&mut self, key: TrunkKey, link: LinkId, flow: &Flow) {
         let Self { devices, trunks, .. } = self;
-        let Some(&(at, down)) = trunks.get_mut(key).and_then(|trunk| trunk.links.get(link)) else { return };
+        let Some(trunk) = trunks.get_mut(key) else { return };
+        let Some(&(at, down)) = trunk.links.get(link) else { return };
         let Some(device) = devices.get_mut(at) else { return };
         let Some(end) = device.links.get_mut(down) else { return };
         let (session, skew) = (end.session, end.skew);
+        let there = trunk.seat.as_ref().and_then(|hub| hub.machine.link(link));
+        let Some(initial) = there.map(|there| there.initial_delivery_count.wrapping_add(skew)) else {
+            return;
+        };
         let Some(known) = device.seat.machine.link(down) else { return };
         if known.role == Role::Sender && is_overdue(&device.seat.machine, session) {
             return self.end_both(at, session, reason(Misuse::Backlog));
         }
-        let numbers = numbers(flow, known.initial_delivery_count, skew);
+        let numbers = numbers(flow, initial, skew);
         end.credit_renewed(numbers);
         device.seat.machine.flow(down, numbers);
         device.seat.wake();

@@ -202,17 +202,17 @@ impl Router {
         let trunk = self.trunks.get_mut(key)?;
         let seat = trunk.seat.as_mut()?;
         let TrunkKind::Shared(shared) = &mut trunk.kind else { return Some(event) };
-        let is_ours = match &event {
+        let session = match &event {
             Event::SessionBegun { session, .. }
             | Event::SessionEnded { session, .. }
-            | Event::Disposition { session, .. }
-            | Event::Flow { link: None, session, .. } => shared.cbs.owns_session(*session),
-            Event::Attached { link, .. }
-            | Event::Detached { link, .. }
-            | Event::Transfer { link, .. }
-            | Event::Flow { link: Some(link), .. } => shared.cbs.owns_link(*link),
-            Event::Opened(_) | Event::Closed(_) | Event::SaslInit { .. } | Event::Authenticated => false,
+            | Event::Attached { session, .. }
+            | Event::Detached { session, .. }
+            | Event::Flow { session, .. }
+            | Event::Transfer { session, .. }
+            | Event::Disposition { session, .. } => Some(*session),
+            Event::Opened(_) | Event::Closed(_) | Event::SaslInit { .. } | Event::Authenticated => None,
         };
+        let is_ours = session.is_some_and(|session| shared.cbs.owns_session(session));
         if !is_ours {
             return Some(event);
         }

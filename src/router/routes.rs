@@ -240,3 +240,175 @@ pub(super) fn with_plain_words(text: &str) -> String {
     });
     plain.collect::<Vec<_>>().join("/")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Random;
+
+    fn route(text: &str, connector: usize) -> LinkRoute {
+        let (matches, direction) = match text.split_once(' ') {
+            Some((text, "in")) => (text, Some(Direction::In)),
+            Some((text, "out")) => (text, Some(Direction::Out)),
+            _ => (text, None),
+        };
+        let matches = match matches.strip_prefix('^') {
+            Some(prefix) => RouteMatch::Prefix(prefix.to_owned()),
+            None => RouteMatch::Pattern(matches.to_owned()),
+        };
+        LinkRoute { matches, direction, connector: ConnectorIndex(connector) }
+    }
+
+    /// Routes to connectors 0, 1, …; a prefix is written with `^` before it.
+    fn routes(texts: &[&str]) -> Routes {
+        Routes::new(texts.iter().enumerate().map(|(index, text)| route(text, index)))
+    }
+
+    fn found(routes: &Routes, path: &str) -> Option<usize> {
+        routes.find(path, Direction::In, |_| Some(0)).map(|connector| connector.0)
+    }
+
+    #[test]
+    fn a_prefix_is_whole_segments() {
+        for prefix in ["^devices", "^devices/", "^devices.", "^/devices", "^Devices/"] {
+            let routes = routes(&[prefix]);
+            for path in ["devices", "devices/d1", "devices.d1", "/devices/d1/messages/events", "devices/"] {
+                assert_eq!(found(&routes, path), Some(0), "{prefix} {path}");
+            }
+            for path in ["", "/", "device", "devicesx", "devicesx/d1", "x/devices", "DEVICES/d1", "*", "#"] {
+                assert_eq!(found(&routes, path), None, "{prefix} {path}");
+            }
+        }
+        let two = routes(&["^a.b"]);
+        assert_eq!([found(&two, "a/b/c"), found(&two, "a.b"), found(&two, "a")], [Some(0), Some(0), None]);
+    }
+
+    #[test]
+    fn stars_in_a_prefix_are_themselves() {
+        let routes = routes(&["^a/*/b"]);
+        assert_eq!((found(&routes, "a/*/b"), found(&routes, "a/x/b")), (Some(0), None));
+    }
+
+    #[test]
+    fn words_of_the_hub_have_no_case_below_devices_and_names_have() {
+        let table = routes(&["Devices/Pump/Messages/#"]);
+        assert_eq!(found(&table, "devices/Pump/messages/events"), Some(0));
+        assert_eq!(found(&table, "devices/pump/messages/events"), None);
+        let other = routes(&["^Queues"]);
+        assert_eq!((found(&other, "Queues/a"), found(&other, "queues/a")), (Some(0), None));
+    }
+
+    #[test]
+    fn patterns() {
+        for (pattern, yes, no) in [
+            ("a/*", vec!["a/b", "a.b"], vec!["a", "a/b/c", "b/a"]),
+            ("*/b", vec!["a/b"], vec!["b", "a/b/c"]),
+            ("a/#", vec!["a", "a/b", "a/b/c"], vec!["b", "ab"]),
+            ("#", vec!["a", "a/b", "", "/"], vec![]),
+            ("#/b", vec!["b", "a/b", "b/b", "b/a/b"], vec!["a", "b/a"]),
+            ("a/#/#/b", vec!["a/b", "a/x/b", "a/x/y/b"], vec!["a", "a/b/c"]),
+            ("*/#", vec!["a", "a/b"], vec![""]),
+            ("#/*", vec!["a", "a/b"], vec![""]),
+            ("*/#/*", vec!["a/b", "a/b/c"], vec!["a"]),
+            ("dev*/x", vec!["dev*/x"], vec!["dev1/x"]),
+        ] {
+            let routes = routes(&[pattern]);
+            yes.iter().for_each(|path| assert_eq!(found(&routes, path), Some(0), "{pattern} {path}"));
+            no.iter().for_each(|path| assert_eq!(found(&routes, path), None, "{pattern} {path}"));
+        }
+    }
+
+    #[test]
+    fn the_most_specific_route_wins_wherever_it_stands() {
+        // Each is more specific than those behind it, for the address a/b.
+        let order = ["a/b", "a/b/#", "a/*", "a/*/#", "a/#/b", "a/#", "*/b", "*/*", "*/#", "#/b", "#/*", "#"];
+        for (better, one) in order.iter().enumerate() {
+            for other in &order[better + 1..] {
+                assert_eq!(found(&routes(&[one, other]), "a/b"), Some(0), "{one} {other}");
+                assert_eq!(found(&routes(&[other, one]), "a/b"), Some(1), "{one} {other}");
+            }
+        }
+        assert_eq!(found(&routes(&["^a", "^a/b/c", "^a/b"]), "a/b/x"), Some(2));
+    }
+
+    #[test]
+    fn directions_are_routed_apart() {
+        let routes = routes(&["^a in", "^a out", "^a/b", "^a/b/c out"]);
+        let find = |path, direction| routes.find(path, direction, |_| Some(0)).map(|it| it.0);
+        assert_eq!((find("a", Direction::In), find("a", Direction::Out)), (Some(0), Some(1)));
+        assert_eq!((find("a/b", Direction::In), find("a/b", Direction::Out)), (Some(2), Some(2)));
+        assert_eq!((find("a/b/c", Direction::In), find("a/b/c", Direction::Out)), (Some(2), Some(3)));
+        assert_eq!(Direction::of(Role::Sender), Direction::In);
+    }
+
+    #[test]
+    fn equals_are_ranked_and_then_the_first_wins() {
+        let routes = routes(&["^a", "^a", "^a", "^a/b"]);
+        let find = |path, ranks: [Option<u32>; 4]| {
+            routes.find(path, Direction::In, |connector| ranks[connector.0]).map(|it| it.0)
+        };
+        assert_eq!(find("a", [Some(0); 4]), Some(0));
+        assert_eq!(find("a", [Some(0), Some(1), Some(1), Some(0)]), Some(1));
+        assert_eq!(find("a", [None, None, Some(0), Some(9)]), Some(2));
+        assert_eq!(find("a", [None; 4]), None);
+        // What is more specific comes before what is preferred, if it may be at all.
+        assert_eq!(find("a/b", [Some(9), Some(9), Some(9), Some(0)]), Some(3));
+        assert_eq!(find("a/b", [Some(8), Some(9), Some(9), None]), Some(1));
+    }
+
+    #[test]
+    fn a_lookup_is_bounded() {
+        let many = "#/a/".repeat(30) + "#/b";
+        let table = routes(&[&many]);
+        assert_eq!(found(&table, &"a/".repeat(MAX_SEGMENTS)), None);
+        assert_eq!(found(&table, &("a/".repeat(40) + "b")), Some(0));
+        let all = routes(&["#"]);
+        assert_eq!(found(&all, &"a/".repeat(MAX_SEGMENTS)), Some(0));
+        assert_eq!(found(&all, &"a/".repeat(MAX_SEGMENTS + 1)), None);
+        assert_eq!(found(&routes(&[]), "a"), None);
+    }
+
+    /// What a pattern means, in the plainest words.
+    fn matches(pattern: &[&str], path: &[&str]) -> bool {
+        match (pattern, path) {
+            ([], []) => true,
+            (["#", rest @ ..], _) => (0..=path.len()).any(|taken| matches(rest, &path[taken..])),
+            (["*", rest @ ..], [_, path @ ..]) => matches(rest, path),
+            ([word, rest @ ..], [segment, path @ ..]) => word == segment && matches(rest, path),
+            _ => false,
+        }
+    }
+
+    #[test]
+    fn the_tree_agrees_with_the_plain_meaning() {
+        let mut random = Random::new(3);
+        for _ in 0..2_000 {
+            let mut text = |length: usize, words: &[&str]| {
+                let length = random.below(length);
+                (0..length).map(|_| *random.pick(words)).collect::<Vec<_>>().join("/")
+            };
+            let patterns: Vec<String> = (0..6).map(|_| text(5, &["a", "b", "*", "#"])).collect();
+            let path = text(6, &["a", "b", "c"]);
+            let split = |text: &str| -> Vec<String> { segments(text).map(str::to_owned).collect() };
+            let expected: Vec<usize> = (0..6)
+                .filter(|&at| {
+                    let (pattern, path) = (split(&patterns[at]), split(&path));
+                    let pattern: Vec<&str> = pattern.iter().map(String::as_str).collect();
+                    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+                    matches(&pattern, &path)
+                })
+                .collect();
+            let texts: Vec<&str> = patterns.iter().map(String::as_str).collect();
+            let table = routes(&texts);
+            // Each of those that match can be found once the others are not to be had, and no other can.
+            let single: Vec<usize> = (0..6)
+                .filter(|&at| {
+                    let only = |connector| (connector == ConnectorIndex(at)).then_some(0);
+                    table.find(&path, Direction::Out, only).is_some()
+                })
+                .collect();
+            assert_eq!(single, expected, "{patterns:?} {path}");
+            assert_eq!(found(&table, &path).is_some(), !expected.is_empty(), "{patterns:?} {path}");
+        }
+    }
+}

@@ -90,6 +90,8 @@ pub(super) struct Connector {
 struct Named {
     owner: (DeviceKey, LinkId),
     next: Option<(DeviceKey, LinkId)>,
+    /// The last number that made another name of this one.
+    number: u32,
 }
 
 impl Connector {
@@ -453,7 +455,7 @@ impl Router {
         let names = &mut self.connectors[connector].names;
         let name: Box<str> = name.into();
         let Some(named) = names.get_mut(&name) else {
-            names.insert(name.clone(), Named { owner: who, next: None });
+            names.insert(name.clone(), Named { owner: who, next: None, number: 1 });
             return (name, false);
         };
         if proved && named.next.is_none() {
@@ -468,14 +470,17 @@ impl Router {
                 self.connectors[connector].names.get(&name).is_some_and(|named| named.owner == who);
             return (name, !handed_on);
         }
-        for number in 2_u32.. {
+        loop {
+            let number = names.get_mut(&name).map_or(1, |named| {
+                named.number = named.number.wrapping_add(1);
+                named.number
+            });
             let other: Box<str> = format!("{name}~{number}").into();
             if !names.contains_key(&other) {
-                names.insert(other.clone(), Named { owner: who, next: None });
+                names.insert(other.clone(), Named { owner: who, next: None, number: 1 });
                 return (other, false);
             }
         }
-        (name, true)
     }
 
     /// A link is gone: its name is free, or handed to who waits for it.
@@ -533,6 +538,8 @@ impl Router {
                 trunk.links.insert(peer, (key, link));
                 end.peer = Some(peer);
                 if shared.stage == Stage::Waiting {
+                    // However long the hub takes for its answer is between it and the device.
+                    shared.until = None;
                     shared.stage = Stage::Attaching;
                     emit(LinkRouted { side: Side::Downstream, attach: &attach });
                     Self::pass_early_credit(&device.seat.machine, link, hub, peer);

@@ -1,4 +1,4 @@
-//! The tunnel between two engines that play device and hub, in memory and under a simulated clock.
+//! The router between engines that play device and hub, in memory and under a simulated clock.
 
 mod closing;
 mod credit;

@@ -85,3 +85,138 @@ fn host_of(authority: &str) -> Result<&str, AddressFault> {
     }
     Ok(host)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(address: &str) -> (Option<&str>, String, String) {
+        let Canonical { host, path, text } = canonical(address).expect(address);
+        (host, path.as_str().to_owned(), text.into_owned())
+    }
+
+    #[test]
+    fn what_is_in_order_is_sent_as_it_was_written() {
+        for (address, path) in [
+            ("devices/d1/messages/events", "devices/d1/messages/events"),
+            ("/devices/d1/messages/deviceBound", "devices/d1/messages/devicebound"),
+            ("/DEVICES/Pump:1@x=y/Messages/Events", "devices/Pump:1@x=y/messages/events"),
+            ("devices/d1/modules/M1/twin", "devices/d1/modules/M1/twin"),
+            ("$cbs", "$cbs"),
+            ("/$CBS", "$CBS"),
+        ] {
+            let (host, canonical, text) = read(address);
+            assert_eq!((host, &*canonical, &*text), (None, path, address));
+        }
+    }
+
+    #[test]
+    fn what_can_be_written_in_two_ways_is_sent_in_one() {
+        for (address, path) in [
+            ("devices/%64ev1/x", "devices/dev1/x"),
+            ("%44evices/d/X", "devices/d/x"),
+            ("devices/a%3Ab", "devices/a:b"),
+            ("devices/a%3ab", "devices/a:b"),
+            // The identity a%2Fb is legal, and this is how it is written.
+            ("devices/a%252Fb", "devices/a%252Fb"),
+            ("devices/a%252fb", "devices/a%252fb"),
+            ("devices/a#b?c", "devices/a%23b%3Fc"),
+            ("devices/ünï", "devices/%C3%BCn%C3%AF"),
+            ("devices/%C3%BCn%C3%AF", "devices/%C3%BCn%C3%AF"),
+            ("%24cbs", "$cbs"),
+        ] {
+            let (host, canonical, text) = read(address);
+            assert_eq!((host, &*canonical, &*text), (None, path, path), "{address}");
+        }
+    }
+
+    #[test]
+    fn an_absolute_address_is_its_path_and_its_host() {
+        for (address, host) in [
+            ("amqps://Hub.example/devices/d/X", "Hub.example"),
+            ("AMQP://hub.example:5671/devices/d/X", "hub.example"),
+            ("amqps://[::1]:5671/devices/d/x", "::1"),
+            ("amqps://10.0.0.1/devices/d/x", "10.0.0.1"),
+            ("amqps://my_gateway-1:0/devices/d/x", "my_gateway-1"),
+        ] {
+            let (found, path, text) = read(address);
+            assert_eq!((found, &*path, &*text), (Some(host), "devices/d/x", "devices/d/x"), "{address}");
+        }
+    }
+
+    #[test]
+    fn what_could_be_read_in_two_ways_is_refused() {
+        for (address, fault) in [
+            ("", AddressFault::Path(InvalidAddress::EmptySegment)),
+            ("/", AddressFault::Path(InvalidAddress::EmptySegment)),
+            ("//hub/devices/d", AddressFault::Path(InvalidAddress::EmptySegment)),
+            ("devices//d", AddressFault::Path(InvalidAddress::EmptySegment)),
+            ("devices/d/", AddressFault::Path(InvalidAddress::EmptySegment)),
+            ("devices/d1/../d2", AddressFault::Path(InvalidAddress::DotSegment)),
+            ("devices/d1/./x", AddressFault::Path(InvalidAddress::DotSegment)),
+            ("devices/d1/%2e%2E/d2", AddressFault::Path(InvalidAddress::DotSegment)),
+            ("devices/d1/.%2e/d2", AddressFault::Path(InvalidAddress::DotSegment)),
+            ("devices/dev1%2F..", AddressFault::Separator),
+            ("devices/dev1%2f..%2fdev2", AddressFault::Separator),
+            ("devices%2Fd2", AddressFault::Separator),
+            ("devices/d1\\..\\d2", AddressFault::Separator),
+            ("devices/d1%5C..", AddressFault::Separator),
+            ("devices/100%", AddressFault::Path(InvalidAddress::Escape)),
+            ("devices/%zz", AddressFault::Path(InvalidAddress::Escape)),
+            ("devices/%c0%af", AddressFault::Path(InvalidAddress::Escape)),
+            ("devices/%ff", AddressFault::Path(InvalidAddress::Escape)),
+            ("devices/d\0", AddressFault::Path(InvalidAddress::Control)),
+            ("devices/d%00", AddressFault::Path(InvalidAddress::Control)),
+            ("devices/d%0a", AddressFault::Path(InvalidAddress::Control)),
+            ("devices/d\u{85}", AddressFault::Path(InvalidAddress::Control)),
+            ("sb://hub.example/devices/d", AddressFault::Scheme),
+            ("https://hub.example/devices/d", AddressFault::Scheme),
+            ("://hub.example/devices/d", AddressFault::Scheme),
+            ("x/amqps://hub.example/devices/d", AddressFault::Scheme),
+            ("amqps:///devices/d", AddressFault::Authority),
+            ("amqps://:5671/devices/d", AddressFault::Authority),
+            ("amqps://user@hub.example/devices/d", AddressFault::Authority),
+            ("amqps://user:pass@hub.example/devices/d", AddressFault::Authority),
+            ("amqps://hub.example@evil/devices/d", AddressFault::Authority),
+            ("amqps://hub.example:5671@evil/devices/d", AddressFault::Authority),
+            ("amqps://hub.example:/devices/d", AddressFault::Authority),
+            ("amqps://hub.example:65536/devices/d", AddressFault::Authority),
+            ("amqps://hub.example:+5/devices/d", AddressFault::Authority),
+            ("amqps://hub.example:1:2/devices/d", AddressFault::Authority),
+            ("amqps://hub%2eexample/devices/d", AddressFault::Authority),
+            ("amqps://hub.example\\devices/d", AddressFault::Authority),
+            ("amqps://hub.example?x/devices/d", AddressFault::Authority),
+            ("amqps://hüb/devices/d", AddressFault::Authority),
+            ("amqps://[::1/devices/d", AddressFault::Authority),
+            ("amqps://[::1]x/devices/d", AddressFault::Authority),
+            ("amqps://[hub]/devices/d", AddressFault::Authority),
+            ("amqps://hub.example", AddressFault::Path(InvalidAddress::EmptySegment)),
+            ("amqps://hub.example//devices/d", AddressFault::Path(InvalidAddress::EmptySegment)),
+        ] {
+            assert_eq!(canonical(address), Err(fault), "{address}");
+        }
+        let long = format!("devices/{}", "d".repeat(2000));
+        assert_eq!(canonical(&long), Err(AddressFault::Path(InvalidAddress::TooLong)));
+    }
+
+    /// Whatever is read once is read the same again, and what was written as it is sent.
+    #[test]
+    fn reading_is_a_projection() {
+        let mut random = crate::testing::Random::new(11);
+        let pieces = [
+            "devices", "/", "%", "2F", "%2f", "%25", "d1", ".", "..", "$cbs", "é", ":", "amqps://", "h", "@",
+        ];
+        let mut read = 0;
+        for _ in 0..20_000 {
+            let length = random.below(8);
+            let address: String = (0..length).map(|_| *random.pick(&pieces)).collect();
+            let Ok(once) = canonical(&address) else { continue };
+            read += 1;
+            for again in [&*once.text, once.path.as_str()] {
+                let again = canonical(again).expect(&address);
+                assert_eq!((&again.path, again.host), (&once.path, None), "{address}");
+            }
+        }
+        assert!(read > 1000, "{read}");
+    }
+}

@@ -57,7 +57,27 @@ impl fmt::Display for Hubs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut names: Vec<&str> =
             self.names.iter().filter_map(|names| names.first()).map(|it| &**it).collect();
+        names.sort_unstable();
         names.dedup();
         f.write_str(&names.join(" or "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connectors_that_share_a_name_lead_to_one_hub() {
+        let hubs =
+            Hubs::new([vec!["Hub.example:5671", "localhost"], vec!["other"], vec!["HUB.EXAMPLE"], vec![]]);
+        let of = |index| hubs.of(ConnectorIndex(index)).0;
+        assert_eq!([of(0), of(1), of(2), of(3), of(9)], [0, 1, 0, 3, 9]);
+        assert_eq!(hubs.find("localhost"), Some(ConnectorIndex(0)));
+        assert_eq!(hubs.find("hub.example"), Some(ConnectorIndex(0)));
+        assert_eq!((hubs.find("Hub.example"), hubs.find("")), (None, None));
+        assert!(hubs.is_of(ConnectorIndex(0), "localhost") && !hubs.is_of(ConnectorIndex(2), "localhost"));
+        assert_eq!(hubs.name(ConnectorIndex(0)), Some("hub.example"));
+        assert_eq!(hubs.to_string(), "hub.example or other");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use fieldgate_amqp::connection::{Connection, Event, LinkId, SessionId};
+use fieldgate_amqp::connection::{Connection, Event, SessionId};
 use fieldgate_amqp::endpoint::{
     CBS_NODE, CbsClient, OutgoingMessage, Receiver, ReceiverConfig, SAS_TOKEN, Sender, Unsettled,
 };
@@ -147,12 +147,6 @@ impl<K: Clone> CbsClientLink<K> {
     /// Whether the session is this one's: then its events belong into [`handle_event`](Self::handle_event).
     pub(crate) fn owns_session(&self, session: SessionId) -> bool {
         self.links.as_ref().is_some_and(|links| links.session == session)
-    }
-
-    /// Whether the link is one of these.
-    pub(crate) fn owns_link(&self, link: LinkId) -> bool {
-        let is_ours = |links: &Links| links.sender.link() == link || links.receiver.link() == link;
-        self.links.as_ref().is_some_and(is_ours)
     }
 
     /// Takes an event of the session or its links.

@@ -30,7 +30,7 @@ fn a_detach_passes_with_its_flag_and_error_and_so_does_the_answer() {
         assert!(first.detaches().is_empty(), "an answer that nobody gave");
         second.machine.detach(two, bit(3), bit(4).then(|| error("second")));
         bench.run();
-        assert_eq!(bench.tunnel.kept(), (2, 0, 0));
+        assert_eq!(bench.router.kept(), (2, 0, 0));
         let (first, _) = sides(&mut bench, by_hub);
         let [(detach, true)] = &first.detaches()[..] else { panic!("one detach, and it is the answer") };
         assert_eq!((detach.closed(), detach.error()), (bit(3), bit(4).then(|| error("second"))));
@@ -49,7 +49,7 @@ fn detaches_that_cross_are_each_others_answer() {
     let [(to_hub, true)] = &bench.hub.detaches()[..] else { panic!("one detach") };
     assert_eq!((to_device.closed(), to_device.error()), (true, Some(error("hub"))));
     assert_eq!((to_hub.closed(), to_hub.error()), (false, Some(error("device"))));
-    assert_eq!(bench.tunnel.kept(), (2, 0, 0));
+    assert_eq!(bench.router.kept(), (2, 0, 0));
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn deliveries_of_a_half_closed_link_can_still_be_settled() {
     bench.hub.answers = false;
     bench.device.machine.detach(at_device, false, None);
     bench.run();
-    assert_eq!(bench.tunnel.kept(), (2, 2, 2));
+    assert_eq!(bench.router.kept(), (2, 2, 2));
     bench.hub.machine.disposition(hub_session, accepted(ids[1]));
     bench.device.take();
     bench.run();
@@ -78,7 +78,7 @@ fn deliveries_of_a_half_closed_link_can_still_be_settled() {
     // Said after the detach, it is about nothing that the tunnel still knows.
     bench.hub.machine.disposition(hub_session, accepted(ids[0]));
     bench.run();
-    assert_eq!(bench.tunnel.kept(), (2, 0, 0));
+    assert_eq!(bench.router.kept(), (2, 0, 0));
     assert!(bench.device.dispositions().is_empty());
 }
 
@@ -112,7 +112,7 @@ fn a_link_may_come_back_under_its_name() {
         bench.run();
         assert_eq!(bench.hub.transfers().len(), 1);
     }
-    assert_eq!(bench.tunnel.kept(), (2, 0, 0));
+    assert_eq!(bench.router.kept(), (2, 0, 0));
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn a_detach_stays_behind_what_the_hubs_window_holds_back() {
         .sum();
     assert_eq!(bytes, 9000);
     assert!(matches!(events.last(), Some(Event::Detached { .. })));
-    assert_eq!(bench.tunnel.kept(), (2, 0, 0));
+    assert_eq!(bench.router.kept(), (2, 0, 0));
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn the_end_of_a_session_ends_its_counterpart_and_no_other() {
             let [Event::SessionEnded { session, error: heard }] = &events[..] else { panic!("{events:?}") };
             assert_eq!(*session, if by_hub { at_device } else { at_hub });
             assert_eq!(*heard, with_error.then(|| error("over")));
-            assert_eq!(bench.tunnel.kept(), (2, 2, 0));
+            assert_eq!(bench.router.kept(), (2, 2, 0));
             assert!(bench.device.machine.link(stays).is_some());
             bench.device.machine.end(other, None);
             bench.run();
@@ -181,7 +181,7 @@ fn ends_that_cross_leave_nothing() {
     bench.run();
     bench.assert_empty();
     bench.session();
-    assert_eq!(bench.tunnel.kept(), (2, 0, 0));
+    assert_eq!(bench.router.kept(), (2, 0, 0));
 }
 
 #[test]

@@ -91,7 +91,7 @@ impl Line {
     }
 
     fn under_way(&self) -> usize {
-        self.bench.tunnel.kept().2
+        self.bench.router.kept().2
     }
 }
 
@@ -324,7 +324,7 @@ fn a_tag_that_is_too_long_costs_the_link_and_no_more() {
         let [(detach, _)] = &peer.detaches()[..] else { panic!("one detach") };
         assert_eq!(detach.error().expect("a reason").condition(), "amqp:invalid-field");
     }
-    assert_eq!(line.bench.tunnel.kept(), (2, 2, 0));
+    assert_eq!(line.bench.router.kept(), (2, 2, 0));
     assert!(line.bench.device.machine.link(stays).is_some());
 }
 
@@ -338,5 +338,5 @@ fn a_state_that_no_frame_of_the_hub_holds_costs_the_link_and_no_more() {
     line.run();
     let [(detach, _)] = &line.bench.device.detaches()[..] else { panic!("one detach") };
     assert_eq!(detach.error().expect("a reason").condition(), "amqp:frame-size-too-small");
-    assert_eq!(line.bench.tunnel.kept(), (2, 0, 0));
+    assert_eq!(line.bench.router.kept(), (2, 0, 0));
 }

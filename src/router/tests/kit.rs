@@ -1,4 +1,4 @@
-//! The bench: a device, the gateway's two machines with the tunnel between them, a hub, and four streams.
+//! The bench: a device, the gateway's two machines with the router between them, a hub, and four streams.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,7 +13,9 @@ use fieldgate_amqp::performative::{
 };
 use fieldgate_amqp::sasl::{Mechanism, SaslCode};
 
-use crate::router::{Authorise, Policy, Side, Tunnel};
+use crate::router::access::{Hubs, Rules};
+use crate::router::routes::Routes;
+use crate::router::{Authorise, DeviceKey, Policy, Router, TrunkKey};
 use crate::testing::Stream;
 
 /// One of the two outer ends, and what it was told.
@@ -132,9 +134,9 @@ impl Default for Setup {
 pub(super) struct Bench {
     pub(super) now: Instant,
     pub(super) device: Peer,
-    pub(super) down: Connection,
-    pub(super) tunnel: Tunnel,
-    pub(super) up: Connection,
+    pub(super) router: Router,
+    down: DeviceKey,
+    up: TrunkKey,
     pub(super) hub: Peer,
     /// Device to gateway, gateway to device, gateway to hub, hub to gateway.
     streams: [Stream; 4],
@@ -157,12 +159,14 @@ impl Bench {
         let server = |config: ConnectionConfig| {
             Connection::server(Arc::new(config), &[Mechanism::Anonymous], true, now)
         };
+        let mut router = router();
+        let (down, up) = router.add_pair(server(setup.down), client(setup.up), policy);
         let mut bench = Self {
             now,
             device: Peer::new(client(setup.device)),
-            down: server(setup.down),
-            tunnel: Tunnel::new(policy),
-            up: client(setup.up),
+            router,
+            down,
+            up,
             hub: Peer::new(server(setup.hub)),
             streams: Default::default(),
             most: [0; 2],
@@ -174,16 +178,32 @@ impl Bench {
         bench
     }
 
+    /// The gateway's machine toward the device.
+    pub(super) fn down(&mut self) -> &mut Connection {
+        &mut self.router.device(self.down).expect("the device is there").machine
+    }
+
+    /// The gateway's machine toward the hub.
+    pub(super) fn up(&mut self) -> &mut Connection {
+        &mut self.router.trunk(self.up).expect("the trunk is there").machine
+    }
+
     /// Moves a piece of what is under way on each stream. False when all is quiet.
     pub(super) fn step(&mut self, mut piece: impl FnMut() -> usize) -> bool {
-        let Self { now, device, down, up, hub, streams: [a, b, c, d], .. } = self;
-        let now = *now;
-        self.most = [self.most[0].max(down.output_bytes()), self.most[1].max(up.output_bytes())];
+        let now = self.now;
+        self.most =
+            [self.most[0].max(self.down().output_bytes()), self.most[1].max(self.up().output_bytes())];
+        let Self { device, router, down, up, hub, streams: [a, b, c, d], .. } = self;
+        // As the tasks do: who is not heard is not read either.
+        let (hears_device, hears_hub) = (router.hears_device(*down), router.hears_trunk(*up));
         a.take(&mut device.machine);
-        b.take(down);
-        c.take(up);
         d.take(&mut hub.machine);
-        let mut moved = a.give(down, now, piece()) | d.give(up, now, piece());
+        let machine = &mut router.device(*down).expect("the device is there").machine;
+        b.take(machine);
+        let mut moved = hears_device && a.give(machine, now, piece());
+        let machine = &mut router.trunk(*up).expect("the trunk is there").machine;
+        c.take(machine);
+        moved |= hears_hub && d.give(machine, now, piece());
         moved |= b.give(&mut device.machine, now, piece()) | c.give(&mut hub.machine, now, piece());
         self.pump();
         self.device.drain();
@@ -191,13 +211,20 @@ impl Bench {
         moved
     }
 
+    /// Bytes from the device that wait for the hub's windows.
+    pub(super) fn held_up(&self) -> usize {
+        self.router.held_up(self.down)
+    }
+
     /// Lets the device say what its machine would not.
     pub(super) fn inject(&mut self, body: impl FnOnce(&mut BytesMut)) {
+        let now = self.now;
+        let machine = &mut self.router.device(self.down).expect("the device is there").machine;
         self.streams[0].take(&mut self.device.machine);
-        while self.streams[0].give(&mut self.down, self.now, usize::MAX) {}
+        while self.streams[0].give(machine, now, usize::MAX) {}
         let mut frame = BytesMut::new();
         put_frame(&mut frame, FrameKind::Amqp, 0, body);
-        self.down.handle_input(self.now, frame.freeze());
+        machine.handle_input(now, frame.freeze());
         self.pump();
     }
 
@@ -206,30 +233,9 @@ impl Bench {
         while self.step(|| usize::MAX) {}
     }
 
-    /// As the adapter does.
     fn pump(&mut self) {
-        let Self { down, up, tunnel, .. } = self;
-        loop {
-            let mut quiet = true;
-            while let Some(event) = down.poll_event() {
-                quiet = false;
-                match event {
-                    Event::Closed(_) => up.close(None),
-                    event => tunnel.pass(Side::Downstream, event, down, up),
-                }
-            }
-            while let Some(event) = up.poll_event() {
-                quiet = false;
-                match event {
-                    Event::Opened(open) => down.open(open),
-                    Event::Closed(_) => down.close(None),
-                    event => tunnel.pass(Side::Upstream, event, up, down),
-                }
-            }
-            if quiet {
-                return;
-            }
-        }
+        self.router.handle_device(self.down, self.now);
+        self.router.handle_trunk(self.up, self.now);
     }
 
     /// A session, begun by the device: its id at the device and at the hub.
@@ -250,13 +256,21 @@ impl Bench {
         (at_device, at_hub)
     }
 
-    /// The tunnel keeps nothing.
-    pub(super) fn assert_empty(&self) {
-        assert_eq!(self.tunnel.kept(), (0, 0, 0), "sessions, links, deliveries");
-        for machine in [&self.device.machine, &self.down, &self.up, &self.hub.machine] {
+    /// The router keeps nothing.
+    pub(super) fn assert_empty(&mut self) {
+        assert_eq!(self.router.kept(), (0, 0, 0), "sessions, links, deliveries");
+        assert_eq!((self.down().sessions(), self.down().links()), (0, 0));
+        assert_eq!((self.up().sessions(), self.up().links()), (0, 0));
+        for machine in [&self.device.machine, &self.hub.machine] {
             assert_eq!((machine.sessions(), machine.links()), (0, 0));
         }
     }
+}
+
+/// A router without shared connections.
+fn router() -> Router {
+    let rules = Rules { routes: Routes::new([]), hubs: Hubs::new::<&str>(Vec::<[&str; 0]>::new()) };
+    Router::new(Vec::new(), Arc::new(rules), 0)
 }
 
 /// Everything is routed.

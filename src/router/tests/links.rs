@@ -59,7 +59,7 @@ fn a_refusal_is_a_refusal_with_every_word_of_it() {
         };
         assert!(attach.source().is_none() && attach.target().is_none());
         assert_eq!((detach.closed(), detach.error()), (true, Some(error("refused"))));
-        assert_eq!(bench.tunnel.kept(), (2, 0, 0), "the device has answered");
+        assert_eq!(bench.router.kept(), (2, 0, 0), "the device has answered");
         // The session goes on, and so does the name.
         bench.hub.answers = true;
         bench.link(session, "link", role);
@@ -85,8 +85,8 @@ fn what_no_route_takes_is_refused_here_and_the_hub_hears_nothing() {
         assert_eq!(detach.error().expect("a reason").condition(), "amqp:not-found");
     }
     assert!(bench.hub.take().is_empty());
-    assert_eq!(bench.tunnel.kept(), (2, 0, 0));
-    assert_eq!((bench.down.links(), bench.device.machine.links()), (0, 0));
+    assert_eq!(bench.router.kept(), (2, 0, 0));
+    assert_eq!((bench.down().links(), bench.device.machine.links()), (0, 0));
 }
 
 #[test]
@@ -99,7 +99,7 @@ fn a_name_may_be_used_in_both_directions_and_in_every_session() {
             links.push((role, bench.link(session, "same", role)));
         }
     }
-    assert_eq!(bench.tunnel.kept(), (6, 12, 0));
+    assert_eq!(bench.router.kept(), (6, 12, 0));
     // Each is the one that it says: detached one by one, the right counterpart goes.
     for (role, (at_device, at_hub)) in links {
         let link = bench.hub.machine.link(at_hub).expect("attached");
@@ -108,7 +108,7 @@ fn a_name_may_be_used_in_both_directions_and_in_every_session() {
         bench.run();
         assert!(bench.hub.machine.link(at_hub).is_none());
     }
-    assert_eq!(bench.tunnel.kept(), (6, 0, 0));
+    assert_eq!(bench.router.kept(), (6, 0, 0));
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn attaches_that_cross_make_one_link() {
         assert_eq!((known, fields(&seen)), (link, fields(&theirs)));
         let (known, seen) = bench.hub.attached().expect("the device's is the answer");
         assert_eq!((known, fields(&seen)), (mirror, fields(&ours)));
-        assert_eq!(bench.tunnel.kept(), (2, 2, 0));
+        assert_eq!(bench.router.kept(), (2, 2, 0));
     }
 }
 
@@ -176,7 +176,7 @@ fn attaching_and_letting_go_at_once_leaves_nothing() {
             let heard = |event: &&Event| matches!(event, Event::Attached { .. } | Event::Detached { .. });
             if !end {
                 assert_eq!(bench.hub.take().iter().filter(heard).count(), 6);
-                assert_eq!(bench.tunnel.kept(), (2, 0, 0));
+                assert_eq!(bench.router.kept(), (2, 0, 0));
                 bench.device.machine.end(session, None);
                 bench.run();
             }
@@ -202,7 +202,7 @@ fn an_answer_that_the_device_cannot_take_detaches_both_sides() {
     let [(detach, _)] = &bench.device.detaches()[..] else { panic!("one detach") };
     assert_eq!(detach.error().expect("a reason").condition(), "amqp:frame-size-too-small");
     assert_eq!(bench.hub.machine.links(), 0);
-    assert_eq!(bench.tunnel.kept(), (2, 0, 0));
+    assert_eq!(bench.router.kept(), (2, 0, 0));
 }
 
 #[test]
@@ -224,7 +224,7 @@ fn what_the_hub_has_no_room_for_is_refused_and_the_session_goes_on() {
     bench.run();
     assert_eq!(reasons(&mut bench), ["amqp:resource-limit-exceeded"]);
     assert!(bench.device.machine.link(link).is_some());
-    assert_eq!(bench.tunnel.kept(), (2, 2, 0));
+    assert_eq!(bench.router.kept(), (2, 2, 0));
 }
 
 #[test]
