@@ -120,7 +120,6 @@ fn ranges(source: &Source<'_>, document: &Document) -> Result<(), ConfigError> {
     within.number(&["hub", "retain_bytes"], hub.retain_bytes, 1 << 20..=usize::MAX)?;
     for (section, key, value) in [
         ("amqp", "idle_time_out", amqp.idle_time_out),
-        ("amqp", "open_time_out", amqp.open_time_out),
         ("mqtt", "connect_time_out", mqtt.connect_time_out),
         ("coap", "answer_time_out", coap.answer_time_out),
         ("http", "header_time_out", http.header_time_out),
@@ -132,6 +131,11 @@ fn ranges(source: &Source<'_>, document: &Document) -> Result<(), ConfigError> {
     ] {
         within.some_duration(&[section, key], Some(value), SECOND_TO_HOUR)?;
     }
+    within.some_duration(
+        &["amqp", "open_time_out"],
+        Some(amqp.open_time_out),
+        Duration::from_millis(100)..=Duration::from_secs(3_600),
+    )?;
     let (second, day) = (Duration::from_secs(1), Duration::from_secs(86_400));
     within.duration(&["runtime", "drain"], runtime.drain, Duration::ZERO, Duration::from_secs(3_600))?;
     // Keep Alive is 16 bits of seconds (MQTT 5 3.1.2.10).

@@ -301,21 +301,21 @@ impl Here<'_> {
 
     /// A password that came in must not go out in the clear.
     fn check_plain(&self, bound: Option<usize>, connectors: &[Connector]) -> Result<(), ConfigError> {
-        let reachable =
+        let mut reachable =
             connectors.iter().enumerate().filter(|(index, _)| bound.is_none_or(|bound| bound == *index));
-        for (index, connector) in reachable.filter(|(_, connector)| !connector.is_tls()) {
-            let place = connectors::place(self.source, index);
-            let what = format!(
-                "PLAIN hands a device's password on to the hub, and connector `{}` ({place}) reaches it without TLS",
-                connector.name
-            );
-            return Err(self.wrong("sasl_mechanisms", what).with_help(format!(
-                "`ssl_profile` in connector `{}`, or no PLAIN here{}",
-                connector.name,
-                if bound.is_none() { ", or `connector` here names one with TLS" } else { "" }
-            )));
-        }
-        Ok(())
+        let Some((index, connector)) = reachable.find(|(_, connector)| !connector.is_tls()) else {
+            return Ok(());
+        };
+        let place = connectors::place(self.source, index);
+        let what = format!(
+            "PLAIN hands a device's password on to the hub, and connector `{}` ({place}) reaches it without TLS",
+            connector.name
+        );
+        Err(self.wrong("sasl_mechanisms", what).with_help(format!(
+            "`ssl_profile` in connector `{}`, or no PLAIN here{}",
+            connector.name,
+            if bound.is_none() { ", or `connector` here names one with TLS" } else { "" }
+        )))
     }
 
     fn authorise(&self, address: SocketAddr, certified: bool) -> Result<Authorise, ConfigError> {
