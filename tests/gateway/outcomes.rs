@@ -28,6 +28,7 @@ const SETTINGS: Lines<'_> = Lines {
     http: "answer_time_out = \"1s\"",
     hub: "",
     upstream: "hold = \"100ms\"",
+    more: "",
 };
 
 /// A gateway, a hub, and a device of each kind.

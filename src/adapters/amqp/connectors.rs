@@ -61,7 +61,6 @@ impl Connector {
         let workers = config.runtime.workers().get();
         ConnectorSettings {
             name: Arc::clone(&self.name),
-            hub: Arc::clone(self.hub.name()),
             hold: connector.hold,
             patience: connector.connect_time_out,
             devices_per_connection: connector.devices_per_connection.get(),
