@@ -159,7 +159,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             if self.output.is_empty() {
                 match machine.poll_transmit() {
                     Some(bytes) => self.output = bytes,
-                    None => break,
+                    None => {
+                        // What has been written to its end still holds its memory.
+                        self.output = Bytes::new();
+                        break;
+                    }
                 }
             }
             let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.output))?;

@@ -1,6 +1,8 @@
 //! What no good peer sends. The connection, the session or the link ends with the condition that the specification
 //! names; nothing panics, nothing is kept that grows.
 
+use std::time::Duration;
+
 use bytes::BufMut;
 use fieldgate_amqp::connection::{CloseReason, ConnectionConfig, Event, LinkFlow, LinkId};
 use fieldgate_amqp::error::Violation;
@@ -452,4 +454,80 @@ fn frames_with_broken_bytes_never_panic() {
         outcomes[usize::from(raw.connection.is_closed())] += 1;
     }
     assert!(outcomes.iter().all(|&count| count > 1000), "the mutations hit nothing: {outcomes:?}");
+}
+
+#[test]
+fn transfers_beyond_a_window_that_is_not_opened_end_the_session() {
+    let narrow = ConnectionConfig { incoming_window: 4, ..config() };
+    let mut raw = Raw::with_session_of(narrow);
+    let events = raw.attach("l", Role::Sender, 0);
+    let Event::Attached { link, session, .. } = events[0] else { panic!("{events:?}") };
+    raw.connection.flow(link, LinkFlow { link_credit: 1000, ..LinkFlow::default() });
+    raw.connection.stall(session);
+    raw.output();
+    for id in 0..4 {
+        let events = raw.transfer(delivery(id, b"t"), b"x");
+        assert!(matches!(events[..], [Event::Transfer { .. }]), "{events:?}");
+    }
+    let events = raw.transfer(delivery(4, b"t"), b"x");
+    assert!(matches!(events[..], [Event::SessionEnded { .. }]), "{events:?}");
+    assert_eq!(raw.ended_with().as_deref(), Some("amqp:session:window-violation"));
+    assert_eq!(raw.connection.links(), 0);
+}
+
+#[test]
+fn a_frame_in_pieces_of_a_byte_holds_no_more_than_came_and_not_for_ever() {
+    // Before the open the time is short; the bytes themselves do not lengthen it.
+    let open = frame(0, |out| out.put_slice(config().open().encoded()));
+    let mut raw = Raw::unopened(config());
+    let start = raw.now;
+    raw.bytes(&ProtocolHeader::Amqp.bytes());
+    for byte in &open[..open.len() - 1] {
+        if raw.connection.is_closed() {
+            break;
+        }
+        raw.now += Duration::from_millis(400);
+        raw.bytes(&[*byte]);
+        raw.connection.handle_timeout(raw.now);
+    }
+    assert!(raw.connection.is_closed());
+    assert_eq!((raw.now - start).as_secs(), config().open_time_out.as_secs());
+    assert!(matches!(closed(&raw.bytes(b"")), Some(CloseReason::TimedOut)));
+
+    // Later a large frame may take its time, but its size is judged by its first eight bytes.
+    let mut raw = Raw::with_session();
+    for byte in [0x00, 0x01, 0x00, 0x01, 0x02, 0x00, 0x00] {
+        assert!(raw.bytes(&[byte]).is_empty());
+    }
+    raw.bytes(&[0]);
+    assert_eq!(raw.closed_with().as_deref(), Some("amqp:connection:framing-error"));
+}
+
+#[test]
+fn endless_begins_stop_at_channel_max() {
+    let few = ConnectionConfig { channel_max: 3, ..config() };
+    let mut raw = Raw::with_session_of(few);
+    for channel in 1..=3 {
+        raw.begin(channel);
+    }
+    assert_eq!(raw.connection.sessions(), 4);
+    raw.output();
+    raw.begin(4);
+    assert_eq!(raw.closed_with().as_deref(), Some("amqp:connection:framing-error"));
+    assert_eq!(raw.connection.sessions(), 0);
+}
+
+#[test]
+fn who_asks_without_reading_costs_what_the_driver_can_see() {
+    // Answers to echoes pile up only in the output, whose size tells the driver to stop reading.
+    let mut raw = Raw::with_session();
+    let echo = FlowOut { incoming_window: 1000, outgoing_window: 1000, echo: true, ..FlowOut::default() };
+    let before = raw.connection.output_bytes();
+    for _ in 0..1000 {
+        raw.flow(echo);
+    }
+    let each = (raw.connection.output_bytes() - before) / 1000;
+    assert!((20..64).contains(&each), "{each}");
+    assert_eq!(raw.output().len(), 1000);
+    assert_eq!(raw.connection.output_bytes(), 0);
 }
