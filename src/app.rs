@@ -281,7 +281,7 @@ fn setups(
         .collect();
     for listener in &config.listeners {
         let acceptor = Acceptor::new(listener)?;
-        let sockets = listener::tcp("amqp", listener.address, workers)?;
+        let sockets = listener::amqp(listener, workers)?;
         let sockets = sockets.into_iter().map(|socket| (socket, acceptor.clone()));
         setups.iter_mut().zip(sockets).for_each(|(setup, socket)| setup.amqp.push(socket));
         health.set(Component::Amqp, Status::Up);

@@ -36,11 +36,11 @@ pub use profiles::{ClientCertificates, IdentityFiles, SslProfile, TlsVersion};
 pub use qpid::{Import, Remark};
 use routes::RouteSection;
 pub use routes::{Direction, LinkRoute, RouteAddress};
-use sections::UpstreamSection;
 pub use sections::{
-    AdminConfig, AmqpConfig, Authorise, CoapConfig, HttpConfig, HubConfig, LogConfig, MappingsConfig,
-    MqttConfig, RuntimeConfig, StateConfig,
+    AdminConfig, Authorise, CoapConfig, HttpConfig, HubConfig, LogConfig, MappingsConfig, MqttConfig,
+    RuntimeConfig, StateConfig,
 };
+use sections::{AmqpSection, UpstreamSection};
 pub use units::{Level, Secret, parse_duration, parse_size};
 
 use crate::sas::ConnectionString;
@@ -54,8 +54,6 @@ pub struct Config {
     pub runtime: RuntimeConfig,
     /// Where keys and certificates are kept.
     pub state: StateConfig,
-    /// Native AMQP 1.0 devices.
-    pub amqp: AmqpConfig,
     /// MQTT devices.
     pub mqtt: MqttConfig,
     /// CoAP devices.
@@ -119,7 +117,7 @@ struct Document {
     log: LogConfig,
     runtime: RuntimeConfig,
     state: StateConfig,
-    amqp: AmqpConfig,
+    amqp: AmqpSection,
     mqtt: MqttConfig,
     coap: CoapConfig,
     http: HttpConfig,
@@ -250,7 +248,6 @@ impl Config {
             log,
             runtime,
             state,
-            amqp,
             mqtt,
             coap,
             http,

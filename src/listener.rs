@@ -7,16 +7,18 @@ use std::num::NonZeroUsize;
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 
+use crate::config::Listener;
+
 /// A port that cannot be listened on.
 #[derive(Debug, Error)]
 pub enum ListenError {
     /// Somebody else has it.
     #[error(
-        "port {port} is in use ({transport} {address}); stop what uses it, or set [{section}] listen to another port"
+        "port {port} is in use ({transport} {address}); stop what uses it, or give {setting} another port"
     )]
     InUse {
-        /// The configuration section whose `listen` is meant.
-        section: &'static str,
+        /// What in the configuration says so.
+        setting: String,
         /// As configured.
         address: SocketAddr,
         /// Its port.
@@ -25,10 +27,10 @@ pub enum ListenError {
         transport: &'static str,
     },
     /// Anything else: an address that this machine does not have, a port that needs rights.
-    #[error("cannot listen on {transport} {address}: {source}; see [{section}] listen{hint}")]
+    #[error("cannot listen on {transport} {address}: {source}; see {setting}{hint}")]
     Refused {
-        /// The configuration section whose `listen` is meant.
-        section: &'static str,
+        /// What in the configuration says so.
+        setting: String,
         /// As configured.
         address: SocketAddr,
         /// "tcp" or "udp".
@@ -51,11 +53,27 @@ const UDP_RECEIVE_BYTES: usize = 4 << 20;
 /// # Errors
 /// [`ListenError`], which names the setting.
 pub fn tcp(
-    section: &'static str,
+    section: &str,
     address: SocketAddr,
     workers: NonZeroUsize,
 ) -> Result<Vec<TcpListener>, ListenError> {
-    let failed = |error| ListenError::new(section, address, "tcp", error);
+    stream(&format!("[{section}] listen"), address, workers)
+}
+
+/// As [`tcp`], for a listener of AMQP devices.
+///
+/// # Errors
+/// [`ListenError`], which names the listener.
+pub fn amqp(listener: &Listener, workers: NonZeroUsize) -> Result<Vec<TcpListener>, ListenError> {
+    stream(&listener.setting(), listener.address, workers)
+}
+
+fn stream(
+    setting: &str,
+    address: SocketAddr,
+    workers: NonZeroUsize,
+) -> Result<Vec<TcpListener>, ListenError> {
+    let failed = |error| ListenError::new(setting.to_owned(), address, "tcp", error);
     let sockets = shared_port(address, Type::STREAM, Protocol::TCP, workers).map_err(failed)?;
     for socket in &sockets {
         socket.listen(BACKLOG).map_err(failed)?;
@@ -68,13 +86,9 @@ pub fn tcp(
 ///
 /// # Errors
 /// [`ListenError`], which names the setting.
-pub fn udp(
-    section: &'static str,
-    address: SocketAddr,
-    workers: NonZeroUsize,
-) -> Result<Vec<UdpSocket>, ListenError> {
+pub fn udp(section: &str, address: SocketAddr, workers: NonZeroUsize) -> Result<Vec<UdpSocket>, ListenError> {
     let sockets = shared_port(address, Type::DGRAM, Protocol::UDP, workers)
-        .map_err(|error| ListenError::new(section, address, "udp", error))?;
+        .map_err(|error| ListenError::new(format!("[{section}] listen"), address, "udp", error))?;
     for socket in &sockets {
         // Best effort: the limit is net.core.rmem_max, and a smaller buffer only loses bursts.
         let _ = socket.set_recv_buffer_size(UDP_RECEIVE_BYTES);
@@ -83,16 +97,16 @@ pub fn udp(
 }
 
 impl ListenError {
-    fn new(section: &'static str, address: SocketAddr, transport: &'static str, source: io::Error) -> Self {
+    fn new(setting: String, address: SocketAddr, transport: &'static str, source: io::Error) -> Self {
         let hint = match source.kind() {
             io::ErrorKind::AddrInUse => {
-                return Self::InUse { section, address, port: address.port(), transport };
+                return Self::InUse { setting, address, port: address.port(), transport };
             }
             io::ErrorKind::AddrNotAvailable => ", which must name an address of this machine",
             io::ErrorKind::PermissionDenied => ", where ports below 1024 need rights that this user lacks",
             _ => "",
         };
-        Self::Refused { section, address, transport, hint, source }
+        Self::Refused { setting, address, transport, hint, source }
     }
 }
 
@@ -142,6 +156,7 @@ mod tests {
     use std::net::TcpStream;
 
     use super::*;
+    use crate::config::Config;
 
     const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
     const TWO: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1);
@@ -166,6 +181,20 @@ mod tests {
         let held = udp("coap", ANY, TWO).unwrap();
         let message = udp("coap", held[0].local_addr().unwrap(), TWO).unwrap_err().to_string();
         assert!(message.contains("is in use (udp") && message.contains("[coap] listen"), "{message}");
+    }
+
+    #[test]
+    fn a_listener_for_amqp_is_called_by_its_name() {
+        let held = tcp("amqp", ANY, TWO).unwrap();
+        let port = held[0].local_addr().unwrap().port();
+        let busy = |text: &str| {
+            let config = Config::parse("f", text, None).unwrap();
+            amqp(&config.listeners[0], TWO).unwrap_err().to_string()
+        };
+        let short = busy(&format!("[amqp]\nlisten = \"127.0.0.1:{port}\""));
+        assert!(short.ends_with("or give [amqp] listen another port"), "{short}");
+        let named = busy(&format!("[[listener]]\nname = \"floor\"\nport = {port}"));
+        assert!(named.ends_with("or give [[listener]] `floor` another port"), "{named}");
     }
 
     #[test]

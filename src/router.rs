@@ -7,7 +7,7 @@
 
 mod access;
 mod arena;
-mod claims;
+pub(crate) mod claims;
 mod deliveries;
 mod ends;
 mod hold;

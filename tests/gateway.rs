@@ -26,6 +26,8 @@ mod listeners;
 mod order;
 #[path = "gateway/outcomes.rs"]
 mod outcomes;
+#[path = "gateway/recipe.rs"]
+mod recipe;
 #[path = "gateway/routes.rs"]
 mod routes;
 #[path = "gateway/shared.rs"]

@@ -9,7 +9,7 @@ use rustls::pki_types::ServerName;
 
 use super::Document;
 use super::error::{ConfigError, Source};
-use super::sections::{AmqpConfig, Authorise, HubConfig};
+use super::sections::{AmqpSection, Authorise, HubConfig};
 
 /// Reads the text and checks what can be checked without other files.
 pub(super) fn read(source: &Source<'_>) -> Result<Document, ConfigError> {
@@ -42,7 +42,7 @@ pub(super) fn read(source: &Source<'_>) -> Result<Document, ConfigError> {
 }
 
 /// AMQP alone can ask a device for a token, so its listener may leave loopback by either of two words.
-fn amqp_authorisation(source: &Source<'_>, amqp: &AmqpConfig) -> Result<(), ConfigError> {
+fn amqp_authorisation(source: &Source<'_>, amqp: &AmqpSection) -> Result<(), ConfigError> {
     if amqp.authorise == Some(Authorise::Any) && amqp.allow_anonymous == Some(false) {
         let what =
             "`authorise = \"any\"` lets everybody in, `allow_anonymous = false` nobody without a token";

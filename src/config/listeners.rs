@@ -13,7 +13,7 @@ use super::connectors::{self, Connector};
 use super::error::{ConfigError, Source};
 use super::names::{self, Names};
 use super::profiles::{self, ClientCertificates, SslProfile};
-use super::sections::{AmqpConfig, Authorise};
+use super::sections::{AmqpSection, Authorise};
 use super::{mechanisms, units};
 
 /// A place where AMQP 1.0 devices connect.
@@ -38,6 +38,19 @@ pub struct Listener {
     pub authorise: Authorise,
     /// Bounds of each of its connections, and of their number.
     pub limits: Limits,
+    /// It is one of `[amqp] listen`.
+    short: bool,
+}
+
+impl Listener {
+    /// What in the configuration it is, for a person.
+    #[must_use]
+    pub fn setting(&self) -> String {
+        match self.short {
+            true => "[amqp] listen".into(),
+            false => format!("[[listener]] `{}`", self.name),
+        }
+    }
 }
 
 /// The bounds of device connections.
@@ -61,15 +74,6 @@ pub struct Limits {
     pub idle_time_out: Duration,
     /// From accept to `open`, TLS and SASL included.
     pub open_time_out: Duration,
-}
-
-impl Limits {
-    /// The incoming-window of a session, in frames.
-    #[must_use]
-    pub fn incoming_window(&self) -> u32 {
-        // With less than two, a peer would stop after each frame.
-        (self.window_bytes / self.max_frame_bytes.max(1)).max(2)
-    }
 }
 
 /// `[[listener]]` as it is written.
@@ -113,7 +117,7 @@ const USUAL: [Mechanism; 2] = [Mechanism::Anonymous, Mechanism::Mssbcbs];
 pub(super) fn resolve(
     source: &Source<'_>,
     sections: &[ListenerSection],
-    amqp: &AmqpConfig,
+    amqp: &AmqpSection,
     profiles: &[Arc<SslProfile>],
     connectors: &[Connector],
 ) -> Result<Vec<Listener>, ConfigError> {
@@ -133,6 +137,7 @@ pub(super) fn resolve(
             connector: None,
             authorise: amqp.authorise(),
             limits: amqp.limits(),
+            short: true,
         })
         .collect();
     let mut names = Names::new(source, SECTION);
@@ -166,7 +171,7 @@ impl Here<'_> {
     fn resolve(
         &self,
         names: &mut Names<'_>,
-        amqp: &AmqpConfig,
+        amqp: &AmqpSection,
         profiles: &[Arc<SslProfile>],
         connectors: &[Connector],
     ) -> Result<Listener, ConfigError> {
@@ -210,6 +215,7 @@ impl Here<'_> {
             connector,
             authorise,
             limits,
+            short: false,
         })
     }
 

@@ -91,41 +91,41 @@ pub enum Authorise {
     Any,
 }
 
-/// `[amqp]`: native AMQP 1.0 devices: the short form of a listener and of routes, and the bounds of all connections.
+/// `[amqp]` as it is written: the short form of a listener and of routes, and the bounds of all connections.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct AmqpConfig {
+pub(super) struct AmqpSection {
     #[serde(deserialize_with = "some_listen")]
     pub(super) listen: Option<Vec<SocketAddr>>,
     pub(super) allow_anonymous: Option<bool>,
     pub(super) authorise: Option<Authorise>,
     /// Prefixes that are routed, both ways, to the connectors that no `[[link_route]]` names.
-    pub link_routes: Vec<String>,
+    pub(super) link_routes: Vec<String>,
     /// Connections of one listener, over all workers; an idle one costs single kilobytes.
-    pub max_connections: NonZeroUsize,
+    pub(super) max_connections: NonZeroUsize,
     /// The max-frame-size that is offered; one partial frame is buffered for each connection.
     #[serde(deserialize_with = "units::size")]
-    pub max_frame_bytes: u32,
+    pub(super) max_frame_bytes: u32,
     /// Sessions of one connection (channel-max + 1).
-    pub max_sessions: NonZeroU16,
+    pub(super) max_sessions: NonZeroU16,
     /// Links of one connection, over all its sessions.
-    pub max_links: NonZeroU32,
+    pub(super) max_links: NonZeroU32,
     /// What a peer may send ahead in one session, in frames of the greatest size (incoming-window).
     #[serde(deserialize_with = "units::size")]
-    pub window_bytes: u32,
+    pub(super) window_bytes: u32,
     /// Deliveries of one session, each way, that wait for their outcome; some ten bytes each.
-    pub max_unsettled: NonZeroU32,
+    pub(super) max_unsettled: NonZeroU32,
     /// Audiences that one connection may have put tokens for; a token is kept, about 200 bytes.
-    pub max_tokens: NonZeroUsize,
+    pub(super) max_tokens: NonZeroUsize,
     /// The idle time-out that is announced.
     #[serde(deserialize_with = "units::duration")]
-    pub idle_time_out: Duration,
+    pub(super) idle_time_out: Duration,
     /// From accept to `open`, TLS and SASL included.
     #[serde(deserialize_with = "units::duration")]
-    pub open_time_out: Duration,
+    pub(super) open_time_out: Duration,
 }
 
-impl Default for AmqpConfig {
+impl Default for AmqpSection {
     fn default() -> Self {
         Self {
             listen: None,
@@ -148,15 +148,14 @@ impl Default for AmqpConfig {
 /// Where AMQP devices connect when nothing is written.
 pub(super) const AMQP_LISTEN: [SocketAddr; 1] = [loopback(5672)];
 
-impl AmqpConfig {
+impl AmqpSection {
     /// The addresses of the short form.
     pub(super) fn listen(&self) -> &[SocketAddr] {
         self.listen.as_deref().unwrap_or(&AMQP_LISTEN)
     }
 
     /// What is asked of a device that attaches; when not written, a token, except where only this machine can connect.
-    #[must_use]
-    pub fn authorise(&self) -> Authorise {
+    pub(super) fn authorise(&self) -> Authorise {
         self.authorise.unwrap_or(match self.allow_anonymous {
             Some(true) => Authorise::Any,
             None if all_loopback(self.listen()) => Authorise::Any,

@@ -76,14 +76,15 @@ fn shows_every_key(part: &str, section: &str, header: &str) {
 #[test]
 fn the_arrays_of_the_sample_are_known_and_show_their_defaults() {
     // `#key = value`: what an array shows. Some exclude each other, or need a file.
-    let apart = ["sasl_password_file", "pattern"];
+    let apart = ["sasl_password_file", "pattern", "client_certificates"];
     let with = |apart: &[&str]| -> String {
         sample()
             .lines()
             .filter_map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')))
             .filter(|line| !apart.iter().any(|key| line.starts_with(&format!("{key} ="))))
             .map(|line| format!("{line}\n"))
-            .collect()
+            .collect::<String>()
+            .replacen("\nname", "\nclient_certificates = \"optional\"\nname", 1)
     };
     let config = parse(&with(&apart)).unwrap_or_else(|error| panic!("{error}"));
     let shown = &config.connectors[0];
@@ -94,7 +95,7 @@ fn the_arrays_of_the_sample_are_known_and_show_their_defaults() {
     let default = parse(bare).unwrap().listeners.remove(0);
     assert_eq!(default.limits, config.listeners[0].limits);
     assert_eq!(default.limits, Config::default().listeners[0].limits);
-    let own = parse(&with(&["pattern", "sasl_password"])).unwrap_err().to_string();
+    let own = parse(&with(&["pattern", "sasl_password", "client_certificates"])).unwrap_err().to_string();
     assert!(own.contains("password cannot be read"), "{own}");
 }
 

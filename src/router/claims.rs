@@ -9,7 +9,9 @@ mod node;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use client::{Answer, CbsClientLink, Reply};
 #[cfg_attr(not(test), expect(unused_imports, reason = "the router of shared connections will use them"))]
-pub(crate) use client::{Answer, CbsClientLink, Full, Reply};
-#[cfg_attr(not(test), expect(unused_imports, reason = "the router of shared connections will use them"))]
-pub(crate) use node::{CbsNode, RequestKey, TokenRequest};
+pub(crate) use {
+    client::Full,
+    node::{CbsNode, RequestKey, TokenRequest},
+};

@@ -20,18 +20,6 @@ pub(crate) enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
-impl Stream {
-    /// Whether the peer showed a certificate that was found good.
-    pub(crate) fn has_peer_certificate(&self) -> bool {
-        match self {
-            Self::Plain(_) => false,
-            Self::Tls(stream) => {
-                stream.get_ref().1.peer_certificates().is_some_and(|chain| !chain.is_empty())
-            }
-        }
-    }
-}
-
 impl From<TcpStream> for Stream {
     fn from(stream: TcpStream) -> Self {
         Self::Plain(stream)

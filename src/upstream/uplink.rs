@@ -294,8 +294,11 @@ impl Uplink {
     pub(super) fn authorise(&mut self, token: OwnToken, now: Instant) {
         let Some(connection) = &mut self.connection else { return };
         match &mut self.claims {
-            Some(claims) => claims.renew(connection, token, now),
-            None => match Claims::open(connection, token, now) {
+            Some(claims) => {
+                let verdict = claims.renew(connection, &token, now);
+                self.judged(verdict);
+            }
+            None => match Claims::open(connection, &token, now) {
                 Ok(claims) => self.claims = Some(claims),
                 Err(misuse) => self.notices.push(Notice::Lost(misuse.to_string())),
             },
@@ -320,13 +323,12 @@ impl Uplink {
     fn handle_event(&mut self, event: Event, now: Instant) {
         let Some(connection) = &mut self.connection else { return };
         let for_claims = self.claims.as_ref().is_some_and(|claims| match &event {
-            Event::SessionEnded { session, .. } | Event::Disposition { session, .. } => {
-                claims.owns_session(*session)
-            }
-            Event::Attached { link, .. }
-            | Event::Detached { link, .. }
-            | Event::Transfer { link, .. }
-            | Event::Flow { link: Some(link), .. } => claims.owns_link(*link),
+            Event::SessionEnded { session, .. }
+            | Event::Disposition { session, .. }
+            | Event::Attached { session, .. }
+            | Event::Detached { session, .. }
+            | Event::Transfer { session, .. }
+            | Event::Flow { session, .. } => claims.owns_session(*session),
             _ => false,
         });
         if let (true, Some(claims)) = (for_claims, &mut self.claims) {
@@ -364,8 +366,8 @@ impl Uplink {
 
     /// Renews the token, releases what waited too long, lets idle sessions go.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
-        if let Some(claims) = &mut self.claims {
-            let verdict = claims.handle_timeout(now);
+        if let (Some(claims), Some(connection)) = (&mut self.claims, &mut self.connection) {
+            let verdict = claims.handle_timeout(connection, now);
             self.judged(verdict);
         }
         if self.sweep_at.is_some_and(|at| at <= now) {

@@ -45,11 +45,17 @@ def free_port():
 
 
 def toml(sections):
-    """A configuration file: strings, numbers, booleans and lists are written as JSON writes them."""
-    return "\n".join(
-        f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in section.items())
-        for name, section in sections.items()
-    )
+    """A configuration file: strings, numbers, booleans and lists are written as JSON writes them.
+
+    A section that is a list is an array of tables.
+    """
+    text = []
+    for name, section in sections.items():
+        many = isinstance(section, list)
+        for one in section if many else [section]:
+            text.append(f"[[{name}]]" if many else f"[{name}]")
+            text += [f"{key} = {json.dumps(value)}" for key, value in one.items()]
+    return "\n".join(text) + "\n"
 
 
 class Directory:
@@ -228,19 +234,71 @@ def message(body, properties=None, **system):
     return {"body": body, "properties": properties or {}, "system": named}
 
 
+PER_CONNECTION, SHARED = "per-connection", "shared"
+"""How a connector uses its hub connections."""
+
+
+def routed_sections(port, hub_port, ca_file, mode, routes, credentials=None, tls=None, **listener):
+    """A gateway that does nothing but route links to another hub: the one place that knows how this is written.
+
+    Devices are not asked for tokens. `routes` are prefixes; `credentials` are what a shared connection proves itself with;
+    `tls` is the listener's profile, the rest are other settings of the listener.
+    """
+    off = {name: {"listen": []} for name in LISTENERS if name != "amqp"}
+    login = dict(zip(("sasl_username", "sasl_password"), credentials or (), strict=False))
+    connector = {"name": "broker", "host": "localhost", "port": hub_port, "ssl_profile": "broker", "mode": mode}
+    return off | {
+        "listener": [{"name": "devices", "host": "127.0.0.1", "port": port} | ({"ssl_profile": "devices"} if tls else {}) | listener],
+        "ssl_profile": [{"name": "broker", "ca_cert_file": ca_file}, *([{"name": "devices"} | tls] if tls else [])],
+        "connector": [connector | login],
+        "link_route": [{"prefix": prefix, "direction": "both", "connector": "broker"} for prefix in routes],
+    }
+
+
+class RoutedGateway:
+    """A gateway whose device links go to one broker, or to a hub that a scenario plays."""
+
+    def __init__(self, hub_port, ca_file, mode, routes, credentials=None, **listener):
+        self.port = free_port()
+        self.mode = mode
+        directory = Directory()
+        sections = routed_sections(self.port, hub_port, ca_file, mode, routes, credentials, **listener)
+        self.role = Role("run", directory, "state", sections, "gateway")
+
+    def start(self):
+        """Starts it and waits until devices can connect; the hub need not be there."""
+        self.role.start()
+        self.role.process.wait_until(self._listens, "its AMQP listener")
+        return self
+
+    def _listens(self):
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            return True
+        except OSError:
+            return False
+
+    def stop(self):
+        return self.role.stop()
+
+
 class Site:
     """A gateway with its listeners: with the embedded hub in the same process, or with a hub process beside it."""
 
-    def __init__(self, separate_hub=False):
+    def __init__(self, separate_hub=False, authorise=None, mode=None):
         self.directory = Directory()
         self.ports = {name: free_port() for name in LISTENERS}
         self.hub_port = free_port()
         sections = {name: {"listen": [f"127.0.0.1:{port}"]} for name, port in self.ports.items()}
+        if authorise:
+            sections["amqp"]["authorise"] = authorise
+        if mode:
+            sections["upstream"] = {"mode": mode}
         hub = {"hub": {"listen": [f"127.0.0.1:{self.hub_port}"]}}
         self.hub_role = None
         if separate_hub:
             self.hub_role = Role("hub", self.directory, "hub-state", hub, "hub")
-            sections["upstream"] = {
+            sections["upstream"] = sections.get("upstream", {}) | {
                 "connection_string_file": os.path.join(self.hub_role.state, CONNECTION_STRING_FILE),
                 "ca_file": os.path.join(self.hub_role.state, CA_FILE),
             }

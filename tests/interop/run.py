@@ -14,11 +14,15 @@ import traceback
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE]
 
+from brokers import Artemis, Brokers, RabbitMq  # noqa: E402
 from fieldgate import Directory, Program, Site  # noqa: E402
 from processes import Failure, stop_all  # noqa: E402
 from scenario import SCENARIOS  # noqa: E402
+from stacks import Fe2o3  # noqa: E402
 
-for module in ("uplink", "commands", "bad_input", "outage", "startup"):
+MAPPED = ("uplink", "commands", "bad_input", "outage", "startup")
+ROUTED = ("attaching", "deliveries", "holding", "listeners", "stacks", "artemis")
+for module in (*MAPPED, *ROUTED):
     importlib.import_module(f"scenarios.{module}")
 
 
@@ -68,6 +72,7 @@ def main():
         print("\n".join(name for name, _, _ in chosen))
         return 0
     Program.path = os.path.abspath(options.binary)
+    Fe2o3.program = os.path.join(os.path.abspath(target), "release", "examples", "fe2o3_client")
     Directory.keep = options.keep
     if not os.access(Program.path, os.X_OK):
         print(f"no program at {Program.path}: build it with `cargo build --release`, or say --binary", file=sys.stderr)
@@ -77,6 +82,9 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     shared = Shared()
     failed = []
+    if any(broker.name in name for name, _, _ in chosen for broker in (Artemis, RabbitMq)):
+        # They take some seconds to start: beside the scenarios that do without.
+        Brokers.launch()
     try:
         for name, function, own in chosen:
             started = time.monotonic()

@@ -42,7 +42,7 @@ fn without_a_word_there_is_the_hub_of_upstream() {
     );
     assert_eq!(listener.sasl_mechanisms, [Mechanism::Anonymous, Mechanism::Mssbcbs]);
     assert_eq!((listener.connector, listener.authorise), (None, Authorise::Any));
-    assert_eq!(listener.limits.incoming_window(), 512);
+    assert_eq!(listener.limits.window_bytes, 32 << 20);
     assert!(config.needs_upstream() && config.runs_hub());
 
     let own = parse("[upstream]\nmode = \"per-connection\"\nhold = \"2m\"").unwrap();
@@ -143,7 +143,7 @@ fn everything_that_can_be_said_of_a_listener() {
     assert_eq!((listener.connector, listener.authorise), (Some(0), Authorise::Token));
     let limits = listener.limits;
     assert_eq!((limits.max_connections.get(), limits.max_sessions.get(), limits.max_links.get()), (1, 2, 3));
-    assert_eq!((limits.max_frame_bytes, limits.incoming_window()), (1 << 20, 32));
+    assert_eq!((limits.max_frame_bytes, limits.window_bytes), (1 << 20, 32 << 20));
     assert_eq!((limits.idle_time_out.as_secs(), limits.open_time_out.as_secs()), (30, 10));
 
     let port = |text: &str| {
@@ -405,4 +405,23 @@ fn a_password_in_the_file_makes_it_a_secret() {
     assert!(Config::load(&path).unwrap_err().to_string().contains("chmod 600"));
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     assert!(Config::load(&path).is_ok());
+}
+
+#[test]
+fn the_example_in_the_readme_is_good() {
+    let readme = include_str!("../../../README.md");
+    let section = readme.split("\n## Connectors, listeners and link routes").nth(1).unwrap();
+    let example = section.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let config = parse(example).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!((config.listeners.len(), config.connectors.len(), config.link_routes.len()), (1, 1, 2));
+    assert_eq!(config.listeners[0].authorise, Authorise::Token);
+    // Every word of a section is in its rows of the table.
+    for section in ["ssl_profile", "listener", "connector", "link_route"] {
+        let error = parse(&format!("[[{section}]]\nno_such_key = 1")).unwrap_err();
+        for key in error.help.unwrap().split('`').skip(1).step_by(2) {
+            let told = ["name", "verify_hostname", "sasl_password"].contains(&key)
+                || readme.contains(&format!("`{key}`"));
+            assert!(told || readme.contains(&format!("`{key} = ")), "{section}.{key}");
+        }
+    }
 }

@@ -167,7 +167,10 @@ impl Grants {
         match self.held.iter_mut().find(|held| held.is_same_audience(&grant)) {
             Some(held) => *held = grant,
             // As many more as requests may be under way at one time: room was judged when they came.
-            None => self.held.push(grant),
+            None => {
+                self.held.reserve_exact(1);
+                self.held.push(grant);
+            }
         }
     }
 

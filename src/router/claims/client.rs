@@ -113,6 +113,17 @@ impl<K: Clone> CbsClientLink<K> {
         }
     }
 
+    /// Makes the links, if there are none, before there is a token to be put.
+    ///
+    /// # Errors
+    /// When the connection has no room.
+    pub(crate) fn open(&mut self, connection: &mut Connection) -> Result<(), Misuse> {
+        if self.links.is_none() {
+            self.links = Some(Links::open(connection)?);
+        }
+        Ok(())
+    }
+
     /// Puts a shared access signature for `name`. The answer comes later, or is among `answers` at once where the hub
     /// has refused the node before.
     ///
@@ -136,11 +147,10 @@ impl<K: Clone> CbsClientLink<K> {
         }
         let until = now + self.time_out;
         self.waiting.push_back(Waiting { key, name: name.to_owned(), token: token.clone(), until });
-        if self.links.is_none() {
-            // Without a free channel or handle now, the next token tries again, or time runs out.
-            self.links = Links::open(connection).ok();
+        // Without a free channel or handle now, the next token tries again, or time runs out.
+        if self.open(connection).is_ok() {
+            self.send(connection, now);
         }
-        self.send(connection, now);
         Ok(())
     }
 

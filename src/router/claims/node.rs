@@ -140,16 +140,21 @@ impl CbsNode {
                     max_message_bytes: MAX_REQUEST_BYTES,
                     rcv_settle_mode: RcvSettleMode::First,
                 };
+                // Most devices have one link each way: no room is kept for more.
+                self.requests.reserve_exact(1);
                 self.requests.push(RequestLink { session, receiver: Receiver::new(link, config), open: 0 });
                 self.top_up(connection, link);
             }
-            Role::Receiver => self.responses.push(ResponseLink {
-                session,
-                sender: Sender::new(link),
-                address: attach.target().and_then(|target| target.address().map(Into::into)),
-                name: attach.name().into(),
-                settled: attach.snd_settle_mode() == SndSettleMode::Settled,
-            }),
+            Role::Receiver => {
+                self.responses.reserve_exact(1);
+                self.responses.push(ResponseLink {
+                    session,
+                    sender: Sender::new(link),
+                    address: attach.target().and_then(|target| target.address().map(Into::into)),
+                    name: attach.name().into(),
+                    settled: attach.snd_settle_mode() == SndSettleMode::Settled,
+                });
+            }
         }
     }
 
@@ -240,6 +245,9 @@ impl CbsNode {
     pub(crate) fn answer(&mut self, connection: &mut Connection, key: RequestKey, reply: &Reply) {
         let Some(at) = self.asked.iter().position(|asked| asked.key == key) else { return };
         let asked = self.asked.swap_remove(at);
+        if self.asked.is_empty() {
+            self.asked = Vec::new();
+        }
         let Some(at) = self.request_link(asked.link) else { return };
         let request = &mut self.requests[at];
         match reply {
@@ -271,7 +279,10 @@ impl CbsNode {
     pub(crate) fn send(&mut self, connection: &mut Connection) {
         let mut waiting = std::mem::take(&mut self.queue);
         waiting.retain(|queued| !self.try_send(connection, queued));
-        self.queue = waiting;
+        // An idle device keeps nothing of it.
+        if !waiting.is_empty() {
+            self.queue = waiting;
+        }
     }
 
     /// Whether the answer is done with.

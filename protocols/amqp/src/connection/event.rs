@@ -81,7 +81,8 @@ pub enum Event {
         /// The performative.
         attach: Attach,
         /// The peer began it: [`answer_attach`](super::Connection::answer_attach) or
-        /// [`refuse_attach`](super::Connection::refuse_attach). Otherwise it is the answer to our attach.
+        /// [`refuse_attach`](super::Connection::refuse_attach). Otherwise it is the answer to our attach, also where
+        /// we have sent a detach meanwhile: the peer's own is then still to come.
         by_peer: bool,
     },
     /// The peer's detach, or our own where the engine has detached the link for a violation.

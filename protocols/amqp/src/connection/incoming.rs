@@ -163,10 +163,10 @@ impl Connection {
             link.initial_delivery_count = initial;
             link.delivery_count = initial;
         }
-        let silent = link.local == Half::Ended;
+        let known = !link.defunct;
         self.sessions[at].remote_handles.insert(handle, place as u32);
-        if silent {
-            return Ok(None); // We have detached meanwhile; the peer's detach is still to come.
+        if !known {
+            return Ok(None); // Detached by the engine meanwhile; the peer's detach is still to come.
         }
         let (link, session) = (self.link_id(place), self.session_id(at));
         Ok(Some(Event::Attached { link, session, attach, by_peer }))

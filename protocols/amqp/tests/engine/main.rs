@@ -8,12 +8,14 @@
 
 mod closing;
 mod endpoints;
+mod fidelity;
 mod handshake;
 mod hostile;
 mod links;
 mod pair;
 mod random;
 mod raw;
+mod relay;
 mod trace;
 mod transfers;
 mod windows;

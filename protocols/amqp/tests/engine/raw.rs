@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use fieldgate_amqp::connection::{CloseReason, Connection, ConnectionConfig, Event};
-use fieldgate_amqp::frame::{FrameKind, ProtocolHeader, put_frame, split};
+use fieldgate_amqp::frame::{Frame, FrameKind, ProtocolHeader, put_frame, split};
 use fieldgate_amqp::performative::{
     Attach, BeginOut, Detach, FlowOut, OpenOut, Patch, Performative, Role, TransferOut,
 };
@@ -133,14 +133,23 @@ pub(crate) fn frame(channel: u16, body: impl FnOnce(&mut BytesMut)) -> Bytes {
 }
 
 /// The frames in bytes that may begin with protocol headers. Heartbeats and SASL frames are left out.
-pub(crate) fn frames(mut bytes: Bytes) -> Vec<(u16, Performative)> {
+pub(crate) fn frames(bytes: Bytes) -> Vec<(u16, Performative)> {
+    cut(bytes).into_iter().map(|frame| (frame.channel, Performative::decode(frame.body).unwrap())).collect()
+}
+
+/// The bodies of the frames, in the same way.
+pub(crate) fn bodies(bytes: Bytes) -> Vec<Bytes> {
+    cut(bytes).into_iter().map(|frame| frame.body).collect()
+}
+
+fn cut(mut bytes: Bytes) -> Vec<Frame> {
     let mut found = Vec::new();
     while bytes.starts_with(b"AMQP") {
         let _ = bytes.split_to(8);
     }
     while let Some(frame) = split(&mut bytes, u32::MAX).unwrap() {
         if frame.kind == FrameKind::Amqp && !frame.body.is_empty() {
-            found.push((frame.channel, Performative::decode(frame.body).unwrap()));
+            found.push(frame);
         }
     }
     assert!(bytes.is_empty(), "half a frame was written");

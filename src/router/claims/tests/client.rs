@@ -118,7 +118,8 @@ impl Bench {
             let number: u32 =
                 request.token.expose().strip_prefix("token ").expect("ours").parse().expect("a number");
             assert_eq!(request.name, format!("hub/devices/d{number}"));
-            let reply = if number % 2 == 0 { Reply::status(200, "OK") } else { Reply::status(401, "odd") };
+            let reply =
+                if number.is_multiple_of(2) { Reply::status(200, "OK") } else { Reply::status(401, "odd") };
             self.hub.node.answer(&mut self.wire.server, request.key, &reply);
         }
         self.run();

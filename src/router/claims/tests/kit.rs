@@ -106,7 +106,9 @@ pub(super) fn put_token(id: Value<'_>) -> Bytes {
 }
 
 /// The encoded correlation-id, the status and the description of an answer.
-pub(super) fn read_answer(message: &Bytes) -> (Option<Vec<u8>>, i32, String) {
+pub(super) type Said = (Option<Vec<u8>>, i32, String);
+
+pub(super) fn read_answer(message: &Bytes) -> Said {
     let sections = Sections::parse(message, &Limits::WIRE).expect("a message");
     let id = sections.properties().correlation_id().map(encoded);
     let pairs: Vec<_> = sections.application_properties().collect();

@@ -11,7 +11,7 @@ use fieldgate_amqp::performative::{
 };
 
 use super::super::{CbsNode, Reply, RequestKey, TokenRequest};
-use super::kit::{Wire, config, encoded, put_token, read_answer, receiver, request, sender};
+use super::kit::{Said, Wire, config, encoded, put_token, read_answer, receiver, request, sender};
 
 /// A device, and the gateway with its node.
 struct Bench {
@@ -104,7 +104,7 @@ impl Bench {
     }
 
     /// What the device was answered since the last call: link, delivery-id, settled, and what it says.
-    fn answers(&mut self) -> Vec<(LinkId, u32, bool, (Option<Vec<u8>>, i32, String))> {
+    fn answers(&mut self) -> Vec<(LinkId, u32, bool, Said)> {
         let answers = self.events.iter().filter_map(|event| match event {
             Event::Transfer { link, delivery_id, transfer, .. } => {
                 let settled = transfer.settled.unwrap_or(false);

@@ -141,8 +141,6 @@ impl Hub {
                 let open = machine.config().open();
                 machine.open(open);
             }
-            // A server is not let in anywhere.
-            Event::Authenticated => {}
             Event::SessionBegun { session, .. } => machine.accept_begin(session),
             Event::Attached { link, session, attach, .. } => {
                 self.attached(link, session, &attach, script, records)
