@@ -114,7 +114,7 @@ impl Claims {
         let reply = answers.into_iter().find(|answer| answer.key == self.last).map(|answer| answer.reply);
         match (reply, &self.state) {
             (Some(reply), State::Put { renew_in }) if reply.is_success() => {
-                self.state = State::Held { renew_at: now + renew_in };
+                self.state = State::Held { renew_at: now + *renew_in };
                 Verdict::Accepted
             }
             (Some(Reply::Status { status, description }), State::Put { .. }) => {
