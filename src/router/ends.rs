@@ -188,8 +188,6 @@ pub(crate) struct DeviceInfo {
 pub(crate) struct ConnectorSettings {
     /// Its name in the configuration.
     pub(crate) name: Arc<str>,
-    /// The hub's name, as in tokens and addresses.
-    pub(crate) hub: Arc<str>,
     /// How long links are held when a connection is lost; zero: not at all.
     pub(crate) hold: Duration,
     /// How long something new may wait for a connection that has not been there yet.

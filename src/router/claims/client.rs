@@ -263,7 +263,8 @@ impl<K: Clone> CbsClientLink<K> {
         self.waiting.retain(|waiting| !is_gone(&waiting.key));
     }
 
-    /// The connection is lost: the requests that were not answered, in their order.
+    /// The requests that were not answered, in their order.
+    #[cfg(test)]
     pub(crate) fn lose(self) -> impl Iterator<Item = K> {
         let sent = self.in_flight.into_iter().map(|in_flight| in_flight.key);
         sent.chain(self.waiting.into_iter().map(|waiting| waiting.key))

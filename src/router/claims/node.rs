@@ -387,6 +387,7 @@ impl CbsNode {
     }
 
     /// How many requests are being judged or wait to be answered.
+    #[cfg(test)]
     pub(crate) fn open_requests(&self) -> usize {
         self.asked.len() + self.queue.len()
     }
