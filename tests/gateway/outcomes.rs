@@ -24,11 +24,7 @@ const SETTINGS: Lines<'_> = Lines {
     coap: "ack_delay = \"20ms\"\nanswer_time_out = \"1s\"",
     http: "answer_time_out = \"1s\"",
     upstream: "hold = \"100ms\"",
-<<<<<<< HEAD
     ..Lines::NONE
-=======
-    more: "",
->>>>>>> router
 };
 
 /// A gateway, a hub, and a device of each kind.
