@@ -136,7 +136,7 @@ impl Default for AmqpSection {
             max_frame_bytes: 65_536,
             max_sessions: NonZeroU16::MIN.saturating_add(255),
             max_links: NonZeroU32::MIN.saturating_add(1_023),
-            window_bytes: 32 << 20,
+            window_bytes: 1 << 20,
             max_unsettled: NonZeroU32::MIN.saturating_add(32_767),
             max_tokens: nonzero(64),
             idle_time_out: Duration::from_secs(120),

@@ -20,7 +20,13 @@ async fn health_names_every_part() {
                 .into()
         };
         let components = up(&["hub", "upstream", "amqp", "mqtt", "coap", "http"]);
-        assert_eq!(health, serde_json::json!({ "status": "up", "components": components }));
+        let connections = serde_json::json!({ "up": 0, "starting": 0, "down": 0 });
+        let connector = serde_json::json!({ "status": "up", "connections": connections, "devices": 0 });
+        let connectors = serde_json::json!({ "upstream": connector });
+        assert_eq!(
+            health,
+            serde_json::json!({ "status": "up", "components": components, "connectors": connectors })
+        );
     })
     .await;
 }

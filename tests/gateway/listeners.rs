@@ -169,7 +169,7 @@ async fn a_handshake_that_does_not_end_is_not_waited_for() {
         let certificates = Certificates::new();
         let more = certificates.listener("", "");
         let hub = Hub::start();
-        let lines = Lines { more: &more, amqp: "open_time_out = \"500ms\"", ..Lines::default() };
+        let lines = Lines { more: &more, amqp: "open_time_out = \"1s\"", ..Lines::default() };
         let gateway = Gateway::scripted(&hub, lines).await;
         let silent = TcpStream::connect(gateway.amqp[1]).await.unwrap();
         let stream = certificates.connect(&gateway, &rustls::version::TLS13, None).await.unwrap();

@@ -21,14 +21,10 @@ struct Expected {
 const WAITS: [u16; 2] = [429, 503];
 
 const SETTINGS: Lines<'_> = Lines {
-    runtime: "",
-    amqp: "",
-    mqtt: "",
     coap: "ack_delay = \"20ms\"\nanswer_time_out = \"1s\"",
     http: "answer_time_out = \"1s\"",
-    hub: "",
     upstream: "hold = \"100ms\"",
-    more: "",
+    ..Lines::NONE
 };
 
 /// A gateway, a hub, and a device of each kind.

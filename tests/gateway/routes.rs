@@ -30,9 +30,7 @@ const EVENTS: &str = "devices/dev/messages/events";
 const STALL: Duration = Duration::from_millis(500);
 const BOUND: &str = "devices/dev/messages/devicebound";
 /// Each device has a hub connection of its own.
-const ALONE: Lines<'static> = Lines { upstream: "mode = \"per-connection\"", ..NO_LINES };
-const NO_LINES: Lines<'static> =
-    Lines { runtime: "", amqp: "", mqtt: "", coap: "", http: "", hub: "", upstream: "", more: "" };
+const ALONE: Lines<'static> = Lines { upstream: "mode = \"per-connection\"", ..Lines::NONE };
 
 async fn device(gateway: &Gateway) -> Client {
     Client::open(TcpStream::connect(gateway.ports.amqp).await.unwrap(), SaslProfile::Anonymous).await

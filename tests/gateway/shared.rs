@@ -213,7 +213,7 @@ async fn a_device_that_does_not_read_holds_up_nobody_else() {
     within(async {
         let mut hub = Hub::start();
         let gateway = Gateway::scripted(&hub, Lines::default()).await;
-        let _sleeper = Sleeper::connect(&gateway, "devices/slow/messages/devicebound").await;
+        let sleeper = Sleeper::connect(&gateway, "devices/slow/messages/devicebound").await;
         let slow = hub.subscription("slow").await;
         let mut device = device(&gateway).await;
         let mut receiver = device.receiver("devices/quick/messages/devicebound").await;
@@ -230,8 +230,8 @@ async fn a_device_that_does_not_read_holds_up_nobody_else() {
             receiver.accept(&got).await.unwrap();
             assert_eq!(hub.outcome_of(text).await, "accepted");
         }
-        gateway.trigger.drain();
-        gateway.trigger.abort();
+        // It would be waited for, until it has taken its goodbye.
+        drop(sleeper);
         gateway.stop().await;
     })
     .await;

@@ -107,6 +107,12 @@ pub(crate) struct Lines<'a> {
     pub(crate) more: &'a str,
 }
 
+impl Lines<'_> {
+    /// Nothing but what every test has.
+    pub(crate) const NONE: Self =
+        Self { runtime: "", amqp: "", mqtt: "", coap: "", http: "", hub: "", upstream: "", more: "" };
+}
+
 impl Gateway {
     /// With the embedded hub; waits until devices can be served.
     pub(crate) async fn embedded(lines: Lines<'_>) -> Self {

@@ -8,9 +8,10 @@ use fieldgate_amqp::connection::ConnectionConfig;
 use fieldgate_amqp::performative::{Open, OpenOut, Patch};
 
 use crate::config::{self, Config, Connect, Mode, RouteAddress};
-use crate::router::{Authorise, ConnectorSettings, MAX_BACKLOG_BYTES, Policy};
+use crate::router::{Authorise, ConnectorSettings, Policy};
 use crate::upstream::Hub;
 
+use super::listeners::max_backlog_bytes;
 use super::telemetry::ConnectorMetrics;
 
 /// The field `hostname` of `open` (AMQP 1.0 2.7.1).
@@ -137,7 +138,7 @@ fn machine_config(connector: &config::Connector, config: &Config, hub: &Hub) -> 
         incoming_window_bytes: window_bytes as usize,
         idle_time_out: Some(connector.idle_time_out),
         open_time_out: connector.connect_time_out,
-        max_backlog_bytes: 2 * MAX_BACKLOG_BYTES,
+        max_backlog_bytes: max_backlog_bytes(window_bytes),
         ..ConnectionConfig::default()
     }
 }

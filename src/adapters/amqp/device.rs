@@ -9,6 +9,7 @@ use fieldgate_amqp::connection::CloseReason;
 
 use crate::router::DeviceKey;
 use crate::tls::Stream;
+use crate::wire::READ_BYTES;
 
 use super::end::End;
 use super::routing::Routing;
@@ -56,7 +57,7 @@ impl Device {
                 router.handle_device(key, now);
                 let hears = router.hears_device(key);
                 let Some(seat) = router.device(key) else { return Poll::Ready(None) };
-                let had_room = seat.has_room();
+                let waited = seat.backlog();
                 let read = seat.read(hears, now);
                 let turn = end.poll_turn(cx, &mut seat.machine, read);
                 seat.wire_backlog = end.backlog();
@@ -65,8 +66,9 @@ impl Device {
                     let reason = router.device(key).and_then(|seat| seat.reason.take());
                     return Poll::Ready(reason);
                 }
-                // A device that has taken what waited for it may be sent more.
-                if turn.is_pending() && seat.has_room() == had_room {
+                // A device that has taken what waited for it may be sent more: the router looks again.
+                let relieved = waited >= READ_BYTES && seat.backlog() < waited;
+                if turn.is_pending() && !relieved {
                     router.park_device(key, cx);
                     return Poll::Pending;
                 }

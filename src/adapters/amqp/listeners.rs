@@ -55,6 +55,12 @@ impl Listener {
     }
 }
 
+/// What may wait in a session for a peer's window: what makes the router hold the other side back, and what that side
+/// may still send then. A window is kept to its bytes within a factor of two.
+pub(super) fn max_backlog_bytes(window_bytes: u32) -> usize {
+    2 * MAX_BACKLOG_BYTES + 2 * window_bytes as usize
+}
+
 fn machine_config(limits: &Limits) -> ConnectionConfig {
     ConnectionConfig {
         max_frame_bytes: limits.max_frame_bytes,
@@ -64,7 +70,7 @@ fn machine_config(limits: &Limits) -> ConnectionConfig {
         incoming_window_bytes: limits.window_bytes as usize,
         idle_time_out: Some(limits.idle_time_out),
         open_time_out: limits.open_time_out,
-        max_backlog_bytes: 2 * MAX_BACKLOG_BYTES,
+        max_backlog_bytes: max_backlog_bytes(limits.window_bytes),
         ..ConnectionConfig::default()
     }
 }
