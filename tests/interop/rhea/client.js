@@ -35,8 +35,9 @@ function until(emitter, names, act) {
         for (const name of names) on(emitter, name, (context) => finish(resolve, { name, context }));
         if (over) return reject(over);
         const ended = (context) => {
-            const of = [context.sender, context.receiver, context.session, context.connection].find((one) => one && one.error);
-            finish(reject, new Ended(of && of.error));
+            const of = [context, context.sender, context.receiver, context.session, context.connection];
+            const found = of.find((one) => one && one.error);
+            finish(reject, new Ended(found && found.error));
         };
         if (emitter !== connection) {
             const kind = emitter.is_receiver() ? 'receiver_' : 'sender_';
@@ -84,7 +85,7 @@ const WORDS = {
         const options = { host: '127.0.0.1', port, container_id: id, username: user || 'anonymous', password, reconnect: false };
         connection = container.connect(options);
         connection.on('error', () => {});
-        const end = () => { over = over || new Ended(connection.error); };
+        const end = (context) => { over = over || new Ended(context.error || connection.error); };
         for (const name of ['connection_error', 'connection_close', 'disconnected']) connection.on(name, end);
         await until(connection, ['connection_open']);
         return {};

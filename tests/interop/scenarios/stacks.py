@@ -2,7 +2,7 @@
 
 import functools
 
-from brokers import Artemis, Brokers, RabbitMq
+from brokers import PASSWORD, USER, Artemis, Brokers, RabbitMq
 from fieldgate import COMMANDS, EVENTS, HUB_NAME, Site, message
 from processes import Failure
 from routed import MODES
@@ -153,7 +153,7 @@ def at_a_broker(kind, mode, function, stack):
     broker, gateway = Brokers.get(kind, mode)
     name = name_of(function, stack, mode)
     try:
-        function(lambda: stack(gateway.port, name), broker, broker.address(f"q.{name}"))
+        function(functools.partial(stack, gateway.port, name), broker, broker.address(f"q.{name}"))
     except Failure as failure:
         raise Failure(f"{failure}\n{gateway.role.process.tail()}\n{broker.process.tail(8)}") from None
 
@@ -249,3 +249,22 @@ def no_entry(connect, _broker, _address):
         expect(f"the broker's words: {text}", "AMQ" in text or text == "IllegalState")
     with connect() as client:
         client.ask("sender", link="allowed", address="q.allowed")
+
+
+@with_brokers()
+def login(connect, broker, address):
+    """user and password go through to the broker, which refuses wrong ones"""
+    with connect(USER, PASSWORD) as client:
+        client.ask("sender", link="in", address=address)
+        expect_equal("outcome", client.ask("send", link="in", body="from a user")["outcome"], "accepted")
+        if broker.refuses_slowly and client.name != STACKS[0].name:
+            return
+        try:
+            connect(USER, "a guess").leave()
+        except Refused as failure:
+            said = f"{failure.condition} {failure.text}".lower()
+            expect(f"it is the login that fails: {said}", "waited" not in said and ("auth" in said or "sasl" in said))
+        else:
+            raise Failure("a wrong password should not open a connection")
+        # The first connection is another one, and lives on.
+        expect_equal("outcome", client.ask("send", link="in", body="still there")["outcome"], "accepted")
