@@ -202,7 +202,8 @@ impl Device {
     }
 
     async fn send(&mut self, order: &Value) -> Answer {
-        let Some(Link::Sender(sender)) = self.links.get_mut(order["link"].as_str().unwrap_or_default()) else {
+        let Some(Link::Sender(sender)) = self.links.get_mut(order["link"].as_str().unwrap_or_default())
+        else {
             return Err(unknown("link"));
         };
         let body = match order["size"].as_u64() {
@@ -212,7 +213,9 @@ impl Device {
         let mut properties = ApplicationProperties::builder();
         for (name, value) in order["properties"].as_object().unwrap_or(&Map::new()) {
             properties = match value {
-                Value::Number(number) => properties.insert(name.as_str(), number.as_i64().unwrap_or_default()),
+                Value::Number(number) => {
+                    properties.insert(name.as_str(), number.as_i64().unwrap_or_default())
+                }
                 Value::Bool(yes) => properties.insert(name.as_str(), *yes),
                 other => properties.insert(name.as_str(), other.as_str().unwrap_or_default()),
             };
@@ -271,8 +274,11 @@ impl Device {
             .flat_map(|all| all.iter())
             .map(|(name, value)| (name.clone(), plain(value)))
             .collect();
-        let sha256: String =
-            digest::digest(&digest::SHA256, &bytes).as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256: String = digest::digest(&digest::SHA256, &bytes)
+            .as_ref()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         Ok(json!({
             "length": bytes.len(),
             "sha256": sha256,

@@ -246,9 +246,10 @@ def routed_sections(port, hub_port, ca_file, mode, routes, credentials=None, tls
     """
     off = {name: {"listen": []} for name in LISTENERS if name != "amqp"}
     login = dict(zip(("sasl_username", "sasl_password"), credentials or (), strict=False))
+    secured = {"ssl_profile": "devices"} if tls else {}
     connector = {"name": "broker", "host": "localhost", "port": hub_port, "ssl_profile": "broker", "mode": mode}
     return off | {
-        "listener": [{"name": "devices", "host": "127.0.0.1", "port": port} | ({"ssl_profile": "devices"} if tls else {}) | listener],
+        "listener": [{"name": "devices", "host": "127.0.0.1", "port": port} | secured | listener],
         "ssl_profile": [{"name": "broker", "ca_cert_file": ca_file}, *([{"name": "devices"} | tls] if tls else [])],
         "connector": [connector | login],
         "link_route": [{"prefix": prefix, "direction": "both", "connector": "broker"} for prefix in routes],

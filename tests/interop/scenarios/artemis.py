@@ -70,7 +70,8 @@ def transactions():
             delivery.settle()
 
         def discharge(number, fail):
-            expect_equal("outcome of the discharge", control.sent(Message(body=Described(ulong(0x32), [number, fail]))), "accepted")
+            said = control.sent(Message(body=Described(ulong(0x32), [number, fail])))
+            expect_equal("outcome of the discharge", said, "accepted")
 
         failed = declare()
         post(failed, "rolled back")
@@ -82,7 +83,8 @@ def transactions():
         receiver = device.receiver("q.transactions", "after all", credit=1)
         expect_equal("what is there", receiver.take()[0].body(), "committed")
         receiver.deliveries[0].accept()
-        expect_equal("an unknown transaction", control.sent(Message(body=Described(ulong(0x32), [b"no such", False]))), "rejected")
+        said = control.sent(Message(body=Described(ulong(0x32), [b"no such", False])))
+        expect_equal("outcome for an unknown transaction", said, "rejected")
 
 
 @scenario(f"Artemis, {PER_CONNECTION}: a dynamic node carries answers", own=True)
