@@ -59,6 +59,7 @@ class Broker:
     name = None
     credentials = (USER, PASSWORD)
     knows_modified = True
+    refuses_slowly = False
 
     def __init__(self, certificates=None):
         self.directory = Directory()
@@ -156,6 +157,8 @@ class RabbitMq(Broker):
     name = "RabbitMQ"
     knows_modified = False
     """The session is ended with `amqp:invalid-field`, "Unrecognised state"."""
+    refuses_slowly = True
+    """A wrong password is answered after three seconds."""
 
     def __init__(self, certificates=None):
         super().__init__(certificates)
@@ -221,7 +224,8 @@ class Brokers:
         if gateway is None or not gateway.role.process.running:
             credentials = broker.credentials if kind is RabbitMq or mode != PER_CONNECTION else None
             routes = [broker.address(route) for route in ROUTES]
-            gateway = RoutedGateway(broker.port, broker.certificates.ca, mode, routes, credentials).start()
+            login = {"sasl_mechanisms": ["ANONYMOUS", "PLAIN"]}
+            gateway = RoutedGateway(broker.port, broker.certificates.ca, mode, routes, credentials, **login).start()
             cls.gateways[(kind, mode)] = gateway
         return broker, gateway
 

@@ -238,7 +238,7 @@ PER_CONNECTION, SHARED = "per-connection", "shared"
 """How a connector uses its hub connections."""
 
 
-def routed_sections(port, hub_port, ca_file, mode, routes, credentials=None, tls=None, **listener):
+def routed_sections(port, hub_port, ca_file, mode, routes, credentials=None, tls=None, hold=None, **listener):
     """A gateway that does nothing but route links to another hub: the one place that knows how this is written.
 
     Devices are not asked for tokens. `routes` are prefixes; `credentials` are what a shared connection proves itself with;
@@ -246,9 +246,11 @@ def routed_sections(port, hub_port, ca_file, mode, routes, credentials=None, tls
     """
     off = {name: {"listen": []} for name in LISTENERS if name != "amqp"}
     login = dict(zip(("sasl_username", "sasl_password"), credentials or (), strict=False))
+    secured = {"ssl_profile": "devices"} if tls else {}
     connector = {"name": "broker", "host": "localhost", "port": hub_port, "ssl_profile": "broker", "mode": mode}
+    connector |= {"hold": hold} if hold else {}
     return off | {
-        "listener": [{"name": "devices", "host": "127.0.0.1", "port": port} | ({"ssl_profile": "devices"} if tls else {}) | listener],
+        "listener": [{"name": "devices", "host": "127.0.0.1", "port": port} | secured | listener],
         "ssl_profile": [{"name": "broker", "ca_cert_file": ca_file}, *([{"name": "devices"} | tls] if tls else [])],
         "connector": [connector | login],
         "link_route": [{"prefix": prefix, "direction": "both", "connector": "broker"} for prefix in routes],
@@ -258,12 +260,28 @@ def routed_sections(port, hub_port, ca_file, mode, routes, credentials=None, tls
 class RoutedGateway:
     """A gateway whose device links go to one broker, or to a hub that a scenario plays."""
 
-    def __init__(self, hub_port, ca_file, mode, routes, credentials=None, **listener):
+    def __init__(self, *arguments, **more):
+        """The arguments are those of `routed_sections` after the port."""
+        self._configure(lambda port: routed_sections(port, *arguments, **more))
+
+    def _configure(self, sections):
         self.port = free_port()
-        self.mode = mode
-        directory = Directory()
-        sections = routed_sections(self.port, hub_port, ca_file, mode, routes, credentials, **listener)
-        self.role = Role("run", directory, "state", sections, "gateway")
+        self.role = Role("run", Directory(), "state", sections(self.port), "gateway")
+
+    @classmethod
+    def of_sections(cls, sections):
+        """A gateway with sections of the scenario's own; they are made for the port of its listener."""
+        gateway = cls.__new__(cls)
+        gateway._configure(sections)
+        return gateway
+
+    @classmethod
+    def of_qpid_dispatch(cls, text):
+        """A gateway that runs a `qdrouterd.conf` as it is; `@PORT@` in it becomes the port of its listener."""
+        gateway = cls.of_sections(lambda _port: {})
+        file = Directory().file("qdrouterd.conf", text.replace("@PORT@", str(gateway.port)))
+        gateway.role.arguments[gateway.role.arguments.index("--config") + 1] = file
+        return gateway
 
     def start(self):
         """Starts it and waits until devices can connect; the hub need not be there."""

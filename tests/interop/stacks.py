@@ -254,6 +254,10 @@ class Proton(Device):
         end.link.drained()
         return {"received": len(end.complete()) - before}
 
+    def ended(self, link):
+        """Waits for the other side's detach."""
+        return self._links[link].wait_ended()
+
     def _close(self, link):
         self._links[link].close()
         return {}

@@ -35,8 +35,9 @@ function until(emitter, names, act) {
         for (const name of names) on(emitter, name, (context) => finish(resolve, { name, context }));
         if (over) return reject(over);
         const ended = (context) => {
-            const of = [context.sender, context.receiver, context.session, context.connection].find((one) => one && one.error);
-            finish(reject, new Ended(of && of.error));
+            const of = [context, context.sender, context.receiver, context.session, context.connection];
+            const found = of.find((one) => one && one.error);
+            finish(reject, new Ended(found && found.error));
         };
         if (emitter !== connection) {
             const kind = emitter.is_receiver() ? 'receiver_' : 'sender_';
@@ -68,7 +69,7 @@ function described(buffer) {
 
 function bytes_of(body) {
     if (Buffer.isBuffer(body)) return body;
-    if (body && body.content !== undefined) return [].concat(body.content).reduce((all, one) => Buffer.concat([all, one]), Buffer.alloc(0));
+    if (body && body.content !== undefined) return Buffer.concat([].concat(body.content));
     return Buffer.from(String(body));
 }
 
@@ -81,10 +82,10 @@ const SETTLE = {
 
 const WORDS = {
     async open({ port, container: id, user, password }) {
-        const options = { host: '127.0.0.1', port, container_id: id, username: user || 'anonymous', password, reconnect: false };
-        connection = container.connect(options);
+        const login = { username: user || 'anonymous', password };
+        connection = container.connect({ host: '127.0.0.1', port, container_id: id, reconnect: false, ...login });
         connection.on('error', () => {});
-        const end = () => { over = over || new Ended(connection.error); };
+        const end = (context) => { over = over || new Ended(context.error || connection.error); };
         for (const name of ['connection_error', 'connection_close', 'disconnected']) connection.on(name, end);
         await until(connection, ['connection_open']);
         return {};
@@ -97,7 +98,8 @@ const WORDS = {
         const properties = { operation: 'put-token', type: 'servicebus.windows.net:sastoken', name: audience };
         const request = { message_id: 'token-1', reply_to: 'cbs', application_properties: properties, body: token };
         const { context } = await until(receiver, ['message'], () => sender.send(request));
-        if (context.message.correlation_id !== 'token-1') throw new Error('the answer of $cbs is to ' + context.message.correlation_id);
+        const to = context.message.correlation_id;
+        if (to !== 'token-1') throw new Error('the answer of $cbs is to ' + to);
         return { status: context.message.application_properties['status-code'] };
     },
     async sender({ link, address, settled }) {

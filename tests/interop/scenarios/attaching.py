@@ -212,7 +212,7 @@ def same_name_both_roles(world):
 @routed("the hub ends a session with an error: the device hears it, and goes on in another")
 def session_ended(world):
     device = world.device()
-    up, at_hub = world.upstream(device)
+    _, at_hub = world.upstream(device)
     at_hub.link.session.condition = Condition("amqp:session:window-violation", "the hub says so")
     at_hub.link.session.close()
     world.loop.wait(lambda: device.sessions_ended or device.over, "the end of the session at the device")

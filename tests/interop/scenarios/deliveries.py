@@ -86,7 +86,7 @@ def second_mode(world):
     incoming.delivery.update(Delivery.ACCEPTED)
     world.loop.wait(lambda: sent.remote_state == Delivery.ACCEPTED, "the device's state at the hub")
     world.loop.round_trip(device)
-    expect("the device has not settled, and so does not hear that the hub has", not sent.settled and not incoming.delivery.settled)
+    expect("neither has settled", not sent.settled and not incoming.delivery.settled)
     sent.update(Delivery.ACCEPTED)
     sent.settle()
     world.loop.wait(lambda: incoming.delivery.settled, "the hub's settlement at the device")

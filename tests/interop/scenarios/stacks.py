@@ -2,7 +2,7 @@
 
 import functools
 
-from brokers import Artemis, Brokers, RabbitMq
+from brokers import PASSWORD, USER, Artemis, Brokers, RabbitMq
 from fieldgate import COMMANDS, EVENTS, HUB_NAME, Site, message
 from processes import Failure
 from routed import MODES
@@ -14,11 +14,13 @@ BATCH_FORMAT = 0x8001_3700
 """The message format of batches in Azure's world: not the one that AMQP itself defines."""
 
 
-def of_each_stack(name, place):
-    """Lists a scenario for each stack; `place(function, stack)` gives what is to be run."""
+def of_each_stack(name, place, able=None):
+    """Lists a scenario for each stack that is able to do it; `place(function, stack)` runs it."""
 
     def register(function):
         for stack in STACKS:
+            if able and not getattr(stack, able):
+                continue
             SCENARIOS.append((f"{name}: {stack.name}: {function.__doc__}", functools.partial(place, function, stack), True))
         return function
 
@@ -153,16 +155,18 @@ def at_a_broker(kind, mode, function, stack):
     broker, gateway = Brokers.get(kind, mode)
     name = name_of(function, stack, mode)
     try:
-        function(lambda: stack(gateway.port, name), broker, broker.address(f"q.{name}"))
+        function(functools.partial(stack, gateway.port, name), broker, broker.address(f"q.{name}"))
     except Failure as failure:
         raise Failure(f"{failure}\n{gateway.role.process.tail()}\n{broker.process.tail(8)}") from None
 
 
-def with_brokers(kinds=(Artemis, RabbitMq)):
+def with_brokers(kinds=(Artemis, RabbitMq), able=None):
+    """Lists a scenario for each broker, mode and stack; it is called with what connects, the broker and a queue's address."""
+
     def register(function):
         for kind in kinds:
             for mode in MODES:
-                of_each_stack(f"{kind.name}, {mode}", functools.partial(at_a_broker, kind, mode))(function)
+                of_each_stack(f"{kind.name}, {mode}", functools.partial(at_a_broker, kind, mode), able)(function)
         return function
 
     return register
@@ -174,7 +178,8 @@ def queue(connect, broker, address):
     with connect() as client:
         client.ask("sender", link="in", address=address)
         for number in range(6):
-            answer = client.ask("send", link="in", body=f"message {number}", properties={"number": number, "even": number % 2 == 0})
+            properties = {"number": number, "even": number % 2 == 0}
+            answer = client.ask("send", link="in", body=f"message {number}", properties=properties)
             expect_equal("outcome", answer["outcome"], "accepted")
         client.ask("receiver", link="out", address=address)
         client.ask("credit", link="out", credit=1)
@@ -208,6 +213,19 @@ def large(connect, broker, address):
         expect_equal("length and digest", (got["length"], got["sha256"]), (LARGE, digest(content(LARGE))))
 
 
+@with_brokers((Artemis,), able="formats")
+def message_format(connect, _broker, address):
+    """the message format passes both ways, also one that AMQP does not define"""
+    with connect() as client:
+        client.ask("sender", link="in", address=address)
+        client.ask("receiver", link="out", address=address)
+        for number in (0, BATCH_FORMAT, 7):
+            client.ask("send", link="in", body="in a format", format=number)
+            client.ask("credit", link="out", credit=1)
+            got = client.ask("receive", link="out", then="accept")
+            expect_equal("body and format", (got["body"], got["format"]), ("in a format", number))
+
+
 @with_brokers()
 def settled(connect, _broker, address):
     """what is sent settled arrives; nothing comes back for it"""
@@ -221,12 +239,11 @@ def settled(connect, _broker, address):
         expect_equal("bodies", got, [f"{number}" for number in range(10)])
 
 
-@with_brokers((Artemis,))  # RabbitMQ 3.10 ends the session of a receiver that drains a classic queue
+# RabbitMQ 3.10 ends the session of a receiver that drains a classic queue.
+@with_brokers((Artemis,), able="drains")
 def drain(connect, _broker, address):
     """a drained receiver gets what is there, and its credit is gone"""
     with connect() as client:
-        if not client.drains:
-            return
         client.ask("sender", link="in", address=address)
         client.ask("receiver", link="out", address=address)
         for there in (0, 2, 4, 0):
@@ -249,3 +266,22 @@ def no_entry(connect, _broker, _address):
         expect(f"the broker's words: {text}", "AMQ" in text or text == "IllegalState")
     with connect() as client:
         client.ask("sender", link="allowed", address="q.allowed")
+
+
+@with_brokers()
+def login(connect, broker, address):
+    """user and password go through to the broker, which refuses wrong ones"""
+    with connect(USER, PASSWORD) as client:
+        client.ask("sender", link="in", address=address)
+        expect_equal("outcome", client.ask("send", link="in", body="from a user")["outcome"], "accepted")
+        if broker.refuses_slowly and client.name != STACKS[0].name:
+            return
+        try:
+            connect(USER, "a guess").leave()
+        except Refused as failure:
+            said = f"{failure.condition} {failure.text}".lower()
+            expect(f"it is the login that fails: {said}", "waited" not in said and ("auth" in said or "sasl" in said))
+        else:
+            raise Failure("a wrong password should not open a connection")
+        # The first connection is another one, and lives on.
+        expect_equal("outcome", client.ask("send", link="in", body="still there")["outcome"], "accepted")
