@@ -25,7 +25,14 @@ const MECHANISMS: [Mechanism; 1] = [Mechanism::Anonymous];
 
 fn config() -> ConnectionConfig {
     let max_backlog_bytes = 2 * MAX_BACKLOG_BYTES;
-    ConnectionConfig { idle_time_out: None, max_backlog_bytes, ..ConnectionConfig::default() }
+    // Windows are shut by the tests alone.
+    let incoming_window_bytes = 1 << 30;
+    ConnectionConfig {
+        idle_time_out: None,
+        max_backlog_bytes,
+        incoming_window_bytes,
+        ..ConnectionConfig::default()
+    }
 }
 
 fn client(config: ConnectionConfig) -> Connection {

@@ -76,6 +76,8 @@ impl Default for Setup {
             channel_max: 200,
             idle_time_out: None,
             container_id: String::from("test"),
+            // The stream holds the gateway back here, not the window.
+            incoming_window_bytes: 1 << 30,
             ..ConnectionConfig::default()
         };
         Self {
