@@ -77,6 +77,7 @@ fn share(guest: Guest, listener: &Listener, worker: &Worker) -> Device {
         identity,
         dialled: open.hostname().map(Into::into),
         authorise: listener.authorise,
+        max_unsettled: listener.max_unsettled,
         max_tokens: listener.max_tokens,
         bound_to: listener.connector,
     };
@@ -91,7 +92,9 @@ fn pair(guest: Guest, hub: Party, connector: &Connector, listener: &Listener, wo
     let alone = Some(&*connector.name);
     emit(DeviceConnected { peer, container: open.container_id(), identity: identity.as_deref(), alone });
     let policy = connector.policy(listener.authorise, open.hostname());
-    let keys = worker.routing.turn(|router| router.add_pair(device.machine, hub.machine, policy));
+    let keys = worker
+        .routing
+        .turn(|router| router.add_pair(device.machine, hub.machine, policy, listener.max_unsettled));
     let count = Counted::new(&connector.metrics);
     Pair::new(device.end, hub.end, keys, &worker.routing, Some(count))
 }

@@ -42,6 +42,9 @@ pub(crate) struct Device {
     pub(crate) seat: Seat,
     pub(super) sessions: Table<SessionId, DownSession>,
     pub(super) links: Table<LinkId, DownLink>,
+    /// The most deliveries under way in one direction of a session: 24 bytes each. Credit bounds them, but credit is
+    /// the peers' affair.
+    pub(super) max_unsettled: usize,
     pub(super) way: Way,
 }
 
@@ -177,6 +180,8 @@ pub(crate) struct DeviceInfo {
     pub(crate) dialled: Option<Box<str>>,
     /// Who judges what it may attach to.
     pub(crate) authorise: Authorise,
+    /// Deliveries under way in one direction of a session, at most.
+    pub(crate) max_unsettled: usize,
     /// Tokens that it may have, at most.
     pub(crate) max_tokens: usize,
     /// The connector that its listener is bound to.
@@ -194,6 +199,8 @@ pub(crate) struct ConnectorSettings {
     pub(crate) patience: Duration,
     /// Devices on one connection, at most.
     pub(crate) devices_per_connection: usize,
+    /// Links and tokens that wait for one connection, at most.
+    pub(crate) max_pending: usize,
     /// Connections of one worker, at most.
     pub(crate) max_connections: usize,
     /// Connect at once, and stay connected.

@@ -146,6 +146,11 @@ impl DownLink {
         Self { session, trunk, peer, skew: 0, shared: None }
     }
 
+    /// Whether the hub has never been asked for it.
+    pub(super) fn is_new(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| shared.stage == Stage::Waiting)
+    }
+
     /// Whether transfers of the device pass without a second look.
     pub(super) fn stands(&self) -> bool {
         self.shared.as_ref().is_none_or(|shared| {

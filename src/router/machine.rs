@@ -76,6 +76,7 @@ impl Router {
         device: Connection,
         trunk: Connection,
         policy: Policy,
+        max_unsettled: usize,
     ) -> (DeviceKey, TrunkKey) {
         let trunk = Trunk {
             seat: Some(Seat::new(trunk)),
@@ -89,6 +90,7 @@ impl Router {
             seat: Seat::new(device),
             sessions: Table::default(),
             links: Table::default(),
+            max_unsettled,
             way: Way::Paired { trunk, policy },
         };
         let device = self.devices.insert(device);
@@ -107,12 +109,13 @@ impl Router {
         unix: u64,
     ) -> DeviceKey {
         self.unix = unix;
+        let max_unsettled = info.max_unsettled;
         let answer = machine.config().open();
         machine.open(answer);
         let way = Way::Shared(Box::new(SharedDevice::new(info, Arc::clone(&self.rules))));
         self.sweep_at.get_or_insert(now + SWEEP);
         let (sessions, links) = (Table::default(), Table::default());
-        self.devices.insert(Device { seat: Seat::new(machine), sessions, links, way })
+        self.devices.insert(Device { seat: Seat::new(machine), sessions, links, max_unsettled, way })
     }
 
     /// A device's connection.

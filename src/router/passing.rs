@@ -17,11 +17,6 @@ use super::machine::{Heard, Router};
 use super::shared::STALL_BYTES;
 use super::telemetry::{DeliveriesExceeded, deliveries};
 
-/// The most deliveries under way in one direction of a session: 24 bytes each.
-///
-/// Credit bounds them, but credit is the peers' affair.
-const MAX_DELIVERIES: usize = 100_000;
-
 /// Why a transfer did not go through.
 enum Stuck {
     /// The link is being detached on the other side, and this side is about to hear of it.
@@ -44,6 +39,7 @@ fn pass_transfer(
     first: bool,
     transfer: &Transfer,
     from: Side,
+    max_unsettled: usize,
 ) -> Result<(), Stuck> {
     let id_out = match other.transfer(peer, transfer.fields(), transfer.payload_slice()) {
         Ok(id_out) => id_out,
@@ -58,7 +54,7 @@ fn pass_transfer(
         if !first {
             passed.forget_in(delivery_id);
         }
-    } else if first && (!passed.passed(delivery_id, id_out, link) || passed.len() > MAX_DELIVERIES) {
+    } else if first && (!passed.passed(delivery_id, id_out, link) || passed.len() > max_unsettled) {
         emit(DeliveriesExceeded { side: from });
         let why = "too many unsettled deliveries";
         return Err(Stuck::Session(AmqpError::new(&Condition::ResourceLimitExceeded, Some(why))));
@@ -90,6 +86,7 @@ impl Router {
                 first,
                 transfer,
                 Side::Downstream,
+                device.max_unsettled,
             );
             let has_room = hub.has_room();
             match passed {
@@ -130,6 +127,7 @@ impl Router {
                         first,
                         transfer,
                         Side::Upstream,
+                        device.max_unsettled,
                     );
                     let full = !device.seat.has_room();
                     if !paired
@@ -222,6 +220,7 @@ impl Router {
                 first,
                 transfer,
                 Side::Downstream,
+                device.max_unsettled,
             )
         {
             self.unstick(key, session, link, stuck);

@@ -122,7 +122,8 @@ impl Router {
         let hubs = &self.rules.hubs;
         let mut on = shared.lanes.iter().map(|lane| lane.connector);
         let on = on.find(|&connector| hubs.of(ConnectorIndex(connector)) == grant.hub);
-        match self.lane(key, on.unwrap_or(grant.hub.0), now) {
+        let lane = self.lane(key, on.unwrap_or(grant.hub.0), now);
+        match lane.and_then(|trunk| self.may_wait(trunk).map(|()| trunk)) {
             Ok(trunk) => {
                 let until = self.wait_until(trunk, now);
                 if let Some(shared) = self.devices.get_mut(key).and_then(Device::shared) {

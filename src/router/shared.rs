@@ -102,7 +102,7 @@ impl Connector {
 
 impl SharedDevice {
     pub(super) fn new(info: DeviceInfo, rules: Arc<Rules>) -> Self {
-        let DeviceInfo { container, identity, dialled, authorise, max_tokens, bound_to } = info;
+        let DeviceInfo { container, identity, dialled, authorise, max_tokens, bound_to, .. } = info;
         let bound_to = bound_to.map(ConnectorIndex);
         let access = Access::new(rules, authorise, max_tokens, dialled.as_deref(), bound_to, None);
         let (node, lanes, asked) = (CbsNode::new(), Vec::new(), Vec::new());
@@ -119,6 +119,14 @@ impl Device {
         match &mut self.way {
             Way::Shared(shared) => Some(shared),
             Way::Paired { .. } => None,
+        }
+    }
+
+    /// Tokens that the hub has not answered for.
+    fn asked(&self) -> usize {
+        match &self.way {
+            Way::Shared(shared) => shared.asked.len(),
+            Way::Paired { .. } => 0,
         }
     }
 
@@ -235,6 +243,24 @@ impl Router {
         }
         self.put_again(key, trunk, now);
         Ok(trunk)
+    }
+
+    /// Whether one more may wait for a connection that is not there.
+    pub(super) fn may_wait(&self, trunk: TrunkKey) -> Result<(), AmqpError> {
+        let Some(TrunkKind::Shared(shared)) = self.trunks.get(trunk).map(|trunk| &trunk.kind) else {
+            return Ok(());
+        };
+        if shared.is_open {
+            return Ok(());
+        }
+        let waiting = shared.devices.iter().filter_map(|device| self.devices.get(*device)).map(|device| {
+            let links = device.links.iter().filter(|(_, end)| end.trunk == trunk && end.is_new()).count();
+            links + device.asked()
+        });
+        if waiting.sum::<usize>() < self.connectors[shared.connector].settings.max_pending {
+            return Ok(());
+        }
+        Err(full("the hub is away, and too many wait for it already"))
     }
 
     /// A device has gone: its sessions on shared connections are ended. A delivery in the middle is aborted.
@@ -420,6 +446,7 @@ impl Router {
         let Routed { connector, attach, permit, respelled } = routed;
         let unix = self.unix;
         let trunk = self.lane(key, connector.0, now)?;
+        self.may_wait(trunk)?;
         let Some(shared) = self.devices.get_mut(key).and_then(Device::shared) else { return Ok(()) };
         // Who the device has proved to be: by its connection, or by the token that this link stands on.
         let grant = shared.access.grant_of(&permit, unix).map(|grant| grant.scope.as_str());

@@ -137,7 +137,11 @@ pub(super) struct TrunkOpened<'a> {
 impl Happening for TrunkOpened<'_> {
     fn emit(self) {
         METRICS.opened.inc();
-        tracing::info!(connector = self.connector, devices = self.devices, "connected to the hub");
+        tracing::debug!(
+            connector = self.connector,
+            devices = self.devices,
+            "devices go on over a new connection"
+        );
     }
 }
 

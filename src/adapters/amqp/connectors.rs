@@ -65,6 +65,7 @@ impl Connector {
             hold: connector.hold,
             patience: connector.connect_time_out,
             devices_per_connection: connector.devices_per_connection.get(),
+            max_pending: connector.max_pending.get(),
             max_connections: connector.max_connections.get().div_ceil(workers),
             at_start: self.is_awaited,
         }

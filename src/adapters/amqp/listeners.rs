@@ -21,6 +21,8 @@ pub(crate) struct Listener {
     /// Where all its devices go.
     pub(super) connector: Option<usize>,
     pub(super) authorise: Authorise,
+    /// Deliveries under way in one direction of a session.
+    pub(super) max_unsettled: usize,
     /// Tokens that one connection may have put.
     pub(super) max_tokens: usize,
     /// What the devices' connections are told.
@@ -44,6 +46,7 @@ impl Listener {
                 config::Authorise::Token => Authorise::Token,
                 config::Authorise::Any => Authorise::Any,
             },
+            max_unsettled: usize::try_from(config.limits.max_unsettled.get()).unwrap_or(usize::MAX),
             max_tokens: config.limits.max_tokens.get(),
             machine: Arc::new(machine_config(&config.limits)),
         }

@@ -73,7 +73,7 @@ impl Bench {
         carry(&mut device, &mut near);
         assert!(matches!(near.poll_event(), Some(Event::Opened(_))));
         let mut router = Router::new(Vec::new(), rules(), 0);
-        let keys = router.add_pair(near, client(config()), policy());
+        let keys = router.add_pair(near, client(config()), policy(), 100_000);
         let mut bench =
             Self { device, router, keys, hub, streams: Default::default(), heard, deaf: [false; 2] };
         bench.run();
@@ -287,7 +287,7 @@ fn who_was_held_back_is_read_again_when_there_is_room() {
         }
         let (_trigger, shutdown) = crate::shutdown::channel();
         let routing = Routing::start(0, &Config::default(), &[], Arc::default(), shutdown);
-        let keys = routing.turn(|router| router.add_pair(near.1, client(config()), policy()));
+        let keys = routing.turn(|router| router.add_pair(near.1, client(config()), policy(), 100_000));
         let pair = Pair::new(near.0, End::new(near_hub), keys, &routing, None);
         tokio::task::spawn_local(pair.run());
 
