@@ -98,3 +98,19 @@ fn pair(guest: Guest, hub: Party, connector: &Connector, listener: &Listener, wo
     let count = Counted::new(&connector.metrics);
     Pair::new(device.end, hub.end, keys, &worker.routing, Some(count))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The size of the future that a function gives.
+    fn size<F>(_: impl FnOnce(TcpStream, SocketAddr, Rc<Listener>, Rc<Worker>) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn the_task_of_an_idle_device_is_small() {
+        let bytes = size(serve);
+        assert!(bytes <= 512, "{bytes} bytes for every device");
+    }
+}

@@ -103,10 +103,8 @@ async fn a_connection_on_demand_is_made_for_the_first_link() {
         assert_ne!(shared, mapped);
         let health = gateway.until_health(200).await;
         assert!(health.contains(r#""connections":{"down":0,"starting":0,"up":1},"devices":1"#), "{health}");
-        assert_eq!(
-            gateway.metric(r#"fieldgate_connector_connects_total{connector="upstream"}"#).await > 0,
-            true
-        );
+        // The other tests of this process count as well.
+        assert!(gateway.metric(r#"fieldgate_connector_connects_total{connector="upstream"}"#).await > 0);
         gateway.stop().await;
         assert_eq!(hub.ended(shared).await, Some(CloseReason::Remote(None)), "the hub is told goodbye");
     })

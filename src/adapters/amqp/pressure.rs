@@ -23,10 +23,9 @@ use super::routing::Routing;
 
 const MECHANISMS: [Mechanism; 1] = [Mechanism::Anonymous];
 
+/// Windows are in frames here, so that what is held back is not held back by them.
 fn config() -> ConnectionConfig {
-    let max_backlog_bytes = 2 * MAX_BACKLOG_BYTES;
-    // Windows are shut by the tests alone.
-    let incoming_window_bytes = 1 << 30;
+    let (max_backlog_bytes, incoming_window_bytes) = (2 * MAX_BACKLOG_BYTES, 1 << 30);
     ConnectionConfig {
         idle_time_out: None,
         max_backlog_bytes,

@@ -42,7 +42,7 @@ fn without_a_word_there_is_the_hub_of_upstream() {
     );
     assert_eq!(listener.sasl_mechanisms, [Mechanism::Anonymous, Mechanism::Mssbcbs]);
     assert_eq!((listener.connector, listener.authorise), (None, Authorise::Any));
-    assert_eq!(listener.limits.window_bytes, 32 << 20);
+    assert_eq!(listener.limits.window_bytes, 1 << 20);
     assert!(config.needs_upstream() && config.runs_hub());
 
     let own = parse("[upstream]\nmode = \"per-connection\"\nhold = \"2m\"").unwrap();
@@ -143,7 +143,7 @@ fn everything_that_can_be_said_of_a_listener() {
     assert_eq!((listener.connector, listener.authorise), (Some(0), Authorise::Token));
     let limits = listener.limits;
     assert_eq!((limits.max_connections.get(), limits.max_sessions.get(), limits.max_links.get()), (1, 2, 3));
-    assert_eq!((limits.max_frame_bytes, limits.window_bytes), (1 << 20, 32 << 20));
+    assert_eq!((limits.max_frame_bytes, limits.window_bytes), (1 << 20, 1 << 20));
     assert_eq!((limits.idle_time_out.as_secs(), limits.open_time_out.as_secs()), (30, 10));
 
     let port = |text: &str| {

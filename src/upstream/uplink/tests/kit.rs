@@ -76,7 +76,7 @@ impl Default for Setup {
             channel_max: 200,
             idle_time_out: None,
             container_id: String::from("test"),
-            // The stream holds the gateway back here, not the window.
+            // The hub's window is a matter of frames here.
             incoming_window_bytes: 1 << 30,
             ..ConnectionConfig::default()
         };
