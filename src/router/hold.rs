@@ -224,7 +224,8 @@ impl Router {
     pub(super) fn hold(&mut self, key: TrunkKey, now: Instant, why: &str) {
         let Some(trunk) = self.trunks.get_mut(key) else { return };
         let seat = trunk.take_seat();
-        let Some(shared) = trunk.shared() else { return };
+        self.release_left(key);
+        let Some(shared) = self.trunks.get_mut(key).and_then(Trunk::shared) else { return };
         let was_open = std::mem::take(&mut shared.is_open);
         let connector = shared.connector;
         let devices = shared.devices.clone();
