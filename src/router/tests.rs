@@ -7,6 +7,7 @@ mod hold;
 mod hostile;
 mod kit;
 mod links;
+mod outage_random;
 mod random;
 mod shared;
 mod shared_kit;

@@ -179,7 +179,7 @@ fn what_a_device_receives_is_aborted_or_settled_and_comes_again() {
     world.device(0).machine.disposition(session, settled(Role::Receiver, 0, Some(ACCEPTED)));
     world.run();
     world.restore();
-    let (at_hub, hub_session) = world.at_hub("devices/d0/down");
+    let (at_hub, _) = world.at_hub("devices/d0/down");
     assert_eq!(
         world.hub().machine.link(at_hub).map(|link| link.credit),
         Some(3),
@@ -196,7 +196,6 @@ fn what_a_device_receives_is_aborted_or_settled_and_comes_again() {
     world.run();
     let [disposition] = &world.hub().dispositions()[..] else { panic!("one") };
     assert_eq!((disposition.first, disposition.state()), (1, Some(ACCEPTED)));
-    let _ = hub_session;
     assert_eq!(world.device(0).machine.link(link).map(|link| link.credit), Some(0));
 }
 

@@ -298,10 +298,10 @@ impl World {
 
     /// Connections that are over are made again, while somebody wants them. True if there were any.
     fn closed(&mut self) -> bool {
+        let is_over = |machine: &Connection| machine.is_closed() && machine.output_bytes() == 0;
         let over = |router: &mut Router, hub: &Hub| {
-            router
-                .trunk(hub.key)
-                .is_none_or(|seat| seat.machine.is_closed() && seat.machine.output_bytes() == 0)
+            router.trunk(hub.key).is_none_or(|seat| is_over(&seat.machine))
+                || is_over(&hub.peer.machine) && hub.to_gateway.len() == 0
         };
         let Some(at) = (0..self.hubs.len()).find(|at| over(&mut self.router, &self.hubs[*at])) else {
             return false;
