@@ -271,26 +271,22 @@ impl Life {
     }
 
     fn hub_heard(&mut self, event: Event) {
-        match event {
-            Event::Transfer { link, session, delivery_id, first, transfer } => {
-                let come = self.pieces.entry(link).or_default();
-                assert!(!first || come.is_empty(), "a delivery has a beginning and an end");
-                come.extend_from_slice(transfer.payload_slice());
-                if transfer.more && !transfer.aborted {
-                    return;
-                }
-                let come = self.pieces.remove(&link).unwrap_or_default();
-                if transfer.aborted {
-                    return;
-                }
-                let (tags, _) = come.as_chunks::<4>();
-                let tag = u32::from_be_bytes(tags[0]);
-                assert!(tags.iter().all(|other| *other == tags[0]), "a mixture of deliveries");
-                self.whole.insert(tag);
-                self.waiting.push((session, delivery_id, tag));
-            }
-            _ => {}
+        let Event::Transfer { link, session, delivery_id, first, transfer } = event else { return };
+        let come = self.pieces.entry(link).or_default();
+        assert!(!first || come.is_empty(), "a delivery has a beginning and an end");
+        come.extend_from_slice(transfer.payload_slice());
+        if transfer.more && !transfer.aborted {
+            return;
         }
+        let come = self.pieces.remove(&link).unwrap_or_default();
+        if transfer.aborted {
+            return;
+        }
+        let (tags, _) = come.as_chunks::<4>();
+        let tag = u32::from_be_bytes(tags[0]);
+        assert!(tags.iter().all(|other| *other == tags[0]), "a mixture of deliveries");
+        self.whole.insert(tag);
+        self.waiting.push((session, delivery_id, tag));
     }
 
     /// Everything comes to its end; then the books must agree.
