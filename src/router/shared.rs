@@ -77,6 +77,13 @@ pub(super) struct SharedTrunk {
     retired: bool,
 }
 
+impl SharedTrunk {
+    /// Whether no device will come any more.
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired
+    }
+}
+
 /// A hub that devices share connections to.
 #[derive(Debug)]
 pub(super) struct Connector {
