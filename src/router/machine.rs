@@ -217,6 +217,14 @@ impl Router {
         self.end_waiting(now);
         self.close_idle_trunks(now);
         self.attach_freed(now);
+        for key in self.devices.keys() {
+            let sessions =
+                self.devices.get_mut(key).into_iter().flat_map(|device| device.sessions.iter_mut());
+            for up in sessions.flat_map(|(_, session)| &mut session.ups) {
+                up.up.rest();
+                up.down.rest();
+            }
+        }
         let more = !self.devices.is_empty() || !self.trunks.is_empty();
         self.sweep_at = more.then(|| now + SWEEP);
     }
