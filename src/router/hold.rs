@@ -16,7 +16,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Instant;
 
 use bytes::Bytes;
-use fieldgate_amqp::connection::{Connection, LinkFlow, LinkId, SessionId};
+use fieldgate_amqp::connection::{Connection, Half, LinkFlow, LinkId, SessionId};
 use fieldgate_amqp::error::{AmqpError, Condition};
 use fieldgate_amqp::performative::{
     Attach, DispositionOut, Flow, Patch, RELEASED, Role, Terminus, Transfer, modified,
@@ -190,6 +190,8 @@ impl Router {
     pub(super) fn shared_trunk_opened(&mut self, key: TrunkKey, now: Instant) {
         let Some(shared) = self.trunks.get_mut(key).and_then(Trunk::shared) else { return };
         shared.is_open = true;
+        // What was held knows for itself until when; what is new from now on has a connection.
+        shared.hold_until = None;
         let devices = shared.devices.clone();
         emit(TrunkOpened {
             connector: &self.connectors[shared.connector].settings.name,
@@ -222,7 +224,8 @@ impl Router {
     pub(super) fn hold(&mut self, key: TrunkKey, now: Instant, why: &str) {
         let Some(trunk) = self.trunks.get_mut(key) else { return };
         let seat = trunk.take_seat();
-        let Some(shared) = trunk.shared() else { return };
+        self.release_left(key);
+        let Some(shared) = self.trunks.get_mut(key).and_then(Trunk::shared) else { return };
         // A connection that we closed ourselves is no outage.
         let planned = self.draining || shared.is_retired();
         let was_open = std::mem::take(&mut shared.is_open) && !planned;
@@ -254,8 +257,8 @@ impl Router {
             Some(TrunkKind::Shared(shared)) => shared.hold_until,
             _ => None,
         };
-        if let Some(lane) = device.shared().and_then(|shared| shared.lane(trunk)) {
-            lane.putting = 0;
+        if let Some(shared) = device.shared() {
+            shared.wait_for_hub(trunk, until);
         }
         // Deliveries first: those that are in the middle of being received are aborted, before they are settled.
         let Device { seat, sessions, links, .. } = device;
@@ -282,31 +285,42 @@ impl Router {
             settle_sent(machine, session, &mut up.up, unsent, runs);
             up.lost_down = settle_received(machine, session, &mut up.down, runs).or(up.lost_down);
         }
-        let mut lost = Vec::new();
+        let (mut held, mut lost) = (0, Vec::new());
         for (link, end) in links.iter_mut().filter(|(_, end)| end.trunk == trunk) {
             end.peer = None;
-            let Some(shared) = &mut end.shared else { continue };
+            let (Some(shared), Some(known)) = (&mut end.shared, machine.link(link)) else { continue };
+            // A link that either side has begun to detach, or that the hub has refused, does not come back.
+            let is_over = known.local == Half::Ended || known.remote == Half::Ended;
+            let is_new = known.local == Half::Idle;
             match shared.stage {
-                Stage::Waiting => continue,
-                Stage::Attaching if holds => shared.stage = Stage::Waiting,
-                Stage::Attached | Stage::Reattaching | Stage::Held if holds && shared.can_be_held() => {
+                Stage::Waiting if !is_over => continue,
+                Stage::Attaching if holds && is_new && !is_over => shared.stage = Stage::Waiting,
+                Stage::Attached | Stage::Reattaching | Stage::Held
+                    if holds && !is_over && shared.can_be_held() =>
+                {
                     shared.stage = Stage::Held;
                     take_credit_back(machine, link, shared);
                 }
-                _ => lost.push((link, end.session)),
+                // Its own detach is all that a device needs an answer to.
+                _ => {
+                    let why = (known.remote != Half::Ended).then(hub_away);
+                    lost.push((link, end.session, why));
+                    continue;
+                }
             }
+            held += 1;
             shared.until = until;
         }
-        emit(LinksHeld { links: links.len() - lost.len() });
+        emit(LinksHeld { links: held });
         seat.wake();
-        for (link, session) in lost {
-            self.detach_lost(key, session, link);
+        for (link, session, why) in lost {
+            self.detach_lost(key, session, link, why);
         }
     }
 
-    fn detach_lost(&mut self, key: DeviceKey, session: SessionId, link: LinkId) {
+    fn detach_lost(&mut self, key: DeviceKey, session: SessionId, link: LinkId, why: Option<AmqpError>) {
         if let Some(device) = self.devices.get_mut(key) {
-            device.seat.machine.detach(link, true, Some(hub_away()));
+            device.seat.machine.detach(link, true, why);
             device.seat.wake();
         }
         self.forget_link(key, session, link);
@@ -330,7 +344,7 @@ impl Router {
             for (link, session, peer) in over.collect::<Vec<_>>() {
                 match peer {
                     Some(_) => self.detach_both(key, link, &hub_away()),
-                    None => self.detach_lost(key, session, link),
+                    None => self.detach_lost(key, session, link, Some(hub_away())),
                 }
             }
         }

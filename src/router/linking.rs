@@ -9,7 +9,7 @@
 
 use std::time::Instant;
 
-use fieldgate_amqp::connection::{LinkId, SessionId};
+use fieldgate_amqp::connection::{Half, LinkId, SessionId};
 use fieldgate_amqp::error::AmqpError;
 use fieldgate_amqp::performative::{Attach, Begin, Detach};
 
@@ -18,6 +18,7 @@ use crate::telemetry::emit;
 use super::ends::{DeviceKey, DownLink, DownSession, Side, TrunkKey, TrunkKind, UpSession, Way};
 use super::machine::Router;
 use super::passing::reason;
+use super::shared::Leaving;
 use super::telemetry::{LinkRefused, LinkRouted};
 
 impl Router {
@@ -285,6 +286,14 @@ impl Router {
                 return;
             }
             trunk.links.remove(peer);
+            // The router's own detach, which the hub has not answered: the name is the hub's until it has.
+            let known = trunk.seat.as_ref().and_then(|hub| hub.machine.link(peer));
+            if known.is_some_and(|known| known.remote != Half::Ended)
+                && let TrunkKind::Shared(line) = &mut trunk.kind
+                && let Some(shared) = device.links.get_mut(link).and_then(|end| end.shared.take())
+            {
+                line.leaving.push(Leaving { peer, shared, who: (key, link) });
+            }
         } else if !answered {
             // No hub knows of the link.
             device.seat.machine.detach(link, detach.closed(), None);

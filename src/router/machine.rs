@@ -383,13 +383,17 @@ impl Router {
             Event::SessionBegun { session, begin, by_peer } => {
                 self.trunk_session_begun(key, session, begin, by_peer);
             }
-            Event::SessionEnded { session, error } => self.trunk_session_ended(key, session, error),
+            Event::SessionEnded { session, error } => {
+                self.trunk_session_ended(key, session, error);
+                self.release_left(key);
+            }
             Event::Attached { link, session, attach, by_peer: true } => {
                 self.trunk_attached(key, link, session, &attach);
             }
             Event::Attached { link, attach, .. } => self.trunk_answered(key, link, &attach),
             Event::Detached { link, detach, answered, .. } => {
-                self.trunk_detached(key, link, &detach, answered)
+                self.trunk_detached(key, link, &detach, answered);
+                self.release_left(key);
             }
             Event::Flow { link: Some(link), flow, .. } => self.trunk_flow(key, link, &flow),
             Event::Disposition { session, disposition } => {

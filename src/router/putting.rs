@@ -17,6 +17,7 @@ use super::claims::{Answer, Reply, RequestKey};
 use super::ends::{Device, DeviceKey, TrunkKey, TrunkKind, Way};
 use super::machine::Router;
 use super::routes::ConnectorIndex;
+use super::shared::SharedDevice;
 use super::telemetry::{TokenExpired, TokenPut, TokenRefused};
 
 /// Whose token is being put, and why.
@@ -48,6 +49,18 @@ impl Put {
     /// Whether a device asked for it.
     pub(super) fn is_of(&self, device: DeviceKey) -> bool {
         self.device == device
+    }
+}
+
+impl SharedDevice {
+    /// The connection is gone: its tokens are put again on the next one, and those that it had not answered for wait.
+    pub(super) fn wait_for_hub(&mut self, trunk: TrunkKey, until: Option<Instant>) {
+        if let Some(lane) = self.lane(trunk) {
+            lane.putting = 0;
+        }
+        for asked in self.asked.iter_mut().filter(|asked| asked.trunk == trunk) {
+            asked.until = until.map_or(asked.until, |until| until.max(asked.until));
+        }
     }
 }
 

@@ -73,6 +73,8 @@ pub(super) struct SharedTrunk {
     /// Since when no device needs it.
     idle_since: Option<Instant>,
     pub(super) cbs: CbsClientLink<Put>,
+    /// Links that are gone at their devices and not yet at the hub.
+    pub(super) leaving: Vec<Leaving>,
     /// No device will come any more: the connection is being closed.
     retired: bool,
 }
@@ -82,6 +84,14 @@ impl SharedTrunk {
     pub(super) fn is_retired(&self) -> bool {
         self.retired
     }
+}
+
+/// A link that its hub has not let go, with the name that is not free until then.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    pub(super) peer: LinkId,
+    pub(super) shared: Box<SharedLink>,
+    pub(super) who: (DeviceKey, LinkId),
 }
 
 /// A hub that devices share connections to.
@@ -175,6 +185,7 @@ impl Router {
             hold_until: None,
             idle_since: None,
             cbs: new_cbs(),
+            leaving: Vec::new(),
             retired: false,
         };
         let trunk = Trunk {
@@ -532,6 +543,18 @@ impl Router {
                 }
                 None => drop(connector.names.remove(attach.name())),
             }
+        }
+    }
+
+    /// Frees the names of links that the hub has let go as well, or whose connection is over.
+    pub(super) fn release_left(&mut self, key: TrunkKey) {
+        let Some(trunk) = self.trunks.get_mut(key) else { return };
+        let (seat, TrunkKind::Shared(line)) = (&trunk.seat, &mut trunk.kind) else { return };
+        let is_left =
+            |left: &mut Leaving| seat.as_ref().is_none_or(|hub| hub.machine.link(left.peer).is_none());
+        let left: Vec<Leaving> = line.leaving.extract_if(.., is_left).collect();
+        for Leaving { shared, who, .. } in left {
+            self.release_name(&shared, who);
         }
     }
 

@@ -3,7 +3,10 @@
 mod closing;
 mod credit;
 mod deliveries;
+mod hold;
 mod hostile;
 mod kit;
 mod links;
 mod random;
+mod shared;
+mod shared_kit;

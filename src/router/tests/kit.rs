@@ -27,7 +27,7 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    fn new(machine: Connection) -> Self {
+    pub(super) fn new(machine: Connection) -> Self {
         Self { machine, events: Vec::new(), answers: true }
     }
 
