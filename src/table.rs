@@ -5,6 +5,9 @@
 
 use fieldgate_amqp::connection::{LinkId, SessionId};
 
+/// Up to so many places memory is taken for each one by itself.
+const SMALL: usize = 4;
+
 /// An id whose number is small and dense.
 pub(crate) trait DenseId: Copy + Eq {
     /// The number.
@@ -46,6 +49,10 @@ impl<K: DenseId, V> Table<K, V> {
     pub(crate) fn insert(&mut self, id: K, value: V) {
         let index = id.index();
         if index >= self.places.len() {
+            if index < SMALL {
+                // Most connections have one session and one or two links: no room beyond them.
+                self.places.reserve_exact(index + 1 - self.places.len());
+            }
             self.places.resize_with(index + 1, || None);
         }
         if self.places[index].replace((id, value)).is_none() {

@@ -48,6 +48,13 @@ impl<L: Copy + PartialEq> Deliveries<L> {
         self.by_out.len()
     }
 
+    /// Gives memory back where nothing is under way.
+    pub(crate) fn rest(&mut self) {
+        if self.by_out.is_empty() {
+            *self = Self::default();
+        }
+    }
+
     /// Notes that the delivery known as `id_in` goes on over link `out` as `id_out`.
     ///
     /// False where that cannot be: ids that lie half the circle behind one that is still under way have no order.

@@ -226,7 +226,9 @@ impl Router {
         let seat = trunk.take_seat();
         self.release_left(key);
         let Some(shared) = self.trunks.get_mut(key).and_then(Trunk::shared) else { return };
-        let was_open = std::mem::take(&mut shared.is_open);
+        // A connection that we closed ourselves is no outage.
+        let planned = self.draining || shared.is_retired();
+        let was_open = std::mem::take(&mut shared.is_open) && !planned;
         let connector = shared.connector;
         let devices = shared.devices.clone();
         shared.cbs = new_cbs();
@@ -237,9 +239,9 @@ impl Router {
             self.sweep_at = Some(self.sweep_at.map_or(until, |at| at.min(until)));
             emit(TrunkLost { connector: &settings.name, devices: devices.len(), why });
         }
-        let holds = !settings.hold.is_zero();
+        let holds = !settings.hold.is_zero() && !planned;
         for device in devices {
-            self.hold_device(device, key, seat.as_ref().map(|seat| &seat.machine), holds && !self.draining);
+            self.hold_device(device, key, seat.as_ref().map(|seat| &seat.machine), holds);
         }
         if let Some(trunk) = self.trunks.get_mut(key) {
             trunk.seat = seat;

@@ -217,6 +217,14 @@ impl Router {
         self.end_waiting(now);
         self.close_idle_trunks(now);
         self.attach_freed(now);
+        for key in self.devices.keys() {
+            let sessions =
+                self.devices.get_mut(key).into_iter().flat_map(|device| device.sessions.iter_mut());
+            for up in sessions.flat_map(|(_, session)| &mut session.ups) {
+                up.up.rest();
+                up.down.rest();
+            }
+        }
         let more = !self.devices.is_empty() || !self.trunks.is_empty();
         self.sweep_at = more.then(|| now + SWEEP);
     }
@@ -233,6 +241,10 @@ impl Router {
     /// can a window open.
     pub(crate) fn hears_device(&mut self, key: DeviceKey) -> bool {
         let Some(device) = self.devices.get(key) else { return false };
+        if !device.seat.machine.is_open() {
+            // Nothing of it is passed on; that it closes, or is gone, is to be heard.
+            return true;
+        }
         match &device.way {
             Way::Paired { trunk, .. } => {
                 match self.trunks.get(*trunk).and_then(|trunk| trunk.seat.as_ref()) {
@@ -253,6 +265,9 @@ impl Router {
     pub(crate) fn hears_trunk(&self, key: TrunkKey) -> bool {
         let Some(trunk) = self.trunks.get(key) else { return false };
         let TrunkKind::Paired(device) = &trunk.kind else { return trunk.seat.is_some() };
+        if trunk.seat.as_ref().is_some_and(|seat| !seat.machine.is_open()) {
+            return true;
+        }
         match self.devices.get(*device) {
             None => true,
             Some(end) => {

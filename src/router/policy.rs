@@ -10,6 +10,7 @@ use fieldgate_amqp::error::{AmqpError, Condition};
 use fieldgate_amqp::performative::{Attach, Patch, Role, Terminus};
 
 use super::ends::Side;
+use super::routes::{Direction, Routes};
 
 /// Who judges what a device may attach to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,25 +26,25 @@ pub(crate) enum Authorise {
 #[derive(Clone, Debug)]
 pub(crate) struct Policy {
     authorise: Authorise,
-    prefixes: Arc<[String]>,
+    routes: Arc<Routes>,
     hub: Arc<str>,
     /// The host that the device dialled, where it said so in its `open` and it is not the hub's.
     gateway: Option<String>,
 }
 
 impl Policy {
-    /// Rules that route `prefixes` (whole segments, `devices` covers `devices/d1`) to the hub called `hub`.
+    /// Rules that route what `routes` take, of whatever connector, to the hub called `hub`.
     ///
     /// `dialled` is the host name of the device's `open`: a device that knows only the gateway puts that name
     /// into absolute addresses, and the hub would not know it.
     pub(crate) fn new(
         authorise: Authorise,
-        prefixes: Arc<[String]>,
+        routes: Arc<Routes>,
         hub: Arc<str>,
         dialled: Option<&str>,
     ) -> Self {
         let gateway = dialled.filter(|host| !host.eq_ignore_ascii_case(&hub)).map(str::to_owned);
-        Self { authorise, prefixes, hub, gateway }
+        Self { authorise, routes, hub, gateway }
     }
 
     /// The attach as it goes to the other side.
@@ -84,24 +85,21 @@ impl Policy {
             return refuse("this gateway routes no dynamic node");
         }
         let address = node.address().unwrap_or_default();
-        if self.routes(address) {
+        if self.routes(address, Direction::of(attach.role())) {
             return Ok(());
         }
-        let routed = self.prefixes.join(", ");
-        let description = format!("no route for the address {:?}; routed are {routed}", clip(address));
+        let (address, routes) = (clip(address), &self.routes);
+        let description = format!("no route for the address {address:?}; routed are {routes}");
         Err(AmqpError::new(&Condition::NotFound, Some(&description)))
     }
 
-    fn routes(&self, address: &str) -> bool {
+    fn routes(&self, address: &str, direction: Direction) -> bool {
         let path = split_absolute(address).map_or(address, |(_, path)| path);
         let path = path.strip_prefix('/').unwrap_or(path);
         if path.split('/').any(|segment| segment == "." || segment == "..") {
             return false;
         }
-        self.prefixes.iter().any(|prefix| {
-            let prefix = prefix.trim_end_matches('/');
-            path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        })
+        self.routes.find(path, direction, |_| Some(0)).is_some()
     }
 
     fn rename(&self, attach: &Attach, from: Option<&str>, to: Option<&str>) -> Attach {
@@ -157,8 +155,8 @@ mod tests {
     use super::*;
 
     fn policy() -> Policy {
-        let prefixes = ["$cbs".to_owned(), "devices/".to_owned()];
-        Policy::new(Authorise::Token, prefixes.into(), "hub.example.net".into(), Some("gate.local"))
+        let routes = Arc::new(Routes::prefixes(["$cbs", "devices/"]));
+        Policy::new(Authorise::Token, routes, "hub.example.net".into(), Some("gate.local"))
     }
 
     fn sender(target: &str) -> Attach {

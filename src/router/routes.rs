@@ -155,6 +155,16 @@ impl Routes {
         child
     }
 
+    /// Routes by prefixes, both ways, to one connector.
+    #[cfg(test)]
+    pub(crate) fn prefixes<const N: usize>(prefixes: [&str; N]) -> Self {
+        Self::new(prefixes.map(|prefix| LinkRoute {
+            matches: RouteMatch::Prefix(prefix.to_owned()),
+            direction: None,
+            connector: ConnectorIndex(0),
+        }))
+    }
+
     /// The connector of `path`, an address without scheme and host. `rank` says which connectors may be at all, and
     /// which of them is to be preferred among routes that are equally specific: the greatest rank, then the first.
     pub(crate) fn find(

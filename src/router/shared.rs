@@ -79,6 +79,13 @@ pub(super) struct SharedTrunk {
     retired: bool,
 }
 
+impl SharedTrunk {
+    /// Whether no device will come any more.
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired
+    }
+}
+
 /// A link that its hub has not let go, with the name that is not free until then.
 #[derive(Debug)]
 pub(super) struct Leaving {

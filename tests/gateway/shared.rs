@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+use fe2o3_amqp::Receiver;
 use fe2o3_amqp::sasl_profile::SaslProfile;
 use fe2o3_amqp::types::messaging::Body;
 use fe2o3_amqp::types::primitives::Value;
@@ -145,6 +146,43 @@ async fn the_next_address_is_tried_when_one_does_not_answer() {
         sending.await;
         hub.opened().await;
         hub.attached().await;
+        gateway.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_session_reaches_the_hubs_that_its_addresses_are_routed_to() {
+    within(async {
+        let (mut north, mut south) = (Hub::start(), Hub::start());
+        let more = format!(
+            "{}{}[[link_route]]\nprefix = \"devices\"\nconnector = \"north\"\n\
+             [[link_route]]\nprefix = \"queues\"\nconnector = \"south\"\ndirection = \"in\"\n",
+            north.connector("north", ""),
+            south.connector("south", "")
+        );
+        let gateway = Gateway::embedded(Lines { more: &more, ..Lines::default() }).await;
+        let mut device = device(&gateway).await;
+        let mut to_north = device.sender(&events("a")).await;
+        let mut to_south = device.sender("queues/a").await;
+        for (sender, hub) in [(&mut to_north, &mut north), (&mut to_south, &mut south)] {
+            let sent = sender.send_batchable(data(*b"x")).await.unwrap();
+            let message = hub.message_of("x").await;
+            hub.settle(&message, &Answer::Accept);
+            assert!(sent.await.unwrap().is_accepted());
+        }
+        // The other direction is not routed.
+        let refused = Receiver::attach(&mut device.session, "back", "queues/a").await.unwrap_err();
+        assert!(format!("{refused:?}").contains("NotFound"), "{refused:?}");
+        // One hub goes, and only its links wait.
+        let (_, south_link) = (north.attached().await, south.attached().await);
+        south.behave(|manner| manner.takes = 0);
+        south.cut(south_link.connection);
+        south.ended(south_link.connection).await;
+        let sent = to_north.send_batchable(data(*b"y")).await.unwrap();
+        let message = north.message_of("y").await;
+        north.settle(&message, &Answer::Accept);
+        assert!(sent.await.unwrap().is_accepted());
         gateway.stop().await;
     })
     .await;

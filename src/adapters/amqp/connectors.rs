@@ -8,7 +8,9 @@ use fieldgate_amqp::connection::ConnectionConfig;
 use fieldgate_amqp::performative::{Open, OpenOut, Patch};
 
 use crate::config::{self, Config, Connect, Mode, RouteAddress};
-use crate::router::{Authorise, ConnectorSettings, Policy};
+use crate::router::{
+    Authorise, ConnectorIndex, ConnectorSettings, Direction, LinkRoute, Policy, RouteMatch, Routes,
+};
 use crate::upstream::Hub;
 
 use super::listeners::max_backlog_bytes;
@@ -27,7 +29,7 @@ pub(crate) struct Connector {
     /// Its connections are to be there before any device needs them.
     pub(super) is_awaited: bool,
     /// Addresses that are routed to it.
-    prefixes: Arc<[String]>,
+    routes: Arc<Routes>,
     pub(super) hub: Arc<Hub>,
     /// What the hub's connections are told: room for whatever the device side admits.
     pub(super) machine: Arc<ConnectionConfig>,
@@ -47,7 +49,7 @@ impl Connector {
             mode: connector.mode,
             is_tls: connector.is_tls(),
             is_awaited: connector.connect == Connect::Start && connector.mode == Mode::Shared,
-            prefixes: prefixes(index, config),
+            routes: Arc::new(routes(config, |connector| connector == index)),
             machine: Arc::new(machine_config(connector, config, &hub)),
             hub,
             retry_max: connector.retry_max,
@@ -88,7 +90,7 @@ impl Connector {
 
     /// What the links of a device with a connection of its own may name.
     pub(super) fn policy(&self, authorise: Authorise, dialled: Option<&str>) -> Policy {
-        Policy::new(authorise, Arc::clone(&self.prefixes), Arc::clone(self.hub.name()), dialled)
+        Policy::new(authorise, Arc::clone(&self.routes), Arc::clone(self.hub.name()), dialled)
     }
 
     /// The smallest number that no shared connection of this worker has: as long as there is one connection, it is
@@ -111,14 +113,21 @@ impl Connector {
     }
 }
 
-fn prefixes(index: usize, config: &Config) -> Arc<[String]> {
-    let routes = config.link_routes.iter().filter(|route| route.connector == index);
-    routes
-        .filter_map(|route| match &route.address {
-            RouteAddress::Prefix(prefix) => Some(prefix.to_string()),
-            RouteAddress::Pattern(_) => None,
-        })
-        .collect()
+/// The link routes of the configuration, as far as their connectors are `wanted`.
+pub(super) fn routes(config: &Config, wanted: impl Fn(usize) -> bool) -> Routes {
+    let routes = config.link_routes.iter().filter(|route| wanted(route.connector)).map(|route| LinkRoute {
+        matches: match &route.address {
+            RouteAddress::Prefix(prefix) => RouteMatch::Prefix(prefix.to_string()),
+            RouteAddress::Pattern(pattern) => RouteMatch::Pattern(pattern.to_string()),
+        },
+        direction: match route.direction {
+            config::Direction::In => Some(Direction::In),
+            config::Direction::Out => Some(Direction::Out),
+            config::Direction::Both => None,
+        },
+        connector: ConnectorIndex(route.connector),
+    });
+    Routes::new(routes)
 }
 
 fn machine_config(connector: &config::Connector, config: &Config, hub: &Hub) -> ConnectionConfig {

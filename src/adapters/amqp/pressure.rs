@@ -44,7 +44,7 @@ fn server(config: ConnectionConfig) -> Connection {
 }
 
 fn policy() -> Policy {
-    Policy::new(Authorise::Any, Vec::new().into(), "hub".into(), None)
+    Policy::new(Authorise::Any, Arc::new(Routes::new([])), "hub".into(), None)
 }
 
 /// Nothing is routed: pairs have their own rules.

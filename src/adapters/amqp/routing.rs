@@ -9,14 +9,14 @@ use std::time::{Instant, SystemTime};
 
 use tokio::sync::Notify;
 
-use crate::config::{self, Config, RouteAddress};
+use crate::config::{Config, Mode};
 use crate::console::Health;
-use crate::router::{ConnectorIndex, Direction, Hubs, LinkRoute, RouteMatch, Router, Routes, Rules};
+use crate::router::{Hubs, Router, Rules};
 use crate::shutdown::Shutdown;
 use crate::timer::Timer;
 use crate::upstream::Hub;
 
-use super::connectors::Connector;
+use super::connectors::{self, Connector};
 use super::listeners::Listener;
 use super::trunk;
 
@@ -42,19 +42,10 @@ pub(crate) struct Routing {
 
 /// Where links go, by the configuration.
 fn rules(config: &Config, hubs: &[Arc<Hub>]) -> Rules {
-    let routes = config.link_routes.iter().map(|route| LinkRoute {
-        matches: match &route.address {
-            RouteAddress::Prefix(prefix) => RouteMatch::Prefix(prefix.to_string()),
-            RouteAddress::Pattern(pattern) => RouteMatch::Pattern(pattern.to_string()),
-        },
-        direction: match route.direction {
-            config::Direction::In => Some(Direction::In),
-            config::Direction::Out => Some(Direction::Out),
-            config::Direction::Both => None,
-        },
-        connector: ConnectorIndex(route.connector),
-    });
-    Rules { routes: Routes::new(routes), hubs: Hubs::new(hubs.iter().map(|hub| [hub.name()])) }
+    // What has a connection of its own finds its connector by its listener, not by an address.
+    let is_shared = |connector: usize| config.connectors[connector].mode == Mode::Shared;
+    let hubs = Hubs::new(hubs.iter().map(|hub| [hub.name()]));
+    Rules { routes: connectors::routes(config, is_shared), hubs }
 }
 
 impl std::fmt::Debug for Routing {

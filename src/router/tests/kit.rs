@@ -275,7 +275,7 @@ fn router() -> Router {
 
 /// Everything is routed.
 pub(super) fn policy() -> Policy {
-    Policy::new(Authorise::Any, Vec::new().into(), "hub.example.net".into(), Some("gate.local"))
+    Policy::new(Authorise::Any, Arc::new(Routes::new([])), "hub.example.net".into(), Some("gate.local"))
 }
 
 /// An attach of a link to or from the node `q`.

@@ -1,9 +1,12 @@
 //! Attaching: every field as it came, refusals as refusals, names, bounds.
 
+use std::sync::Arc;
+
 use fieldgate_amqp::connection::{ConnectionConfig, Event};
 use fieldgate_amqp::performative::{Attach, AttachOut, Detach, Role, SourceOut, TargetOut};
 
 use super::kit::{Bench, Setup, attach, error, fields, full_attach, policy};
+use crate::router::routes::Routes;
 use crate::router::{Authorise, Policy};
 
 const ROLES: [Role; 2] = [Role::Sender, Role::Receiver];
@@ -68,8 +71,8 @@ fn a_refusal_is_a_refusal_with_every_word_of_it() {
 
 #[test]
 fn what_no_route_takes_is_refused_here_and_the_hub_hears_nothing() {
-    let routes = ["devices".to_owned()];
-    let policy = Policy::new(Authorise::Token, routes.into(), "hub".into(), None);
+    let routes = Arc::new(Routes::prefixes(["devices"]));
+    let policy = Policy::new(Authorise::Token, routes, "hub".into(), None);
     let mut bench = Bench::with_policy(Setup::default(), policy);
     let (session, _) = bench.session();
     bench.hub.take();
