@@ -57,6 +57,7 @@ impl SharedDevice {
     pub(super) fn wait_for_hub(&mut self, trunk: TrunkKey, until: Option<Instant>) {
         if let Some(lane) = self.lane(trunk) {
             lane.putting = 0;
+            lane.again = Vec::new();
         }
         for asked in self.asked.iter_mut().filter(|asked| asked.trunk == trunk) {
             asked.until = until.map_or(asked.until, |until| until.max(asked.until));
@@ -273,7 +274,18 @@ impl Router {
         reply: &Reply,
         now: Instant,
     ) {
-        let Some(shared) = self.devices.get_mut(key).and_then(Device::shared) else { return };
+        let Some(device) = self.devices.get_mut(key) else { return };
+        let held = device.links.iter().any(|(_, end)| {
+            end.trunk == trunk
+                && end.shared.as_ref().is_some_and(|link| link.until.is_some_and(|until| now < until))
+        });
+        let Some(shared) = device.shared() else { return };
+        if let (true, Reply::Status { status: 500..600, .. }) = (held, reply)
+            && let Some(lane) = shared.lane(trunk)
+        {
+            // Not a word about the token: a hub that has just come back has much to do. The sweep tries again.
+            return lane.again.push(grant.clone());
+        }
         emit(TokenPut { accepted: reply.is_success() });
         if !reply.is_success() {
             shared.access.revoke(grant);
@@ -311,6 +323,8 @@ impl Router {
                 let late = shared.asked.iter().filter(|asked| asked.until <= now);
                 late.map(|asked| (asked.key, asked.trunk)).collect()
             };
+            let again: Vec<(TrunkKey, Vec<Grant>)> =
+                shared.lanes.iter_mut().map(|lane| (lane.trunk, std::mem::take(&mut lane.again))).collect();
             let has_expired =
                 shared.access.next_expiry().is_some_and(|at| at <= unix) && shared.access.expire(unix);
             for (request, trunk) in late {
@@ -320,6 +334,12 @@ impl Router {
                         Reply::status(503, "the hub cannot be reached now; put the token again later");
                     self.asked_answered(key, request, &reply);
                 }
+            }
+            for (trunk, grant) in
+                again.into_iter().flat_map(|(trunk, of)| of.into_iter().map(move |it| (trunk, it)))
+            {
+                let why = Why::Again(Box::new(grant.clone()));
+                self.put(trunk, Put { device: key, why }, &grant, now);
             }
             if has_expired {
                 emit(TokenExpired);

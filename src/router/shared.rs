@@ -12,7 +12,7 @@ use fieldgate_amqp::performative::{Attach, Begin, Patch, Role, TransferOut};
 use crate::table::Table;
 use crate::telemetry::emit;
 
-use super::access::{Access, Admitted, Routed, Rules};
+use super::access::{Access, Admitted, Grant, Routed, Rules};
 use super::claims::{CbsClientLink, CbsNode};
 use super::ends::{
     ConnectorSettings, Device, DeviceInfo, DeviceKey, DownLink, Side, Trunk, TrunkKey, TrunkKind, UpSession,
@@ -57,6 +57,8 @@ pub(super) struct Lane {
     pub(super) trunk: TrunkKey,
     /// Tokens that are being put again on a new connection: until they are accepted no link is attached.
     pub(super) putting: usize,
+    /// Those among them that the hub had no time for, to be put another time.
+    pub(super) again: Vec<Grant>,
 }
 
 /// A connection that devices share.
@@ -257,7 +259,7 @@ impl Router {
             shared.idle_since = None;
         }
         if let Some(shared) = self.devices.get_mut(key).and_then(Device::shared) {
-            shared.lanes.push(Lane { connector, trunk, putting: 0 });
+            shared.lanes.push(Lane { connector, trunk, putting: 0, again: Vec::new() });
         }
         self.put_again(key, trunk, now);
         Ok(trunk)

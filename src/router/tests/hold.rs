@@ -472,6 +472,30 @@ fn tokens_are_put_again_and_links_wait_for_the_hubs_word() {
 }
 
 #[test]
+fn a_hub_that_has_no_time_for_a_token_is_asked_again() {
+    let mut world = World::with(by_token(), 1);
+    assert_eq!(world.put(0, "hub.example/devices/d0", 3600), Some(200));
+    world.link(0, Role::Sender);
+    world.outage();
+    world.manners.tokens = Tokens::IsBusy;
+    world.restore();
+    assert_eq!((world.hubs[0].put.len(), world.hubs[0].links.len()), (1, 0));
+    world.pass(SECOND * 2);
+    assert!(world.hubs[0].put.len() > 1, "it is asked again");
+    assert!(detached(&mut world, 0).is_empty());
+    world.manners.tokens = Tokens::Accepts;
+    world.pass(SECOND * 2);
+    assert_eq!(world.hubs[0].links.len(), 1);
+    assert!(detached(&mut world, 0).is_empty());
+    // Not for ever: when the time for holding is over it is a refusal.
+    world.outage();
+    world.manners.tokens = Tokens::IsBusy;
+    world.restore();
+    world.pass(HOLD + SECOND * 2);
+    assert_eq!(detached(&mut world, 0).len(), 1);
+}
+
+#[test]
 fn a_token_put_during_an_outage_waits_as_long_as_links_do() {
     for served in [true, false] {
         let mut world = World::with(by_token(), 1);

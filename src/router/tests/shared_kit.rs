@@ -33,6 +33,8 @@ pub(super) const UNIX: u64 = 1_800_000_000;
 pub(super) enum Tokens {
     Accepts,
     Refuses,
+    /// Says that it has no time.
+    IsBusy,
     Ignores,
 }
 
@@ -142,6 +144,9 @@ impl Hub {
                             }
                             Tokens::Refuses => {
                                 self.node.answer(machine, request.key, &Reply::status(401, "no"))
+                            }
+                            Tokens::IsBusy => {
+                                self.node.answer(machine, request.key, &Reply::status(503, "later"))
                             }
                             Tokens::Ignores => self.asked.push(request.key),
                         }
