@@ -80,6 +80,8 @@ pub(super) struct UpSession {
     pub(super) lost_down: Option<u32>,
     /// The trunk was told to send no more for the time being.
     pub(super) stalled: bool,
+    /// The hub has answered the begin, and with it said how many links it takes.
+    pub(super) begun: bool,
 }
 
 impl UpSession {
@@ -91,6 +93,7 @@ impl UpSession {
             down: Deliveries::default(),
             lost_down: None,
             stalled: false,
+            begun: false,
         }
     }
 

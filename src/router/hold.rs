@@ -16,7 +16,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Instant;
 
 use bytes::Bytes;
-use fieldgate_amqp::connection::{Connection, Half, LinkFlow, LinkId, SessionId};
+use fieldgate_amqp::connection::{CloseReason, Connection, Half, LinkFlow, LinkId, SessionId};
 use fieldgate_amqp::error::{AmqpError, Condition};
 use fieldgate_amqp::performative::{
     Attach, DispositionOut, Flow, Patch, RELEASED, Role, Terminus, Transfer, modified,
@@ -45,6 +45,8 @@ pub(super) struct SharedLink {
     answer: Option<Answer>,
     /// When waiting is over.
     pub(super) until: Option<Instant>,
+    /// How often the hub has closed the connection with an error instead of answering.
+    blamed: u8,
     /// A delivery of the device whose rest goes nowhere.
     swallow: Option<u32>,
     /// Up to this delivery-count the device may send under credit that the lost connection gave: such a transfer
@@ -95,6 +97,10 @@ impl Answer {
     }
 }
 
+/// A hub that closes the connection with an error so many times when it is asked for a link is asked no more: it may be
+/// the link that it cannot bear, and everybody's links are on that connection.
+const MAX_BLAMED: u8 = 3;
+
 /// The field `filter` of a source (AMQP 1.0 3.5.3).
 const FILTER: usize = 7;
 
@@ -114,6 +120,7 @@ impl SharedLink {
             stage: Stage::Waiting,
             answer: None,
             until: None,
+            blamed: 0,
             swallow: None,
             old_limit: None,
         }
@@ -240,8 +247,10 @@ impl Router {
             emit(TrunkLost { connector: &settings.name, devices: devices.len(), why });
         }
         let holds = !settings.hold.is_zero() && !planned;
+        let reason = seat.as_ref().and_then(|seat| seat.reason.as_deref());
+        let blamed = matches!(reason, Some(CloseReason::Remote(Some(_))));
         for device in devices {
-            self.hold_device(device, key, seat.as_ref().map(|seat| &seat.machine), holds);
+            self.hold_device(device, key, seat.as_ref().map(|seat| &seat.machine), holds, blamed);
         }
         if let Some(trunk) = self.trunks.get_mut(key) {
             trunk.seat = seat;
@@ -250,7 +259,14 @@ impl Router {
     }
 
     /// Takes a device off a connection that is gone. `hub` is its machine, which knows what it has not sent yet.
-    fn hold_device(&mut self, key: DeviceKey, trunk: TrunkKey, hub: Option<&Connection>, holds: bool) {
+    fn hold_device(
+        &mut self,
+        key: DeviceKey,
+        trunk: TrunkKey,
+        hub: Option<&Connection>,
+        holds: bool,
+        blamed: bool,
+    ) {
         let Self { devices, trunks, runs, .. } = self;
         let Some(device) = devices.get_mut(key) else { return };
         let until = match trunks.get(trunk).map(|trunk| &trunk.kind) {
@@ -292,9 +308,14 @@ impl Router {
             // A link that either side has begun to detach, or that the hub has refused, does not come back.
             let is_over = known.local == Half::Ended || known.remote == Half::Ended;
             let is_new = known.local == Half::Idle;
+            if shared.stage == Stage::Attaching {
+                shared.blamed += u8::from(blamed);
+            }
             match shared.stage {
                 Stage::Waiting if !is_over => continue,
-                Stage::Attaching if holds && is_new && !is_over => shared.stage = Stage::Waiting,
+                Stage::Attaching if holds && is_new && !is_over && shared.blamed < MAX_BLAMED => {
+                    shared.stage = Stage::Waiting;
+                }
                 Stage::Attached | Stage::Reattaching | Stage::Held
                     if holds && !is_over && shared.can_be_held() =>
                 {

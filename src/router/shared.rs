@@ -15,8 +15,8 @@ use crate::telemetry::emit;
 use super::access::{Access, Admitted, Grant, Routed, Rules};
 use super::claims::{CbsClientLink, CbsNode};
 use super::ends::{
-    ConnectorSettings, Device, DeviceInfo, DeviceKey, DownLink, Side, Trunk, TrunkKey, TrunkKind, UpSession,
-    Way,
+    ConnectorSettings, Device, DeviceInfo, DeviceKey, DownLink, DownSession, Side, Trunk, TrunkKey,
+    TrunkKind, UpSession, Way,
 };
 use super::hold::{SharedLink, Stage};
 use super::machine::{Router, held_down};
@@ -31,6 +31,9 @@ use super::telemetry::{LinkRefused, LinkRouted, LinkStolen, TrunkWanted};
 pub(super) const STALL_BYTES: usize = 256 * 1024;
 /// How long a hub may take to answer for a token.
 const CBS_TIME_OUT: Duration = Duration::from_secs(10);
+/// Links of a session that the hub may be asked for before it has said how many it takes (handle-max): one too many
+/// costs the connection (AMQP 1.0 2.7.2), and with it everybody's links.
+const MAX_EARLY_LINKS: usize = 8;
 /// How long a connection stays that no device needs any more.
 const IDLE_TRUNK: Duration = Duration::from_secs(30);
 
@@ -242,8 +245,8 @@ impl Router {
             trunk.is_some_and(|trunk| match (&trunk.kind, &trunk.seat) {
                 // One session is the gateway's own, for `$cbs`.
                 (TrunkKind::Shared(shared), Some(seat)) if shared.is_open => {
-                    shared.devices.len() < most
-                        && seat.machine.sessions() < usize::from(seat.machine.channel_max())
+                    let channels = usize::from(seat.machine.channel_max());
+                    shared.devices.len() < most.min(channels) && seat.machine.sessions() < channels
                 }
                 (TrunkKind::Shared(shared), _) => shared.devices.len() < most,
                 _ => false,
@@ -472,7 +475,7 @@ impl Router {
         let grant = shared.access.grant_of(&permit, unix).map(|grant| grant.scope.as_str());
         let identity = shared.identity.as_deref().or(grant).map(Box::<str>::from);
         let name = upstream_link_name(identity.as_deref(), &shared.container, attach.name(), attach.role());
-        let (name, waits) = self.claim_name(connector.0, name, identity.is_some(), (key, link));
+        let name = self.claim_name(connector.0, name, identity.is_some(), (key, link));
         let attach = attach
             .composite()
             .patched(&[(Attach::NAME, Patch::Str(&name))])
@@ -483,14 +486,12 @@ impl Router {
         device
             .links
             .insert(link, DownLink { shared: Some(Box::new(kept)), ..DownLink::new(session, trunk, None) });
-        if !waits {
-            self.attach_up(key, link, now);
-        }
+        self.attach_up(key, link, now);
         Ok(())
     }
 
     /// Takes the name of a link toward a hub. Where the same device has it already, the old link is finished first:
-    /// true says that the new one waits for that. Where another device has it, or one that has proved nothing, both
+    /// the new one waits for that. Where another device has it, or one that has proved nothing, both
     /// go on under different names.
     fn claim_name(
         &mut self,
@@ -498,12 +499,12 @@ impl Router {
         name: String,
         proved: bool,
         who: (DeviceKey, LinkId),
-    ) -> (Box<str>, bool) {
+    ) -> Box<str> {
         let names = &mut self.connectors[connector].names;
         let name: Box<str> = name.into();
         let Some(named) = names.get_mut(&name) else {
             names.insert(name.clone(), Named { owner: who, next: None, number: 1 });
-            return (name, false);
+            return name;
         };
         if proved && named.next.is_none() {
             named.next = Some(who);
@@ -512,10 +513,7 @@ impl Router {
             let stolen =
                 AmqpError::new(&Condition::Stolen, Some("the same device has attached this link again"));
             self.detach_both(device, link, &stolen);
-            // Where nobody had to be asked the name is free by now, and handed on.
-            let handed_on =
-                self.connectors[connector].names.get(&name).is_some_and(|named| named.owner == who);
-            return (name, !handed_on);
+            return name;
         }
         loop {
             let number = names.get_mut(&name).map_or(1, |named| {
@@ -525,7 +523,7 @@ impl Router {
             let other: Box<str> = format!("{name}~{number}").into();
             if !names.contains_key(&other) {
                 names.insert(other.clone(), Named { owner: who, next: None, number: 1 });
-                return (other, false);
+                return other;
             }
         }
     }
@@ -566,6 +564,7 @@ impl Router {
         let end = self.devices.get(key).and_then(|device| device.links.get(link));
         let Some((session, at)) = end.map(|end| (end.session, end.trunk)) else { return };
         let until = self.wait_until(at, now);
+        let may_begin = self.may_begin(key, session, at);
         let Self { devices, trunks, .. } = self;
         let Some(device) = devices.get_mut(key) else { return };
         let Some(end) = device.links.get_mut(link) else { return };
@@ -581,8 +580,17 @@ impl Router {
         let Some(down) = device.sessions.get_mut(session) else { return };
         let begin = down.begin();
         let up = match down.up(at) {
-            Some(UpSession { session: Some(up), .. }) => Ok(*up),
-            Some(up) => begin_up(hub, begin).inspect(|begun| up.session = Some(*begun)),
+            Some(UpSession { session: Some(up), begun, .. }) => {
+                if !*begun && hub.session_links(*up).nth(MAX_EARLY_LINKS - 1).is_some() {
+                    return; // Until the session is begun.
+                }
+                Ok(*up)
+            }
+            _ if !may_begin => Err(Misuse::NoChannel),
+            Some(up) => begin_up(hub, begin).inspect(|begun| {
+                up.session = Some(*begun);
+                up.begun = false;
+            }),
             None => begin_up(hub, begin).inspect(|begun| down.ups.push(UpSession::new(at, Some(*begun)))),
         };
         let count = device.seat.machine.link(link).map_or(0, |link| link.delivery_count);
@@ -617,6 +625,20 @@ impl Router {
         }
     }
 
+    /// Whether a session of a device may be begun on a trunk. Each takes one of the channels that all devices there
+    /// share: those that it may take to the last for its first session are not all there for its others.
+    fn may_begin(&self, key: DeviceKey, session: SessionId, at: TrunkKey) -> bool {
+        let (Some(device), Some(trunk)) = (self.devices.get(key), self.trunks.get(at)) else { return false };
+        let (Some(seat), TrunkKind::Shared(line)) = (&trunk.seat, &trunk.kind) else { return true };
+        let is_on = |down: &DownSession| down.ups.iter().any(|up| up.trunk == at && up.session.is_some());
+        if !device.sessions.iter().any(|(of, down)| of != session && is_on(down)) {
+            return true;
+        }
+        let channels = usize::from(seat.machine.channel_max()) + 1;
+        let kept = self.connectors[line.connector].settings.devices_per_connection.min(channels / 2);
+        seat.machine.sessions() < channels - kept
+    }
+
     /// Whether a link may go by its name: another that had it is finished.
     fn owns_name(&self, key: DeviceKey, link: LinkId) -> bool {
         let end = self.devices.get(key).and_then(|device| device.links.get(link));
@@ -637,6 +659,13 @@ impl Router {
             Event::SessionBegun { session, by_peer: true, .. } => {
                 seat.machine.accept_begin(session);
                 seat.machine.end(session, Some(not_asked_for()));
+                None
+            }
+            Event::SessionBegun { session, .. } => {
+                let &(device, down) = trunk.sessions.get(session)?;
+                let down = self.devices.get_mut(device)?.sessions.get_mut(down)?;
+                down.up(key)?.begun = true;
+                self.attach_waiting(device, key, now);
                 None
             }
             Event::Attached { link, by_peer: true, .. } => {

@@ -577,3 +577,23 @@ fn links_near_the_end_of_the_circle_are_held_like_others() {
     world.outage();
     assert_eq!(outcomes(&mut world, 0), [(0, failed()), (1, failed()), (u32::MAX, failed())]);
 }
+
+#[test]
+fn a_link_that_the_hub_cannot_bear_does_not_cost_all_others_theirs_for_ever() {
+    let mut world = World::with(Setup::default(), 2);
+    let (link, _) = world.link(0, Role::Sender);
+    world.manners.answers = false;
+    let session = world.session(1);
+    world.attach(1, session, &attach("poison", Role::Sender, "devices/d1/up"));
+    for _ in 0..3 {
+        assert!(detached(&mut world, 1).is_empty());
+        world.hub().machine.close(Some(error("what is this")));
+        world.run();
+        world.outage();
+        world.restore();
+    }
+    assert_eq!(detached(&mut world, 1), ["amqp:link:detach-forced"]);
+    assert_eq!(world.hubs[0].links.len(), 1, "the hub is not asked again");
+    assert!(detached(&mut world, 0).is_empty());
+    assert!(world.device(0).machine.link(link).is_some());
+}

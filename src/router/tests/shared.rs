@@ -440,3 +440,48 @@ fn numbers_of_all_sessions_go_round_the_circle() {
     let [told] = &world.device(0).dispositions()[..] else { panic!("one") };
     assert_eq!(told.first, 1);
 }
+
+#[test]
+fn links_wait_until_the_hub_has_said_how_many_it_takes() {
+    let mut setup = Setup::default();
+    setup.hub.handle_max = 15;
+    let mut world = World::with(setup, 2);
+    let (other, _) = world.link(1, Role::Sender);
+    let session = world.session(0);
+    let links: Vec<_> = (0..40)
+        .map(|number| {
+            let attach = attach(&format!("link{number}"), Role::Sender, "devices/d0/up");
+            world.device(0).machine.attach(session, &attach).expect("attached")
+        })
+        .collect();
+    world.run();
+    // A seventeenth would have cost the connection, and with it the links of all.
+    assert!(world.hub().machine.is_open());
+    assert_eq!(world.hubs[0].links.len(), 1 + 16);
+    assert_eq!(detached(&mut world, 0), vec!["amqp:resource-limit-exceeded"; 40 - 16]);
+    let stand = links.iter().filter(|link| world.devices[0].peer.machine.link(**link).is_some()).count();
+    assert_eq!(stand, 16);
+    assert!(world.device(1).machine.link(other).is_some());
+}
+
+#[test]
+fn one_device_does_not_take_all_channels() {
+    let mut setup = Setup::default();
+    setup.hub.channel_max = 9;
+    let mut world = World::with(setup, 2);
+    world.link(0, Role::Sender);
+    world.forget();
+    for number in 0..20 {
+        let session = world.session(0);
+        world.attach(0, session, &attach(&format!("link{number}"), Role::Sender, "devices/d0/up"));
+    }
+    let refused = detached(&mut world, 0);
+    assert!(
+        !refused.is_empty() && refused.iter().all(|it| it == "amqp:resource-limit-exceeded"),
+        "{refused:?}"
+    );
+    assert_eq!(20 - refused.len(), 4, "of ten channels five are for devices that have none");
+    world.link(1, Role::Sender);
+    assert!(detached(&mut world, 1).is_empty());
+    assert_eq!(world.hubs.len(), 1);
+}
