@@ -444,6 +444,25 @@ fn new_links_wait_for_the_hub_and_are_served_or_refused_when_the_hold_is_over() 
     }
 }
 
+#[test]
+fn what_waits_for_a_hub_is_bounded_over_all_devices_of_a_connection() {
+    let mut world = World::with(Setup { max_pending: 3, ..Setup::default() }, 2);
+    world.link(0, Role::Sender);
+    world.outage();
+    for (device, name) in [(0, "one"), (0, "two"), (1, "three")] {
+        let session = world.session(device);
+        world.attach(device, session, &attach(name, Role::Sender, "devices/d/up"));
+        assert!(world.device(device).attached().is_none_or(|(_, answer)| answer.name() != name), "{name}");
+    }
+    for device in [0, 1] {
+        let session = world.session(device);
+        world.attach(device, session, &attach("many", Role::Sender, "devices/d/up"));
+        assert_eq!(detached(&mut world, device), ["amqp:resource-limit-exceeded"]);
+    }
+    world.restore();
+    assert_eq!(world.hubs[0].links.len(), 4, "those that waited, and the one that was held");
+}
+
 fn by_token() -> Setup {
     Setup { authorise: Authorise::Token, ..Setup::default() }
 }
