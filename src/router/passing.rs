@@ -17,6 +17,11 @@ use super::machine::{Heard, Router};
 use super::shared::STALL_BYTES;
 use super::telemetry::{DeliveriesExceeded, deliveries};
 
+/// More than a flow or disposition takes that waits for a window, without its properties or its state.
+const HELD_BYTES: usize = 128;
+/// What one disposition of a peer may become on the other side.
+const MAX_DISPOSITIONS_BYTES: usize = 64 * 1024;
+
 /// Why a transfer did not go through.
 enum Stuck {
     /// The link is being detached on the other side, and this side is about to hear of it.
@@ -165,6 +170,7 @@ impl Router {
                         Role::Receiver => up.up.in_ids(out.first, out.last, out.settled, runs),
                         Role::Sender => up.down.out_ids(out.first, out.last, out.settled, runs),
                     }
+                    join_runs(out, runs);
                     pass_runs(&mut device.seat.machine, down, out, runs);
                     device.seat.wake();
                     if paired && !device.seat.has_room() {
@@ -237,7 +243,8 @@ impl Router {
         };
         let Some(hub) = trunks.get_mut(end.trunk).and_then(|trunk| trunk.seat.as_mut()) else { return };
         let Some(known) = hub.machine.link(peer) else { return };
-        if known.role == Role::Sender && is_overdue(&hub.machine, known.session) {
+        let more = HELD_BYTES + flow.properties().map_or(0, <[u8]>::len);
+        if known.role == Role::Sender && would_be_overdue(&hub.machine, known.session, more) {
             return self.end_both(key, session, reason(Misuse::Backlog));
         }
         let initial = known.initial_delivery_count;
@@ -283,11 +290,13 @@ impl Router {
             let (Some(hub), Some(at)) = (hub, up.session) else { continue };
             match out.role {
                 Role::Receiver => up.down.in_ids(out.first, out.last, out.settled, runs),
-                Role::Sender if is_overdue(&hub.machine, at) => {
-                    overdue = true;
-                    continue;
-                }
                 Role::Sender => up.up.out_ids(out.first, out.last, out.settled, runs),
+            }
+            join_runs(out, runs);
+            let more = runs.len() * disposition_bytes(out);
+            if out.role == Role::Sender && would_be_overdue(&hub.machine, at, more) {
+                overdue = true;
+                continue;
             }
             pass_runs(&mut hub.machine, at, out, runs);
         }
@@ -305,6 +314,23 @@ impl Router {
         };
         self.end_both(at, down, reason(Misuse::Backlog));
     }
+}
+
+/// Makes one run of many, where what is said of each would come to much: a peer that settles every other delivery and
+/// then says something long of all would have it said thousands of times. What lies between is settled already, and of
+/// that nothing more can be said (AMQP 1.0 2.6.12).
+fn join_runs(out: DispositionOut<'_>, runs: &mut Vec<Run>) {
+    if let [first, .., last] = runs[..]
+        && runs.len() * disposition_bytes(out) > MAX_DISPOSITIONS_BYTES
+    {
+        runs.clear();
+        runs.push(Run { first: first.first, last: last.last });
+    }
+}
+
+/// What a disposition comes to, at most, also where it has to wait.
+fn disposition_bytes(out: DispositionOut<'_>) -> usize {
+    HELD_BYTES + out.state.map_or(0, <[u8]>::len)
 }
 
 fn pass_runs(other: &mut Connection, session: SessionId, out: DispositionOut<'_>, runs: &mut Vec<Run>) {
@@ -332,6 +358,13 @@ fn numbers(flow: &Flow, initial: u32, shift: u32) -> LinkFlow<'_> {
 /// Whether more waits for the window of a peer's session than may: the machine itself refuses transfers then.
 fn is_overdue(connection: &Connection, session: SessionId) -> bool {
     connection.session_backlog_bytes(session) > connection.config().max_backlog_bytes
+}
+
+/// Whether more would wait for the window of a hub's session than may, once so much is added. The machine would close
+/// the connection for it, which is not this device's alone.
+fn would_be_overdue(connection: &Connection, session: SessionId, more: usize) -> bool {
+    let backlog = connection.session_backlog_bytes(session);
+    backlog > 0 && backlog + more > connection.config().max_backlog_bytes
 }
 
 /// What a peer is told when the other side cannot carry on what it began.

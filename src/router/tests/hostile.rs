@@ -1,7 +1,9 @@
 //! A device that says what no good device says. It harms itself only, and the gateway keeps nothing for it.
 
+use bytes::BytesMut;
+use fieldgate_amqp::codec::{self, put_map};
 use fieldgate_amqp::connection::{ConnectionConfig, Event, LinkFlow, LinkId, SessionId, TransferOut};
-use fieldgate_amqp::performative::{ACCEPTED, DetachOut, DispositionOut, FlowOut, Role};
+use fieldgate_amqp::performative::{ACCEPTED, DetachOut, DispositionOut, FlowOut, Role, modified};
 
 use crate::router::MAX_BACKLOG_BYTES;
 
@@ -215,4 +217,31 @@ fn what_waits_for_a_shut_window_is_bounded() {
         bench.run();
         assert_eq!(bench.held_up(), 0);
     }
+}
+
+#[test]
+fn a_long_state_is_not_said_thousands_of_times() {
+    let (mut bench, (session, _), (_, at_hub)) = linked(Role::Receiver, 5000);
+    for number in 0..2000_u32 {
+        bench.hub.machine.transfer(at_hub, tagged(&number.to_be_bytes()), b"m").expect("credit");
+    }
+    bench.run();
+    for number in (0..2000).step_by(2) {
+        bench.device.machine.disposition(session, settled(Role::Receiver, number, number));
+    }
+    bench.run();
+    assert_eq!((bench.hub.dispositions().len(), bench.router.kept().2), (1000, 1000));
+    let mut annotations = BytesMut::new();
+    put_map(&mut annotations, |out| {
+        codec::put_symbol(out, "why");
+        codec::put_binary(out, &[0; 40_000]);
+        1
+    });
+    let state = modified(true, false, Some(&annotations));
+    let long = DispositionOut { settled: false, state: Some(&state), ..settled(Role::Receiver, 0, 1999) };
+    bench.device.machine.disposition(session, long);
+    bench.run();
+    let heard = bench.hub.dispositions();
+    assert_eq!(heard.iter().map(|it| (it.first, it.last)).collect::<Vec<_>>(), [(1, 1999)]);
+    assert!(bench.most[1] < 256 * 1024, "{}", bench.most[1]);
 }

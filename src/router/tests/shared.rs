@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use fieldgate_amqp::connection::{ConnectionConfig, Event, TransferOut};
+use bytes::BytesMut;
+use fieldgate_amqp::codec::{self, put_map};
+use fieldgate_amqp::connection::{ConnectionConfig, Event, LinkFlow, TransferOut};
 use fieldgate_amqp::performative::{ACCEPTED, Attach, AttachOut, RELEASED, Role, SourceOut, TargetOut};
 
 use super::kit::{error, fields};
@@ -484,4 +486,39 @@ fn one_device_does_not_take_all_channels() {
     world.link(1, Role::Sender);
     assert!(detached(&mut world, 1).is_empty());
     assert_eq!(world.hubs.len(), 1);
+}
+
+#[test]
+fn what_waits_for_a_window_of_the_hub_costs_the_session_and_not_the_connection() {
+    let mut setup = Setup::default();
+    setup.up.max_backlog_bytes = 100_000;
+    setup.hub.incoming_window = 1;
+    let mut world = World::with(setup, 2);
+    let (other, _) = world.link(1, Role::Sender);
+    let (link, at_hub) = world.link(0, Role::Sender);
+    let (_, session) = world.at_hub("devices/d0/up");
+    world.hub().machine.flow(at_hub, credit(10));
+    world.hub().machine.stall(session);
+    world.run();
+    for tag in 0..3_u8 {
+        world.device(0).machine.transfer(link, tagged(&[tag]), b"m").expect("credit");
+    }
+    world.run();
+    let mut properties = BytesMut::new();
+    put_map(&mut properties, |out| {
+        codec::put_symbol(out, "why");
+        codec::put_binary(out, &[0; 60_000]);
+        1
+    });
+    world.forget();
+    for _ in 0..2 {
+        let flow = LinkFlow { properties: Some(&properties), ..LinkFlow::default() };
+        world.device(0).machine.flow(link, flow);
+        world.run();
+    }
+    let events = world.device(0).take();
+    let Some(Event::SessionEnded { error: Some(error), .. }) = events.last() else { panic!("{events:?}") };
+    assert_eq!(error.condition(), "amqp:resource-limit-exceeded");
+    assert!(world.hub().machine.is_open());
+    assert!(world.device(1).machine.link(other).is_some());
 }
