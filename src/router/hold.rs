@@ -225,6 +225,7 @@ impl Router {
         if let Some(trunk) = self.trunks.get_mut(key) {
             trunk.seat = None;
         }
+        self.serve_waiting(key);
     }
 
     /// Takes the devices off a shared connection that is over. Its machine may still have last words to say.

@@ -14,7 +14,7 @@ use crate::telemetry::emit;
 use super::deliveries::{Deliveries, Run};
 use super::ends::{DeviceKey, Side, TrunkKey, TrunkKind};
 use super::machine::{Heard, Router};
-use super::shared::STALL_BYTES;
+use super::pressure::STALL_BYTES;
 use super::telemetry::{DeliveriesExceeded, deliveries};
 
 /// More than a flow or disposition takes that waits for a window, without its properties or its state.
