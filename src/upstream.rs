@@ -117,6 +117,26 @@ impl Upstream {
         self.shared.wake();
     }
 
+    /// As [`send`](Self::send), for a message that is encoded already: the sections of AMQP 1.0 3.2.
+    pub(crate) fn send_encoded(
+        &self,
+        device: &DeviceId,
+        address: &Address,
+        encoded: &[u8],
+        patience: Patience,
+        verdict: Verdict,
+    ) {
+        let mut uplink = self.shared.uplink.borrow_mut();
+        uplink.send_encoded(device, address, encoded, patience, verdict, Instant::now());
+        drop(uplink);
+        self.shared.wake();
+    }
+
+    /// Whether the hub is away: no connection, though one was tried.
+    pub(crate) fn is_away(&self) -> bool {
+        self.shared.uplink.borrow().is_away()
+    }
+
     /// Asks the hub for the device's commands, from the node `address`; at most `credit` are unsettled at a time.
     /// The newest subscription for a device is the one that counts.
     pub(crate) fn subscribe(

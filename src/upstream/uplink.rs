@@ -138,25 +138,43 @@ impl Uplink {
 
     /// See [`Upstream::send`](super::Upstream::send).
     pub(super) fn send(&mut self, message: &Message, patience: Patience, verdict: Verdict, now: Instant) {
-        let (id, address) = (&message.device, &message.address);
-        let away = matches!(self.phase, Phase::Down { tried: true });
-        if self.closing || away && !patience.through_outage || !self.has_room_for(id) {
+        let mut encoded = std::mem::take(&mut self.scratch);
+        encoded.clear();
+        amqp::encode(message, &mut encoded);
+        self.send_encoded(&message.device, &message.address, &encoded, patience, verdict, now);
+        self.scratch = encoded;
+    }
+
+    /// Whether there is no connection, and not for want of having tried.
+    pub(super) fn is_away(&self) -> bool {
+        matches!(self.phase, Phase::Down { tried: true })
+    }
+
+    /// See [`Upstream::send_encoded`](super::Upstream::send_encoded).
+    pub(super) fn send_encoded(
+        &mut self,
+        id: &DeviceId,
+        address: &Address,
+        encoded: &[u8],
+        patience: Patience,
+        verdict: Verdict,
+        now: Instant,
+    ) {
+        if self.closing || self.is_away() && !patience.through_outage || !self.has_room_for(id) {
             return; // A verdict that is dropped unsent says released.
         }
-        self.scratch.clear();
-        amqp::encode(message, &mut self.scratch);
         let device = device(&mut self.devices, id, now);
         self.sweep_at.get_or_insert(now + SWEEP);
         let verdict = match &mut self.connection {
             None => verdict,
             Some(connection) => {
-                match device.send(connection, &self.load, address, &self.scratch, verdict, now) {
+                match device.send(connection, &self.load, address, encoded, verdict, now) {
                     Ok(()) => return,
                     Err(verdict) => verdict,
                 }
             }
         };
-        let Some(share) = self.load.wait(self.scratch.len()) else {
+        let Some(share) = self.load.wait(encoded.len()) else {
             return emit(WaitingExceeded { bytes: self.load.waiting_bytes() });
         };
         match device.open_outlet(address) {
@@ -169,8 +187,8 @@ impl Uplink {
             }
             Err(TooManyOutlets) => return emit(OutletsExceeded { device: id }),
         }
-        // A copy of its own: a slice would keep all of a larger buffer.
-        let waiting = Waiting { message: Bytes::copy_from_slice(&self.scratch), patience, verdict, share };
+        // A copy of its own: the caller's buffer is used again.
+        let waiting = Waiting { message: Bytes::copy_from_slice(encoded), patience, verdict, share };
         if device.wait(address, waiting) {
             self.attach(id, now);
         } else if self.load.is_full() && !device.stalled {
@@ -282,8 +300,9 @@ impl Uplink {
         for device in self.devices.values_mut() {
             device.stalled = false;
             device.crowded_out = false;
-            device.release_waiting(|patience| !patience.through_outage);
+            // What was sent is older than what waits, and is told first.
             device.lose_session();
+            device.release_waiting(|patience| !patience.through_outage);
         }
         if self.closing {
             self.devices.clear();

@@ -153,9 +153,9 @@ impl Uplink {
         {
             emit(DeviceSessionLost { device: &id, error });
             device.links().for_each(|link| drop(self.links.remove(link)));
+            device.lose_session();
             // What waits would only meet the same end at once; its senders may try again.
             device.turn_away();
-            device.lose_session();
         }
         self.serve_crowded_out(now);
     }
