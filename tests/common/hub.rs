@@ -42,7 +42,12 @@ fn machine() -> Connection {
 }
 
 /// Takes a link as it is asked for. Where the peer sends, gives the receiving end, with so much credit at a time.
-pub(crate) fn admit(machine: &mut Connection, link: LinkId, attach: &Attach, credit: u32) -> Option<Receiver> {
+pub(crate) fn admit(
+    machine: &mut Connection,
+    link: LinkId,
+    attach: &Attach,
+    credit: u32,
+) -> Option<Receiver> {
     let source = attach.source().unwrap_or_else(|| SourceOut::default().build());
     let target = attach.target().unwrap_or_else(|| TargetOut::default().build());
     let answer = match attach.role() {

@@ -1,0 +1,3 @@
+//! What is done to a gateway.
+
+pub(crate) mod kill;
