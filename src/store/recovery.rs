@@ -183,6 +183,11 @@ impl<D: Disk> Recovery<'_, D> {
         let until = if short { file_bytes as u32 } else { header.bytes };
         let wanted = end.map_or(until, |(end, _)| end).max(RECORDS);
         let file = self.disk.open(&segment_name(number))?;
+        if newest {
+            // A process that was killed may leave in the cache what is not on the disk, and a power cut must not change
+            // later what was found now. What a failure here loses was never acknowledged.
+            let _ = file.sync().and_then(|()| self.disk.sync());
+        }
         read_what_can_be(&file, &mut self.bytes, wanted as usize)?;
         // What a lost tail held is damage as well.
         self.bytes.resize(wanted as usize, 0);
