@@ -425,7 +425,7 @@ impl<D: Disk> Log<D> {
             let _ = self.disk.remove(&name);
         }
         let disk = &mut self.disk;
-        self.unreadable.retain(|name| disk.set_aside(name).is_err());
+        self.unreadable.retain(|name| disk.set_aside(name).and_then(|()| disk.sync()).is_err());
         for (number, segment) in self.segments.iter_mut().filter(|(_, segment)| segment.to_cut) {
             let file = self.disk.open(&segment_name(*number));
             let end = u64::from(segment.end);
