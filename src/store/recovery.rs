@@ -201,10 +201,15 @@ impl<D: Disk> Recovery<'_, D> {
         self.out.report.segments += 1;
         self.out.report.bytes += u64::from(wanted);
         self.out.report.lost += scan.lost();
+        let damaged = self.out.report.damaged;
         for hole in std::mem::take(&mut scan.holes) {
             self.damage(Place { segment: number, offset: hole.offset }, hole.bytes, Some(()));
         }
         self.sealed &= !newest || scan.sealed;
+        if newest && short && !scan.sealed && damaged == self.out.report.damaged {
+            // It ends between two records, but the newest was never cut.
+            self.damage(Place { segment: number, offset: scan.end }, 0, None);
+        }
         let broken = end.map_or(!scan.sealed, |(_, broken)| broken);
         let mut segment = Segment {
             salt,

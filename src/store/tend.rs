@@ -54,6 +54,7 @@ impl<D: Disk> Log<D> {
             Err(error) => {
                 // Nothing of a copy that was not committed may stay in the batch.
                 self.batch.clear();
+                self.haunted.get_or_insert(emptying.segment);
                 return Err(error);
             }
         };
@@ -78,6 +79,7 @@ impl<D: Disk> Log<D> {
     fn is_free(&self, number: u32) -> bool {
         let newest = self.segments.last_key_value().is_some_and(|(newest, _)| *newest == number);
         let held_back = !self.shadowed.is_empty() && !self.shadowed.contains_key(&number);
+        let held_back = held_back || self.haunted == Some(number);
         !newest && !held_back && !self.is_guard(number) && self.needing(number).next().is_none()
     }
 
