@@ -36,6 +36,9 @@ pub struct Log<D: Disk> {
     /// Segments with records that live elsewhere, and those records. Until they are gone nothing else is removed: it might be what settles
     /// those.
     pub(super) shadowed: BTreeMap<u32, SeqSet>,
+    /// A segment out of which copies were written and could not be synced. Until a new head makes them void, a crash may
+    /// bring them back, and it must not be gone with the settles that nobody wrote for it.
+    pub(super) haunted: Option<u32>,
     /// An append was refused since the last that was not.
     pub(super) refused: bool,
     /// Files that no segment is in: without readable header, or of no use.
@@ -116,6 +119,7 @@ impl<D: Disk> Log<D> {
             reader: Reader::new(),
             emptying: None,
             shadowed: found.shadowed,
+            haunted: None,
             refused: false,
             unreadable: found.unreadable,
             useless,
@@ -156,7 +160,7 @@ impl<D: Disk> Log<D> {
     /// The largest body that can be appended.
     #[must_use]
     pub fn max_record(&self) -> usize {
-        self.settings.segment_bytes as usize - RECORDS as usize - 2 * total(Kind::Copy, 0)
+        self.settings.segment_bytes as usize - RECORDS as usize - total(Kind::Copy, 0) - total(Kind::Seal, 0)
     }
 
     /// The record is not needed any more. The next commit, of appended records or by itself, makes that durable; until
@@ -262,16 +266,16 @@ impl<D: Disk> Log<D> {
         (number, &self.segments[&number])
     }
 
-    /// What a body may have that joins the batch; room for the seal is kept.
-    pub(super) fn head_room(&self) -> usize {
-        let Some(head) = &self.head else { return 0 };
+    /// Whether the head has room for a body that joins the batch. Room for the seal is kept.
+    pub(super) fn fits(&self, body: usize) -> bool {
+        let Some(head) = &self.head else { return false };
         let segment = &self.segments[&head.number];
-        let left = (segment.bytes - segment.end) as usize - self.batch.len();
-        left.saturating_sub(2 * RECORD_HEADER)
+        let left = (segment.bytes - segment.end) as usize;
+        left >= self.batch.len() + total(Kind::Record, body) + total(Kind::Seal, 0)
     }
 
     fn make_room(&mut self, body: usize) -> Result<(), AppendError> {
-        let fits = self.head.is_some() && self.head_room() >= body;
+        let fits = self.fits(body);
         if !self.batch.is_empty() {
             let whole = self.batch.len() + total(Kind::Record, body);
             let small = whole <= self.settings.max_batch_bytes as usize;
@@ -290,7 +294,7 @@ impl<D: Disk> Log<D> {
         while !self.settles.is_empty() {
             let mut settles = self.settles.take();
             let body = settles.encode();
-            if self.batch.is_empty() && self.head_room() < body.len() {
+            if self.batch.is_empty() && !self.fits(body.len()) {
                 let segment = self.next_segment;
                 if let Err(error) = self.advance(Purpose::Relief) {
                     self.settles.put_back(settles);
@@ -301,7 +305,7 @@ impl<D: Disk> Log<D> {
                 }
             }
             let whole = self.batch.len() + total(Kind::Settle, body.len());
-            if self.head_room() < body.len() || whole > self.settings.max_batch_bytes as usize {
+            if !self.fits(body.len()) || whole > self.settings.max_batch_bytes as usize {
                 self.settles.put_back(settles);
                 break;
             }
@@ -357,7 +361,7 @@ impl<D: Disk> Log<D> {
         let number = self.next_segment;
         self.next_segment = number.checked_add(1).ok_or_else(|| io::Error::other("no segment number is left"))?;
         match self.begin(number, &spare_name(spare)) {
-            Ok(head) => self.head = Some(head),
+            Ok(head) => (self.head, self.haunted) = (Some(head), None),
             Err(error) => {
                 // A file that failed is not tried again, under none of the names that it may have.
                 let _ = self.disk.remove(&spare_name(spare));
@@ -425,7 +429,7 @@ impl<D: Disk> Log<D> {
             let _ = self.disk.remove(&name);
         }
         let disk = &mut self.disk;
-        self.unreadable.retain(|name| disk.set_aside(name).is_err());
+        self.unreadable.retain(|name| disk.set_aside(name).and_then(|()| disk.sync()).is_err());
         for (number, segment) in self.segments.iter_mut().filter(|(_, segment)| segment.to_cut) {
             let file = self.disk.open(&segment_name(*number));
             let end = u64::from(segment.end);
