@@ -71,6 +71,13 @@ pub(crate) struct Record {
     pub(crate) message: Bytes,
 }
 
+impl Record {
+    /// When the message is worth nothing any more, in milliseconds since 1970.
+    pub(crate) fn expires_at(&self, spool_max_age: Duration) -> u64 {
+        expires_at(self.stored_at, [self.ttl, self.max_age], spool_max_age)
+    }
+}
+
 /// A message that will not be sent, and why.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct DeadLetter {
@@ -349,9 +356,13 @@ impl<'a> Body<'a> {
 
     /// When the message is worth nothing any more, in milliseconds since 1970.
     pub(crate) fn expires_at(&self, spool_max_age: Duration) -> u64 {
-        let life = [self.ttl, self.max_age].into_iter().flatten().fold(spool_max_age, Duration::min);
-        self.stored_at.saturating_add(u64::try_from(life.as_millis()).unwrap_or(u64::MAX))
+        expires_at(self.stored_at, [self.ttl, self.max_age], spool_max_age)
     }
+}
+
+fn expires_at(stored_at: u64, lives: [Option<Duration>; 2], spool_max_age: Duration) -> u64 {
+    let life = lives.into_iter().flatten().fold(spool_max_age, Duration::min);
+    stored_at.saturating_add(u64::try_from(life.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Whether the address is the device's events node. An id that an address writes otherwise (`#`) is not compressed.

@@ -5,6 +5,7 @@
 //! is refused or dies without a reason; the bounds hold.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use super::*;
 use crate::testing::Random;
