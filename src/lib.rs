@@ -16,6 +16,7 @@ mod router;
 pub mod sas;
 mod service;
 pub mod shutdown;
+mod spool;
 pub mod state;
 mod table;
 pub mod telemetry;
