@@ -271,6 +271,7 @@ fn setups(
             rules: Arc::clone(rules),
             hub: hubs.mapped.clone(),
             hubs: Arc::clone(&hubs.connectors),
+            spool: None,
             directory: Arc::clone(&directory),
             health: Arc::clone(health),
             amqp: Vec::new(),

@@ -25,6 +25,7 @@ use serde::Deserialize;
 
 pub use address::{HubUrl, parse_listen};
 use connectors::ConnectorSection;
+pub(crate) use connectors::UPSTREAM;
 pub use connectors::{Connect, Connector, HostPort, Hosts, Mode, Reach, Sasl};
 pub use error::{ConfigError, Place};
 use error::{Source, beside, name_of};

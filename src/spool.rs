@@ -21,4 +21,4 @@ mod held;
 mod record;
 
 pub(crate) use handle::{Mailbox, Spool, Store, Stored};
-pub(crate) use record::{DeadLetter, DeadReason, Entry, Full, Limits, Record, Refusal};
+pub(crate) use record::{DeadLetter, DeadReason, Entry, Limits, Record, Refusal};

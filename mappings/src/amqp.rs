@@ -25,13 +25,17 @@ const MAX_DESCRIPTION_BYTES: usize = 256;
 /// Appends the encoded message (AMQP 1.0 3.2): header, message annotations, properties and application properties
 /// where there are any, and the body as one data section.
 pub fn encode(message: &Message, out: &mut BytesMut) {
-    out.reserve(message.body.len() + 256);
+    encode_header(message, out);
+    encode_sections(message, out);
+}
+
+/// Appends the header, where it says anything.
+pub fn encode_header(message: &Message, out: &mut BytesMut) {
     let priority = message.delivery.as_ref().map_or(Delivery::PRIORITY, |delivery| delivery.priority);
     let header = Header { durable: message.durable, ttl: message.ttl, priority, ..Header::default() };
     if header != Header::default() {
         put_header(out, &header);
     }
-    encode_sections(message, out);
 }
 
 /// As [`encode`], without the header: that says what may change on the way.
@@ -267,6 +271,7 @@ pub fn reply(outcome: &Outcome) -> Option<Bytes> {
                 Reason::NoSuchAddress => Condition::NotFound,
                 Reason::TooLarge => Condition::MessageSizeExceeded,
                 Reason::Quota { .. } => Condition::ResourceLimitExceeded,
+                Reason::NoRoom { .. } => Condition::ResourceLimitExceeded,
                 Reason::Content => Condition::InvalidField,
             };
             Some(rejected(Some(&AmqpError::new(&condition, Some(&rejection.description)))))

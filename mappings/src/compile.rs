@@ -504,7 +504,7 @@ fn delivery(source: &Source<'_>, rule: &RuleText) -> Result<Option<Delivery>, Fa
             .ok_or_else(|| source.error(priority.span(), "a priority is a number from 0 to 9"))?,
     };
     let when_offline = text.when_offline.as_ref().map(|text| when_offline(source, text)).transpose()?;
-    let rule = format!("{} `{}`", source.name, rule.name.get_ref());
+    let rule = format!("{} `{}`", source.name, rule.name.get_ref()).into();
     Ok(Some(Delivery { ack, priority, when_offline, rule }))
 }
 

@@ -1,6 +1,7 @@
 //! When a device is told that its message is delivered, and what becomes of the message while the hub is away:
 //! `[rule.delivery]` of a mapping file.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What a rule says of the delivery of its messages.
@@ -13,7 +14,7 @@ pub struct Delivery {
     /// Whether messages are kept on disk while the hub is away, and how many.
     pub when_offline: Option<WhenOffline>,
     /// The rule, for people: its file and its name.
-    pub rule: String,
+    pub rule: Arc<str>,
 }
 
 /// When a device is told "done".

@@ -41,7 +41,7 @@ fn a_rule_without_it_waits_for_the_hub() {
 #[test]
 fn what_is_written_goes_with_the_message() {
     let plain =
-        Delivery { ack: Ack::OnHubAccept, priority: 4, when_offline: None, rule: "m.toml `r`".to_owned() };
+        Delivery { ack: Ack::OnHubAccept, priority: 4, when_offline: None, rule: "m.toml `r`".into() };
     assert_eq!(delivery("[rule.delivery]"), plain);
     assert!(!plain.spools());
     let stored = delivery("delivery.ack = \"on-store\"");
