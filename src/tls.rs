@@ -27,7 +27,7 @@ pub(crate) use acceptor::{AcceptError, Acceptor};
 pub(crate) use live::{Follow, Live, follow};
 pub(crate) use stream::Stream;
 pub(crate) use websocket::{ConnectError as WebSocketError, WebSocket};
-pub(crate) use words::in_words;
+pub(crate) use words::{handshake_in_words, in_words};
 
 /// TLS that cannot be set up.
 #[derive(Debug, Error)]

@@ -72,11 +72,16 @@ pub(super) struct Written<'a> {
 }
 
 impl Written<'_> {
-    pub(super) fn transport(&self, wrong: impl Fn(&str, String) -> ConfigError) -> Result<Transport, ConfigError> {
+    pub(super) fn transport(
+        &self,
+        wrong: impl Fn(&str, String) -> ConfigError,
+    ) -> Result<Transport, ConfigError> {
         let path = self.websocket_path.map_or(fieldgate_websocket::PATH, String::as_str);
         if !is_path(path) {
             let what = format!("`{}` is no path of a URL", path.escape_debug());
-            return Err(wrong("websocket_path", what).with_help(format!("as in \"{}\"", fieldgate_websocket::PATH)));
+            return Err(
+                wrong("websocket_path", what).with_help(format!("as in \"{}\"", fieldgate_websocket::PATH))
+            );
         }
         match (self.transport, self.websocket_path) {
             (Some(Carrier::WebSocket), _) => Ok(Transport::WebSocket { path: path.into() }),
@@ -99,9 +104,8 @@ impl Written<'_> {
                     .with_help("`proxy = \"http://user@host:port\"`")),
             };
         };
-        let password = |file: &PathBuf| {
-            read_secret_file(&beside(base, file), |what| wrong("proxy_password_file", what))
-        };
+        let password =
+            |file: &PathBuf| read_secret_file(&beside(base, file), |what| wrong("proxy_password_file", what));
         if text.expose() == ENVIRONMENT {
             if self.proxy_password_file.is_some() {
                 return Err(wrong("proxy_password_file", "the environment names proxy and password".into())
@@ -111,7 +115,8 @@ impl Written<'_> {
                 .map_err(|what| wrong("proxy", format!("in the environment, {what}")));
         }
         let (mut proxy, user) = Proxy::parse(text.expose()).map_err(|what| {
-            wrong("proxy", what).with_help("or \"environment\", for HTTPS_PROXY and NO_PROXY; without the key, none")
+            wrong("proxy", what)
+                .with_help("or \"environment\", for HTTPS_PROXY and NO_PROXY; without the key, none")
         })?;
         match (user, self.proxy_password_file) {
             (None, None) => {}
@@ -122,8 +127,12 @@ impl Written<'_> {
             }
             (None, Some(_)) => {
                 let (what, help) = match &proxy.credentials {
-                    Some(_) => ("the password is given twice", "keep it in the file, and the user in the URL"),
-                    None => ("the password is nobody's", "`proxy = \"http://user@host:port\"` names the user"),
+                    Some(_) => {
+                        ("the password is given twice", "keep it in the file, and the user in the URL")
+                    }
+                    None => {
+                        ("the password is nobody's", "`proxy = \"http://user@host:port\"` names the user")
+                    }
                 };
                 return Err(wrong("proxy_password_file", what.into()).with_help(help));
             }
@@ -134,5 +143,7 @@ impl Written<'_> {
 
 /// Whether a text can stand in a request line (RFC 9112 3.2.1).
 pub(super) fn is_path(text: &str) -> bool {
-    text.starts_with('/') && text.len() <= 1_000 && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')
+    text.starts_with('/')
+        && text.len() <= 1_000
+        && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')
 }

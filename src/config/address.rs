@@ -129,9 +129,8 @@ impl HubUrl {
             }
             Some(None) => return Err(format!("the user has no password: {FORM}")),
         };
-        let (host, port) =
-            split_host_port(authority, if is_websocket { 443 } else { 5671 })
-                .ok_or_else(|| format!("host or port are wrong: {FORM}"))?;
+        let (host, port) = split_host_port(authority, if is_websocket { 443 } else { 5671 })
+            .ok_or_else(|| format!("host or port are wrong: {FORM}"))?;
         Ok(Self { host: host.into(), port, credentials, websocket: is_websocket.then(|| path.into()) })
     }
 }

@@ -36,7 +36,9 @@ impl Named for Way {
     fn named(text: &str) -> Result<Self, String> {
         match text.eq_ignore_ascii_case(NONE) {
             true => Ok(Self::Bare),
-            false => by_name(text).map(Self::Sasl).map_err(|what| format!("{what}, and {NONE} for no SASL at all")),
+            false => {
+                by_name(text).map(Self::Sasl).map_err(|what| format!("{what}, and {NONE} for no SASL at all"))
+            }
         }
     }
 }

@@ -37,7 +37,10 @@ impl Proxy {
     pub(super) fn parse(text: &str) -> Result<(Self, Option<String>), String> {
         let (scheme, rest) = text.split_once("://").unwrap_or(("http", text));
         if !scheme.eq_ignore_ascii_case("http") {
-            return Err(format!("a proxy is spoken to by `http:` here, not by `{}:` : {FORM}", scheme.escape_debug()));
+            return Err(format!(
+                "a proxy is spoken to by `http:` here, not by `{}:` : {FORM}",
+                scheme.escape_debug()
+            ));
         }
         let rest = rest.strip_suffix('/').unwrap_or(rest);
         if rest.contains(['/', '?', '#']) {
@@ -74,7 +77,9 @@ impl Proxy {
     ///
     /// # Errors
     /// As [`parse`](Self::parse), with the variable's name.
-    pub(super) fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, String> {
+    pub(super) fn from_environment(
+        variable: impl Fn(&str) -> Option<String>,
+    ) -> Result<Option<Self>, String> {
         let either = |names: [&'static str; 2]| {
             names.into_iter().find_map(|name| Some((name, variable(name).filter(|text| !text.is_empty())?)))
         };
@@ -150,14 +155,24 @@ mod tests {
         assert_eq!(proxy(None, "*"), Ok(None));
         assert_eq!(proxy(Some(""), ""), Ok(None));
         assert!(proxy(Some("ftp://x"), "").unwrap_err().starts_with("HTTPS_PROXY: "));
-        let proxy = proxy(Some("http://p:1"), "localhost, .Example.net,*.example.org,10.0.0.7,[::1]:5671 hub:443").unwrap().unwrap();
+        let proxy =
+            proxy(Some("http://p:1"), "localhost, .Example.net,*.example.org,10.0.0.7,[::1]:5671 hub:443")
+                .unwrap()
+                .unwrap();
         let through = |host: &str, port| proxy.is_for(&HostPort { host: host.into(), port });
-        for (host, port) in
-            [("LOCALHOST", 1), ("hub.example.net", 1), ("example.net", 1), ("a.example.org", 1), ("10.0.0.7", 1), ("::1", 5671), ("hub", 443)]
-        {
+        for (host, port) in [
+            ("LOCALHOST", 1),
+            ("hub.example.net", 1),
+            ("example.net", 1),
+            ("a.example.org", 1),
+            ("10.0.0.7", 1),
+            ("::1", 5671),
+            ("hub", 443),
+        ] {
             assert!(!through(host, port), "{host}:{port}");
         }
-        for (host, port) in [("hubexample.net", 1), ("10.0.0.70", 1), ("::1", 5672), ("hub", 5671), ("x", 1)] {
+        for (host, port) in [("hubexample.net", 1), ("10.0.0.70", 1), ("::1", 5672), ("hub", 5671), ("x", 1)]
+        {
             assert!(through(host, port), "{host}:{port}");
         }
         assert!(!Proxy { except: vec!["*".into()], ..proxy }.is_for(&HostPort { host: "x".into(), port: 1 }));

@@ -85,8 +85,7 @@ impl Written<'_> {
                 .with_help("`sasl_password_file` names a file that holds it (chmod 600)")),
             (None, Some(_)) => {
                 let key = if self.password_file.is_some() { "sasl_password_file" } else { "sasl_password" };
-                Err(wrong(key, "the password is nobody's".into())
-                    .with_help("`sasl_username` names the user"))
+                Err(wrong(key, "the password is nobody's".into()).with_help("`sasl_username` names the user"))
             }
         }
     }

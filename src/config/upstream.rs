@@ -45,8 +45,7 @@ fn tls(
     let wrong = |key: &str, what: &str| source.wrong(&[SECTION, key], what);
     let UpstreamSection { ca_file, cert_file, private_key_file, ssl_profile, .. } = section;
     if let Some(name) = ssl_profile {
-        let files =
-            [("ca_file", ca_file), ("cert_file", cert_file), ("private_key_file", private_key_file)];
+        let files = [("ca_file", ca_file), ("cert_file", cert_file), ("private_key_file", private_key_file)];
         if let Some((key, _)) = files.into_iter().find(|(_, file)| file.is_some()) {
             return Err(wrong(key, "the ssl_profile names the files already")
                 .with_help(format!("keep one of `ssl_profile` and `{key}`")));
@@ -86,7 +85,8 @@ fn transport(
         (_, _, Some(_)) => ("websocket_path", "wss://host/path in `url` names it"),
         _ => return Ok(Transport::Tcp),
     };
-    Err(wrong(key, "this says something else than `url`".into()).with_help(format!("{help}; leave `{key}` out")))
+    Err(wrong(key, "this says something else than `url`".into())
+        .with_help(format!("{help}; leave `{key}` out")))
 }
 
 /// A connection string brings a key, so nothing else is needed or possible; a URL may bring a user.
@@ -108,7 +108,9 @@ fn sasl(
         Target::Embedded | Target::ConnectionString(_) => None,
     };
     if by_url.is_some() && written.user.is_some() {
-        return Err(wrong("sasl_username", "`url` names a user already".into()).with_help("keep one of the two"));
+        return Err(
+            wrong("sasl_username", "`url` names a user already".into()).with_help("keep one of the two")
+        );
     }
     let from_url = by_url.map(|(_, password)| password.clone());
     let with_url = sasl::Written {

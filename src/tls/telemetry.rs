@@ -11,7 +11,10 @@ struct Metrics {
 }
 
 static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
-    reloaded: counter("certificates_reloaded", "Certificates, keys and CAs that were read again and are in force"),
+    reloaded: counter(
+        "certificates_reloaded",
+        "Certificates, keys and CAs that were read again and are in force",
+    ),
     refused: counter(
         "certificates_reload_errors",
         "Certificates, keys and CAs that changed and cannot be used; the old ones stay in force",

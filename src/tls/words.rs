@@ -1,10 +1,25 @@
 //! Why TLS with a hub failed, in words that say what to do about it.
+//!
+//! In TLS 1.3 a client has finished its handshake before the server has looked at its certificate: what the server says
+//! to that comes later, as the loss of a connection.
 
 use std::io;
 
 use rustls::{AlertDescription, CertificateError, Error};
 
-/// What went wrong with a server.
+/// Why the handshake with a server failed.
+pub(crate) fn handshake_in_words(error: &io::Error) -> String {
+    if error.get_ref().is_none_or(|inner| !inner.is::<Error>())
+        && error.kind() == io::ErrorKind::UnexpectedEof
+    {
+        return "it closed the connection in the middle of the handshake; is the port right, and does it ask for a \
+                client certificate (`cert_file`)?"
+            .into();
+    }
+    in_words(error)
+}
+
+/// Why a connection to a server was lost.
 pub(crate) fn in_words(error: &io::Error) -> String {
     match error.get_ref().and_then(|inner| inner.downcast_ref()) {
         Some(Error::InvalidCertificate(wrong)) => of_its_certificate(wrong),
@@ -14,18 +29,14 @@ pub(crate) fn in_words(error: &io::Error) -> String {
             format!("it speaks no version of TLS that is spoken here, 1.2 or 1.3 ({why:?})")
         }
         Some(error) => error.to_string(),
-        None if error.kind() == io::ErrorKind::UnexpectedEof => {
-            "it closed the connection in the middle of the handshake; is the port right, and does it ask for a client \
-             certificate (`cert_file`)?"
-                .into()
-        }
         None => error.to_string(),
     }
 }
 
 fn of_its_certificate(wrong: &CertificateError) -> String {
     match wrong {
-        CertificateError::UnknownIssuer => "its certificate is signed by nobody who is trusted here; if it is the right \
+        // A CA of the same name with another key looks like a signature that is wrong.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => "its certificate is signed by nobody who is trusted here; if it is the right \
              server, name the certificate of the CA that signs it with `ca_file` in [upstream], or `ca_cert_file` in \
              the [[ssl_profile]]"
             .into(),

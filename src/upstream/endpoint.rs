@@ -45,7 +45,7 @@ pub(crate) enum ConnectError {
         error: ProxyError,
     },
     /// TLS failed: certificate, name or protocol.
-    #[error("TLS with {address} failed: {}", tls::in_words(.error))]
+    #[error("TLS with {address} failed: {}", tls::handshake_in_words(.error))]
     Tls {
         /// Host and port.
         address: String,
@@ -88,7 +88,9 @@ fn through(proxy: Option<&str>) -> String {
 /// What would be right, where the answer itself does not say it.
 fn hint(error: &WebSocketError) -> &'static str {
     match error {
-        WebSocketError::Refused(_) => "; is the path right (`websocket_path`), and does it take AMQP over WebSocket?",
+        WebSocketError::Refused(_) => {
+            "; is the path right (`websocket_path`), and does it take AMQP over WebSocket?"
+        }
         WebSocketError::Stream(_) => "",
     }
 }

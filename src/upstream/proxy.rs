@@ -25,13 +25,17 @@ pub(crate) enum ProxyError {
     #[error("it closed the connection: {0}")]
     Lost(#[from] io::Error),
     /// It wants to know who asks.
-    #[error("it wants a user and a password (407); `proxy = \"http://user@host:port\"` and `proxy_password_file`")]
+    #[error(
+        "it wants a user and a password (407); `proxy = \"http://user@host:port\"` and `proxy_password_file`"
+    )]
     Anonymous,
     /// It knows better.
     #[error("it refuses the user or the password (407); see `proxy`")]
     Credentials,
     /// It may not.
-    #[error("it does not allow tunnels to this host and port ({status}{reason}); its administrator can, or another port")]
+    #[error(
+        "it does not allow tunnels to this host and port ({status}{reason}); its administrator can, or another port"
+    )]
     Forbidden {
         /// The status code.
         status: u16,
@@ -39,7 +43,9 @@ pub(crate) enum ProxyError {
         reason: String,
     },
     /// It cannot.
-    #[error("it cannot reach the hub itself ({status}{reason}); is the hub's address right, and does the proxy know the name?")]
+    #[error(
+        "it cannot reach the hub itself ({status}{reason}); is the hub's address right, and does the proxy know the name?"
+    )]
     Unreachable {
         /// The status code.
         status: u16,
@@ -165,7 +171,10 @@ mod tests {
     #[tokio::test]
     async fn the_hub_is_asked_for_by_name_and_the_user_named_once() {
         let (asked, done) = ask("http://p:1", b"HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\n").await;
-        assert_eq!((asked.as_str(), done), ("CONNECT [::1]:5671 HTTP/1.1\r\nHost: [::1]:5671\r\n\r\n", Ok(())));
+        assert_eq!(
+            (asked.as_str(), done),
+            ("CONNECT [::1]:5671 HTTP/1.1\r\nHost: [::1]:5671\r\n\r\n", Ok(()))
+        );
         let (asked, done) = ask("http://Aladdin:open%20sesame@p:1", b"HTTP/1.0 200 OK\r\n\r\n").await;
         // RFC 7617 2.
         assert!(asked.contains("\r\nProxy-Authorization: Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==\r\n"), "{asked}");
@@ -177,9 +186,21 @@ mod tests {
         let long = format!("HTTP/1.1 200 OK\r\nX: {}\r\n\r\n", "x".repeat(MAX_HEAD_BYTES));
         let named = "http://user:hidden@p:1";
         for (url, answer, word) in [
-            ("http://p:1", "HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "wants a user and a password"),
-            (named, "HTTP/1.1 407 No\r\nProxy-Authenticate: Basic\r\n\r\n", "refuses the user or the password"),
-            (named, "HTTP/1.1 403 Forbidden\r\n\r\n", "does not allow tunnels to this host and port (403 Forbidden)"),
+            (
+                "http://p:1",
+                "HTTP/1.1 407 Proxy Authentication Required\r\n\r\n",
+                "wants a user and a password",
+            ),
+            (
+                named,
+                "HTTP/1.1 407 No\r\nProxy-Authenticate: Basic\r\n\r\n",
+                "refuses the user or the password",
+            ),
+            (
+                named,
+                "HTTP/1.1 403 Forbidden\r\n\r\n",
+                "does not allow tunnels to this host and port (403 Forbidden)",
+            ),
             (named, "HTTP/1.1 502 Bad Gateway\r\n\r\n", "cannot reach the hub itself (502 Bad Gateway)"),
             (named, "HTTP/1.1 503\r\n\r\n", "(503)"),
             (named, "HTTP/1.1 301 Moved\x1b[31m\r\nLocation: x\r\n\r\n", "it answers 301 Moved[31m"),

@@ -127,7 +127,8 @@ impl Hub {
         };
         let at = HostPort { host: std::mem::take(&mut at.0), port: at.1.unwrap_or(port) };
         let mut profile = (*access.tls).clone();
-        if let (Target::Embedded, None, Some(embedded)) = (&upstream.target, &profile.ca_cert_file, embedded) {
+        if let (Target::Embedded, None, Some(embedded)) = (&upstream.target, &profile.ca_cert_file, embedded)
+        {
             profile.ca_cert_file = Some(embedded.ca_file.clone());
         }
         let tls = follow(PLACE.into(), Arc::new(profile))?;
