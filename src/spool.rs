@@ -18,6 +18,8 @@
 mod ask;
 mod handle;
 mod held;
+mod marking;
+mod queues;
 mod record;
 
 pub(crate) use handle::{Mailbox, Spool, Store, Stored};
