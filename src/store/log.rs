@@ -355,7 +355,8 @@ impl<D: Disk> Log<D> {
         let spare = self.spares.take().expect("there is at least one");
         self.seal();
         let number = self.next_segment;
-        self.next_segment = number.checked_add(1).ok_or_else(|| io::Error::other("no segment number is left"))?;
+        self.next_segment =
+            number.checked_add(1).ok_or_else(|| io::Error::other("no segment number is left"))?;
         match self.begin(number, &spare_name(spare)) {
             Ok(head) => self.head = Some(head),
             Err(error) => {
@@ -412,7 +413,8 @@ impl<D: Disk> Log<D> {
         let mut batch = Batch::default();
         let delta = (self.next_seq - segment.base_seq) as u32;
         batch.push(Kind::Seal, segment.salt, segment.end, delta, &[]);
-        let sealed = head.file.write_at(batch.to_write(0), u64::from(segment.end)).and_then(|()| head.file.sync());
+        let sealed =
+            head.file.write_at(batch.to_write(0), u64::from(segment.end)).and_then(|()| head.file.sync());
         match sealed {
             Ok(()) => segment.end += batch.len() as u32,
             Err(_) => (segment.broken, segment.to_cut) = (true, true),
