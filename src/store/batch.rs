@@ -54,7 +54,7 @@ impl Batch {
     }
 }
 
-/// What a body of this length takes on the disk, as a record or copy.
+/// What a body of this length takes on the disk.
 pub(super) fn total(kind: Kind, body: usize) -> usize {
     RECORD_HEADER + body + if kind == Kind::Copy { COPY_PREFIX } else { 0 }
 }

@@ -156,7 +156,7 @@ impl<D: Disk> Log<D> {
     /// The largest body that can be appended.
     #[must_use]
     pub fn max_record(&self) -> usize {
-        self.settings.segment_bytes as usize - RECORDS as usize - 2 * total(Kind::Copy, 0)
+        self.settings.segment_bytes as usize - RECORDS as usize - total(Kind::Copy, 0) - total(Kind::Seal, 0)
     }
 
     /// The record is not needed any more. The next commit, of appended records or by itself, makes that durable; until
@@ -262,16 +262,16 @@ impl<D: Disk> Log<D> {
         (number, &self.segments[&number])
     }
 
-    /// What a body may have that joins the batch; room for the seal is kept.
-    pub(super) fn head_room(&self) -> usize {
-        let Some(head) = &self.head else { return 0 };
+    /// Whether the head has room for a body that joins the batch. Room for the seal is kept.
+    pub(super) fn fits(&self, body: usize) -> bool {
+        let Some(head) = &self.head else { return false };
         let segment = &self.segments[&head.number];
-        let left = (segment.bytes - segment.end) as usize - self.batch.len();
-        left.saturating_sub(2 * RECORD_HEADER)
+        let left = (segment.bytes - segment.end) as usize;
+        left >= self.batch.len() + total(Kind::Record, body) + total(Kind::Seal, 0)
     }
 
     fn make_room(&mut self, body: usize) -> Result<(), AppendError> {
-        let fits = self.head.is_some() && self.head_room() >= body;
+        let fits = self.fits(body);
         if !self.batch.is_empty() {
             let whole = self.batch.len() + total(Kind::Record, body);
             let small = whole <= self.settings.max_batch_bytes as usize;
@@ -290,7 +290,7 @@ impl<D: Disk> Log<D> {
         while !self.settles.is_empty() {
             let mut settles = self.settles.take();
             let body = settles.encode();
-            if self.batch.is_empty() && self.head_room() < body.len() {
+            if self.batch.is_empty() && !self.fits(body.len()) {
                 let segment = self.next_segment;
                 if let Err(error) = self.advance(Purpose::Relief) {
                     self.settles.put_back(settles);
@@ -301,7 +301,7 @@ impl<D: Disk> Log<D> {
                 }
             }
             let whole = self.batch.len() + total(Kind::Settle, body.len());
-            if self.head_room() < body.len() || whole > self.settings.max_batch_bytes as usize {
+            if !self.fits(body.len()) || whole > self.settings.max_batch_bytes as usize {
                 self.settles.put_back(settles);
                 break;
             }
@@ -427,7 +427,7 @@ impl<D: Disk> Log<D> {
             let _ = self.disk.remove(&name);
         }
         let disk = &mut self.disk;
-        self.unreadable.retain(|name| disk.set_aside(name).is_err());
+        self.unreadable.retain(|name| disk.set_aside(name).and_then(|()| disk.sync()).is_err());
         for (number, segment) in self.segments.iter_mut().filter(|(_, segment)| segment.to_cut) {
             let file = self.disk.open(&segment_name(*number));
             let end = u64::from(segment.end);

@@ -16,8 +16,8 @@ use super::{Place, settles};
 
 /// Damaged spots that are described one by one and copied; further ones are only counted.
 const DESCRIBED: usize = 64;
-/// How far sequence numbers jump after damage: the last ones that were used may be among what is lost, and a number
-/// that was seen outside must not name another record.
+/// How far sequence numbers jump where the log was not sealed, or is damaged: the last ones that were used may be among
+/// what is lost, and a number that was seen outside must not name another record.
 const JUMP: u64 = 1 << 32;
 /// What is given up at once where the disk cannot read.
 const UNREADABLE_BYTES: usize = 4096;
@@ -86,6 +86,8 @@ struct Recovery<'a, D: Disk> {
     /// Where segments end and whether broken off, as their successors say.
     ends: BTreeMap<u32, (u32, bool)>,
     bytes: Vec<u8>,
+    /// The newest segment is sealed, or there is none.
+    sealed: bool,
 }
 
 /// Reads everything, and shows `seen` what lives.
@@ -105,14 +107,14 @@ pub(super) fn recover<D: Disk>(
         report: Report::default(),
     };
     let mut recovery =
-        Recovery { disk, out, settled: SeqSet::default(), ends: BTreeMap::new(), bytes: Vec::new() };
+        Recovery { disk, out, settled: SeqSet::default(), ends: BTreeMap::new(), bytes: Vec::new(), sealed: true };
     let headers = recovery.headers(files)?;
     for (number, (header, salt, bytes)) in headers.into_iter().rev() {
         recovery.segment(number, &header, salt, bytes, seen)?;
     }
     let mut out = recovery.out;
     out.report.records = out.live.len();
-    if out.report.damaged > 0 || out.report.torn {
+    if out.report.damaged > 0 || !recovery.sealed {
         out.next_seq += JUMP;
     }
     Ok(out)
@@ -187,6 +189,11 @@ impl<D: Disk> Recovery<'_, D> {
         let until = if short { file_bytes as u32 } else { header.bytes };
         let wanted = end.map_or(until, |(end, _)| end).max(RECORDS);
         let file = self.disk.open(&segment_name(number))?;
+        if newest {
+            // A process that was killed may leave in the cache what is not on the disk, and a power cut must not change
+            // later what was found now. What a failure here loses was never acknowledged.
+            let _ = file.sync().and_then(|()| self.disk.sync());
+        }
         read_what_can_be(&file, &mut self.bytes, wanted as usize)?;
         // What a lost tail held is damage as well.
         self.bytes.resize(wanted as usize, 0);
@@ -201,6 +208,7 @@ impl<D: Disk> Recovery<'_, D> {
         for hole in std::mem::take(&mut scan.holes) {
             self.damage(Place { segment: number, offset: hole.offset }, hole.bytes, Some(()));
         }
+        self.sealed &= !newest || scan.sealed;
         let broken = end.map_or(!scan.sealed, |(_, broken)| broken);
         let mut segment = Segment {
             salt,

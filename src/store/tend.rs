@@ -40,7 +40,7 @@ impl<D: Disk> Log<D> {
         self.spares.disk_full = false;
         self.remove_dead()?;
         // What is missing shows when something is appended.
-        let half_full = self.head.is_some() && self.head_room() < self.settings.segment_bytes as usize / 2;
+        let half_full = self.head.is_some() && !self.fits(self.settings.segment_bytes as usize / 2);
         if self.spares.len() == 0 || half_full && self.spares.wants_more() {
             let _ = self.add_spare();
         }
@@ -101,7 +101,9 @@ impl<D: Disk> Log<D> {
     /// must not be gone while the records in this one are not.
     fn remove(&mut self, number: u32) -> io::Result<()> {
         let name = segment_name(number);
-        let usual = self.segments[&number].bytes == self.settings.segment_bytes;
+        let segment = &self.segments[&number];
+        // What is to be cut may be so already, if that failed half-way.
+        let usual = segment.bytes == self.settings.segment_bytes && !segment.to_cut;
         let done = if usual && self.spares.wants_more() {
             self.spares.keep(&mut self.disk, &name)
         } else {
@@ -248,7 +250,7 @@ impl<D: Disk> Log<D> {
         // Once begun it must be ended, so that it is not begun without room.
         let begun = self.shadowed.contains_key(&number);
         let live_bytes = self.segments[&number].live_bytes() as usize;
-        if !begun && self.spares.len() == 0 && self.head_room() < 2 * live_bytes {
+        if !begun && self.spares.len() == 0 && !self.fits(2 * live_bytes) {
             return Ok(copies);
         }
         while let Some(&(seq, offset)) = left.last() {
@@ -265,10 +267,8 @@ impl<D: Disk> Log<D> {
                 }
             }
             let bytes = COPY_PREFIX + body.len();
-            if self.head.is_none() || self.head_room() < bytes {
-                if !self.batch.is_empty() || self.advance(Purpose::Relief).is_err() {
-                    break;
-                }
+            if !self.fits(bytes) && (!self.batch.is_empty() || self.advance(Purpose::Relief).is_err()) {
+                break;
             }
             let (head, segment) = self.head_segment();
             let (salt, end, delta) = (segment.salt, segment.end, self.next_delta(segment));

@@ -204,7 +204,7 @@ impl Life {
         self.faults = false;
         let (held, bodies, report) = open(self.disk.clone(), settings(self.segments));
         self.held = held;
-        assert_eq!((report.damaged, report.lost), (0, 0), "a crash is no damage");
+        assert_eq!((report.damaged, report.lost), (0, 0), "a crash is no damage: {report:?}");
         let Model { there, undone, perhaps, pending, .. } = &mut self.model;
         for (seq, bytes) in there.iter() {
             assert!(bodies.get(seq) == Some(bytes), "{seq} was committed, and is not there as it was");
