@@ -30,6 +30,13 @@ fn token(gateway: &Gateway) -> String {
     Signer::new(None, key).token("localhost/devices/dev", in_an_hour())
 }
 
+/// Waits until the hub was tried, and not reached.
+async fn until_away(gateway: &Gateway) {
+    while !gateway.until_health(503).await.contains(r#""upstream":"down""#) {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test]
 async fn through_a_proxy_to_the_hub_over_a_websocket() {
     within(async {
@@ -81,7 +88,7 @@ async fn a_proxy_that_says_no_is_asked_again() {
         let hub = Hub::start();
         proxy.answer(Some("HTTP/1.1 403 Forbidden\r\n\r\n"));
         let gateway = Gateway::away(&hub, Lines { upstream: &proxy.setting(), ..Lines::NONE }).await;
-        gateway.until_health(503).await;
+        until_away(&gateway).await;
         while proxy.seen().len() < 2 {
             tokio::task::yield_now().await;
         }
@@ -96,7 +103,7 @@ async fn a_proxy_that_says_no_is_asked_again() {
         while proxy.seen().len() < before + 2 {
             tokio::task::yield_now().await;
         }
-        gateway.until_health(503).await;
+        until_away(&gateway).await;
         gateway.stop().await;
     })
     .await;
@@ -256,7 +263,7 @@ async fn who_the_gateway_is_says_its_certificate() {
                 if lines.is_empty() { "" } else { &identity }
             );
             let outer = Gateway::routing(Lines { upstream: &upstream, ..Lines::NONE }).await;
-            outer.until_health(503).await;
+            until_away(&outer).await;
             outer.stop().await;
         }
         inner.stop().await;
