@@ -184,7 +184,7 @@ fn amqp_connector(connector: &Connector) -> String {
 fn path(transport: &Transport) -> Option<&str> {
     match transport {
         Transport::Tcp => None,
-        Transport::WebSocket { path } => Some(path),
+        Transport::WebSocket { path, .. } => Some(path),
     }
 }
 

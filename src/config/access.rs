@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use fieldgate_websocket::{OASIS_SUBPROTOCOL, SUBPROTOCOL};
 use serde::Deserialize;
 
 use super::error::{ConfigError, beside};
@@ -22,6 +23,8 @@ pub enum Transport {
     WebSocket {
         /// Where the hub takes it.
         path: Arc<str>,
+        /// What AMQP is called there.
+        subprotocol: &'static str,
     },
 }
 
@@ -34,13 +37,21 @@ pub struct Access {
     pub sasl: Option<Sasl>,
     /// What carries AMQP, where the target is no URL that says so.
     pub transport: Transport,
+    /// What AMQP is called in a WebSocket.
+    pub subprotocol: &'static str,
     /// Absent: directly.
     pub proxy: Option<Proxy>,
 }
 
 impl Default for Access {
     fn default() -> Self {
-        Self { tls: Arc::new(own_profile(None, None)), sasl: None, transport: Transport::Tcp, proxy: None }
+        Self {
+            tls: Arc::new(own_profile(None, None)),
+            sasl: None,
+            transport: Transport::Tcp,
+            subprotocol: SUBPROTOCOL,
+            proxy: None,
+        }
     }
 }
 
@@ -63,10 +74,32 @@ pub(super) enum Carrier {
     WebSocket,
 }
 
+/// `websocket_protocol`, as it is written: what AMQP is called in a WebSocket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub(super) enum Subprotocol {
+    /// By Azure and its clients.
+    #[default]
+    #[serde(rename = "AMQPWSB10")]
+    Azure,
+    /// By brokers.
+    #[serde(rename = "amqp")]
+    Oasis,
+}
+
+impl Subprotocol {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Azure => SUBPROTOCOL,
+            Self::Oasis => OASIS_SUBPROTOCOL,
+        }
+    }
+}
+
 /// The keys of a section that say it.
 pub(super) struct Written<'a> {
     pub(super) transport: Option<Carrier>,
     pub(super) websocket_path: Option<&'a String>,
+    pub(super) websocket_protocol: Option<Subprotocol>,
     pub(super) proxy: Option<&'a Secret>,
     pub(super) proxy_password_file: Option<&'a PathBuf>,
 }
@@ -83,12 +116,17 @@ impl Written<'_> {
                 wrong("websocket_path", what).with_help(format!("as in \"{}\"", fieldgate_websocket::PATH))
             );
         }
-        match (self.transport, self.websocket_path) {
-            (Some(Carrier::WebSocket), _) => Ok(Transport::WebSocket { path: path.into() }),
-            (_, None) => Ok(Transport::Tcp),
-            (_, Some(_)) => Err(wrong("websocket_path", "there is a path, and no WebSocket".into())
-                .with_help("`transport = \"websocket\"`, or leave the path out")),
-        }
+        let subprotocol = self.websocket_protocol.unwrap_or_default().name();
+        let key = match (self.transport, self.websocket_path, self.websocket_protocol) {
+            (Some(Carrier::WebSocket), _, _) => {
+                return Ok(Transport::WebSocket { path: path.into(), subprotocol });
+            }
+            (_, None, None) => return Ok(Transport::Tcp),
+            (_, Some(_), _) => "websocket_path",
+            (_, None, Some(_)) => "websocket_protocol",
+        };
+        Err(wrong(key, "this is for WebSocket, and there is none".into())
+            .with_help(format!("`transport = \"websocket\"`, or leave `{key}` out")))
     }
 
     /// The proxy, if there is one; its password may be in a file of its own.

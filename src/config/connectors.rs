@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
 
-use super::access::{self, Carrier, Transport};
+use super::access::{self, Carrier, Subprotocol, Transport};
 use super::address::split_host_port;
 use super::check::{FRAME_BYTES, SECOND_TO_HOUR, Within};
 use super::error::{ConfigError, Source};
@@ -162,6 +162,7 @@ pub(super) struct ConnectorSection {
     sasl_password_file: Option<PathBuf>,
     transport: Option<Carrier>,
     websocket_path: Option<String>,
+    websocket_protocol: Option<Subprotocol>,
     proxy: Option<Secret>,
     proxy_password_file: Option<PathBuf>,
     #[serde(default)]
@@ -202,6 +203,7 @@ impl ConnectorSection {
         access::Written {
             transport: self.transport,
             websocket_path: self.websocket_path.as_ref(),
+            websocket_protocol: self.websocket_protocol,
             proxy: self.proxy.as_ref(),
             proxy_password_file: self.proxy_password_file.as_ref(),
         }

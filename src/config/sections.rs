@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::access::Carrier;
+use super::access::{Carrier, Subprotocol};
 use super::address::{listen, some_listen};
 use super::connectors::{self, Connect, Mode};
 use super::listeners::Limits;
@@ -415,6 +415,7 @@ pub(super) struct UpstreamSection {
     pub(super) sasl_password_file: Option<PathBuf>,
     pub(super) transport: Option<Carrier>,
     pub(super) websocket_path: Option<String>,
+    pub(super) websocket_protocol: Option<Subprotocol>,
     pub(super) proxy: Option<Secret>,
     pub(super) proxy_password_file: Option<PathBuf>,
     #[serde(deserialize_with = "units::duration")]
@@ -462,6 +463,7 @@ impl Default for UpstreamSection {
             sasl_password_file: None,
             transport: None,
             websocket_path: None,
+            websocket_protocol: None,
             proxy: None,
             proxy_password_file: None,
             hold: Duration::from_secs(60),

@@ -41,6 +41,7 @@ fn what_the_sample_leaves_out_is_known() {
         "sasl_password_file",
         "sasl_password",
         "websocket_path",
+        "websocket_protocol",
         "proxy_password_file",
     ];
     let text: String = sample()
@@ -88,7 +89,7 @@ fn shows_every_key(part: &str, section: &str, header: &str) {
 #[test]
 fn the_arrays_of_the_sample_are_known_and_show_their_defaults() {
     // `#key = value`: what an array shows. Some exclude each other, or need a file.
-    let needy = ["websocket_path", "proxy_password_file"];
+    let needy = ["websocket_path", "websocket_protocol", "proxy_password_file"];
     let apart = [&needy[..], &["sasl_password_file", "pattern", "client_certificates"]].concat();
     let with = |apart: &[&str]| -> String {
         sample()

@@ -23,12 +23,14 @@ pub(super) fn access(
     let written = access::Written {
         transport: section.transport,
         websocket_path: section.websocket_path.as_ref(),
+        websocket_protocol: section.websocket_protocol,
         proxy: section.proxy.as_ref(),
         proxy_password_file: section.proxy_password_file.as_ref(),
     };
     let tls = tls(source, section, profiles, base)?;
     Ok(Access {
         transport: transport(&written, target, wrong)?,
+        subprotocol: section.websocket_protocol.unwrap_or_default().name(),
         proxy: written.proxy(wrong, base)?,
         sasl: sasl(section, target, tls.identity.is_some(), wrong, base)?,
         tls,
@@ -83,6 +85,9 @@ fn transport(
         (None, Some(Carrier::WebSocket), _) => ("transport", "wss://host in `url` is AMQP over WebSocket"),
         (Some(_), Some(Carrier::Tcp), _) => ("transport", "amqps://host in `url` is AMQP without WebSocket"),
         (_, _, Some(_)) => ("websocket_path", "wss://host/path in `url` names it"),
+        (None, _, None) if written.websocket_protocol.is_some() => {
+            ("websocket_protocol", "wss://host in `url` is AMQP over WebSocket")
+        }
         _ => return Ok(Transport::Tcp),
     };
     Err(wrong(key, "this says something else than `url`".into())

@@ -72,8 +72,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
     ///
     /// # Errors
     /// The stream's, or why the server would not.
-    pub(crate) async fn connect(mut stream: S, authority: &str, path: &str) -> Result<Self, ConnectError> {
-        let (request, head) = Request::new(authority, path, random());
+    pub(crate) async fn connect(
+        mut stream: S,
+        authority: &str,
+        path: &str,
+        subprotocol: &'static str,
+    ) -> Result<Self, ConnectError> {
+        let (request, head) = Request::new(authority, path, subprotocol, random());
         stream.write_all(head.as_bytes()).await?;
         stream.flush().await?;
         let (head, early) = read_head(&mut stream).await.map_err(|error| match error {

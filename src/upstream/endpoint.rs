@@ -153,9 +153,9 @@ impl Endpoint {
                 stream.map_err(|error| ConnectError::Tls { address: address(), error })?.into()
             }
         };
-        let Transport::WebSocket { path } = &self.transport else { return Ok(stream) };
+        let Transport::WebSocket { path, subprotocol } = &self.transport else { return Ok(stream) };
         let failed = |error| ConnectError::WebSocket { address: address(), path: Arc::clone(path), error };
-        Ok(WebSocket::connect(stream, &self.authority(), path).await.map_err(failed)?.into())
+        Ok(WebSocket::connect(stream, &self.authority(), path, subprotocol).await.map_err(failed)?.into())
     }
 
     /// Host and port as a URL has them: without the port that it would have anyway (RFC 9110 4.2).

@@ -115,7 +115,9 @@ impl Hub {
                 };
                 own_sasl = url.credentials.as_ref().map(plain);
                 transport = match &url.websocket {
-                    Some(path) => Transport::WebSocket { path: path.as_str().into() },
+                    Some(path) => {
+                        Transport::WebSocket { path: path.as_str().into(), subprotocol: access.subprotocol }
+                    }
                     None => Transport::Tcp,
                 };
                 (url.host.clone(), (url.host.clone(), Some(url.port)), None)

@@ -5,7 +5,6 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use httparse::{EMPTY_HEADER, Status};
 use thiserror::Error;
 
-use crate::SUBPROTOCOL;
 use crate::head::{MAX_FIELDS, accept, names, only};
 
 /// The server did not make it a WebSocket.
@@ -26,8 +25,8 @@ pub enum Refused {
     #[error("its answer is none to a WebSocket client ({0} is missing or wrong)")]
     Handshake(&'static str),
     /// It would speak something else.
-    #[error("it does not speak AMQP over WebSocket there (subprotocol {SUBPROTOCOL})")]
-    Subprotocol,
+    #[error("it does not speak AMQP over WebSocket there by the name of {0} (subprotocol)")]
+    Subprotocol(&'static str),
     /// It uses what was not offered.
     #[error("it uses a WebSocket extension that nobody offered")]
     Extension,
@@ -41,19 +40,20 @@ fn in_words(reason: &str) -> String {
 #[derive(Debug)]
 pub struct Request {
     key: String,
+    subprotocol: &'static str,
 }
 
 impl Request {
-    /// The request for `path` at `authority` (host, and port where it is not the scheme's own), and its head. `random`
-    /// is to be different for each.
+    /// The request for `path` at `authority` (host, and port where it is not the scheme's own), to speak AMQP by the
+    /// name of `subprotocol`; and its head. `random` is to be different for each.
     #[must_use]
-    pub fn new(authority: &str, path: &str, random: [u8; 16]) -> (Self, String) {
+    pub fn new(authority: &str, path: &str, subprotocol: &'static str, random: [u8; 16]) -> (Self, String) {
         let key = BASE64.encode(random);
         let head = format!(
             "GET {path} HTTP/1.1\r\nHost: {authority}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-             Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n"
+             Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: {subprotocol}\r\n\r\n"
         );
-        (Self { key }, head)
+        (Self { key, subprotocol }, head)
     }
 
     /// Judges the head of the answer, up to and with the empty line.
@@ -84,8 +84,8 @@ impl Request {
             return Err(Refused::Extension);
         }
         match only(fields, "Sec-WebSocket-Protocol") {
-            Some(word) if word.eq_ignore_ascii_case(SUBPROTOCOL) => Ok(()),
-            _ => Err(Refused::Subprotocol),
+            Some(word) if word.eq_ignore_ascii_case(self.subprotocol) => Ok(()),
+            _ => Err(Refused::Subprotocol(self.subprotocol)),
         }
     }
 }
@@ -98,20 +98,20 @@ fn printable(reason: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server;
+    use crate::{SUBPROTOCOL, server};
 
     #[test]
     fn our_server_answers_our_client() {
-        let (request, head) = Request::new("hub.example", crate::PATH, [7; 16]);
+        let (request, head) = Request::new("hub.example", crate::PATH, SUBPROTOCOL, [7; 16]);
         let answer = server::judge(head.as_bytes()).unwrap();
         assert_eq!(request.check(answer.as_bytes()), Ok(()));
-        let (other, _) = Request::new("hub.example", crate::PATH, [8; 16]);
+        let (other, _) = Request::new("hub.example", crate::PATH, SUBPROTOCOL, [8; 16]);
         assert_eq!(other.check(answer.as_bytes()), Err(Refused::Handshake("Sec-WebSocket-Accept")));
         for (from, to, refused) in [
             ("Upgrade: websocket", "Upgrade: h2c", Refused::Handshake("Upgrade")),
             ("Connection: Upgrade", "Connection: close", Refused::Handshake("Connection")),
-            ("AMQPWSB10", "mqtt", Refused::Subprotocol),
-            ("Sec-WebSocket-Protocol", "X", Refused::Subprotocol),
+            ("AMQPWSB10", "mqtt", Refused::Subprotocol(SUBPROTOCOL)),
+            ("Sec-WebSocket-Protocol", "X", Refused::Subprotocol(SUBPROTOCOL)),
             ("Upgrade", "Sec-WebSocket-Extensions: permessage-deflate\r\nUpgrade", Refused::Extension),
             ("HTTP/1.1", "SSH-2.0", Refused::Malformed),
         ] {
@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_no_is_told_in_words_that_can_be_shown() {
-        let (request, _) = Request::new("hub.example", "/x", [7; 16]);
+        let (request, _) = Request::new("hub.example", "/x", SUBPROTOCOL, [7; 16]);
         let told = |head: &str| request.check(head.as_bytes()).unwrap_err().to_string();
         assert_eq!(told("HTTP/1.1 404 Not Found\r\n\r\n"), "it answers 404 (Not Found)");
         assert_eq!(told("HTTP/1.1 503\r\nServer: x\r\n\r\n"), "it answers 503");

@@ -30,6 +30,9 @@ pub use head::{MAX_HEAD_BYTES, end_of_head};
 /// The subprotocol of AMQP over WebSocket, as Azure IoT Hub and its clients call it.
 pub const SUBPROTOCOL: &str = "AMQPWSB10";
 
+/// The same as brokers call it, by the OASIS binding of AMQP to WebSocket.
+pub const OASIS_SUBPROTOCOL: &str = "amqp";
+
 /// The path at which Azure IoT Hub takes AMQP over WebSocket.
 pub const PATH: &str = "/$iothub/websocket";
 

@@ -6,10 +6,10 @@ use httparse::{EMPTY_HEADER, Header, Status};
 use thiserror::Error;
 
 use crate::head::{MAX_FIELDS, accept, elements, names, only};
-use crate::{PATH, SERVICE_BUS_PATH, SUBPROTOCOL};
+use crate::{OASIS_SUBPROTOCOL, PATH, SERVICE_BUS_PATH, SUBPROTOCOL};
 
-/// The subprotocols that mean AMQP: Azure's word, and that of the OASIS binding.
-const SUBPROTOCOLS: [&str; 2] = [SUBPROTOCOL, "amqp"];
+/// The subprotocols that mean AMQP.
+const SUBPROTOCOLS: [&str; 2] = [SUBPROTOCOL, OASIS_SUBPROTOCOL];
 
 /// Why a request is not answered with a WebSocket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]

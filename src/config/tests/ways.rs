@@ -21,13 +21,16 @@ fn hosts(lines: &str) -> Hosts {
 
 #[test]
 fn what_carries_amqp() {
-    let web = |path: &str| Transport::WebSocket { path: path.into() };
+    let web = |path: &str| Transport::WebSocket { path: path.into(), subprotocol: "AMQPWSB10" };
     assert_eq!(access("").transport, Transport::Tcp);
     assert_eq!(
         access(&format!("{POLICY_LINE}transport = \"websocket\"")).transport,
         web("/$iothub/websocket")
     );
     assert_eq!(access("transport = \"websocket\"\nwebsocket_path = \"/a?b\"").transport, web("/a?b"));
+    let amqp = hosts("transport = \"websocket\"\nwebsocket_protocol = \"amqp\"\nwebsocket_path = \"/\"");
+    assert_eq!(amqp.transport, Transport::WebSocket { path: "/".into(), subprotocol: "amqp" });
+    assert_eq!(access("url = \"wss://h\"\nwebsocket_protocol = \"amqp\"").subprotocol, "amqp");
     for (lines, port) in [
         ("transport = \"websocket\"", 80),
         ("transport = \"websocket\"\nssl_profile = \"tls\"", 443),
@@ -112,6 +115,9 @@ fn what_does_not_go_together_is_said_without_secrets() {
     for (lines, place, right) in [
         ("transport = \"web\"", "2:13", "`tcp`, `websocket`"),
         ("websocket_path = \"/x\"", "2:18", "`transport = \"websocket\"`"),
+        ("websocket_protocol = \"amqp\"", "2:22", "leave `websocket_protocol` out"),
+        ("websocket_protocol = \"mqtt\"", "2:22", "`AMQPWSB10`, `amqp`"),
+        ("url = \"amqps://h\"\nwebsocket_protocol = \"amqp\"", "3:22", "wss://host in `url`"),
         ("transport = \"websocket\"\nwebsocket_path = \"x y\"", "3:18", "no path of a URL"),
         ("url = \"amqps://h\"\ntransport = \"websocket\"", "3:13", "wss://host in `url`"),
         ("url = \"wss://h\"\ntransport = \"tcp\"", "3:13", "amqps://host in `url`"),

@@ -1,24 +1,26 @@
 //! Both sides against each other, and against bytes.
 
+use fieldgate_websocket::{PATH, SUBPROTOCOL};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
 use super::*;
 
-const PATH: &str = fieldgate_websocket::PATH;
 const LONG: Duration = Duration::from_secs(10);
 
 /// Both ends of a WebSocket over a pipe that takes so many bytes at a time.
 async fn pair(bytes: usize) -> (WebSocket<DuplexStream>, WebSocket<DuplexStream>) {
     let (client, server) = duplex(bytes);
-    let (client, server) =
-        tokio::join!(WebSocket::connect(client, "hub.example", PATH), WebSocket::accept(server, LONG));
+    let (client, server) = tokio::join!(
+        WebSocket::connect(client, "hub.example", PATH, SUBPROTOCOL),
+        WebSocket::accept(server, LONG)
+    );
     (client.unwrap(), server.unwrap())
 }
 
 /// A server, and the raw stream of a client that has come in.
 async fn raw() -> (DuplexStream, WebSocket<DuplexStream>) {
     let (mut client, server) = duplex(64 * 1024);
-    let (_, request) = Request::new("hub.example", PATH, [7; 16]);
+    let (_, request) = Request::new("hub.example", PATH, SUBPROTOCOL, [7; 16]);
     client.write_all(request.as_bytes()).await.unwrap();
     let server = WebSocket::accept(server, LONG).await.unwrap();
     let mut answer = Vec::new();
@@ -106,7 +108,7 @@ async fn a_violation_is_told_and_ends_it() {
 #[tokio::test]
 async fn what_a_server_says_right_behind_its_answer_is_heard() {
     let (client, mut server) = duplex(1 << 16);
-    let connecting = WebSocket::connect(client, "hub.example", PATH);
+    let connecting = WebSocket::connect(client, "hub.example", PATH, SUBPROTOCOL);
     let answering = async {
         let mut head = Vec::new();
         while end_of_head(&head).is_none() {
