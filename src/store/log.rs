@@ -36,6 +36,9 @@ pub struct Log<D: Disk> {
     /// Segments with records that live elsewhere, and those records. Until they are gone nothing else is removed: it might be what settles
     /// those.
     pub(super) shadowed: BTreeMap<u32, SeqSet>,
+    /// A segment out of which copies were written and could not be synced. Until a new head makes them void, a crash may
+    /// bring them back, and it must not be gone with the settles that nobody wrote for it.
+    pub(super) haunted: Option<u32>,
     /// An append was refused since the last that was not.
     pub(super) refused: bool,
     /// Files that no segment is in: without readable header, or of no use.
@@ -116,6 +119,7 @@ impl<D: Disk> Log<D> {
             reader: Reader::new(),
             emptying: None,
             shadowed: found.shadowed,
+            haunted: None,
             refused: false,
             unreadable: found.unreadable,
             useless,
@@ -355,10 +359,9 @@ impl<D: Disk> Log<D> {
         let spare = self.spares.take().expect("there is at least one");
         self.seal();
         let number = self.next_segment;
-        self.next_segment =
-            number.checked_add(1).ok_or_else(|| io::Error::other("no segment number is left"))?;
+        self.next_segment = number.checked_add(1).ok_or_else(|| io::Error::other("no segment number is left"))?;
         match self.begin(number, &spare_name(spare)) {
-            Ok(head) => self.head = Some(head),
+            Ok(head) => (self.head, self.haunted) = (Some(head), None),
             Err(error) => {
                 // A file that failed is not tried again, under none of the names that it may have.
                 let _ = self.disk.remove(&spare_name(spare));
@@ -413,8 +416,7 @@ impl<D: Disk> Log<D> {
         let mut batch = Batch::default();
         let delta = (self.next_seq - segment.base_seq) as u32;
         batch.push(Kind::Seal, segment.salt, segment.end, delta, &[]);
-        let sealed =
-            head.file.write_at(batch.to_write(0), u64::from(segment.end)).and_then(|()| head.file.sync());
+        let sealed = head.file.write_at(batch.to_write(0), u64::from(segment.end)).and_then(|()| head.file.sync());
         match sealed {
             Ok(()) => segment.end += batch.len() as u32,
             Err(_) => (segment.broken, segment.to_cut) = (true, true),

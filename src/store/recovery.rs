@@ -6,8 +6,8 @@ use std::io;
 use super::disk::{Disk, DiskFile, Entry};
 use super::error::OpenError;
 use super::format::{
-    COPY_PREFIX, HEADER_BYTES, Kind, RECORDS, Recognised, SECOND_HEADER, Salt, SegmentHeader, VERSION,
-    number_in, quarantine_name, segment_name, u64_at,
+    COPY_PREFIX, HEADER_BYTES, Kind, RECORDS, Recognised, SECOND_HEADER, Salt, SegmentHeader, VERSION, number_in,
+    quarantine_name, segment_name, u64_at,
 };
 use super::live::SeqSet;
 use super::scan::{Item, Scan, scan};
@@ -145,11 +145,7 @@ impl<D: Disk> Recovery<'_, D> {
             headers.insert(number, (header, salt, file.bytes));
         }
         for (number, file) in lost {
-            self.damage(
-                Place { segment: number, offset: 0 },
-                file.bytes.min(u64::from(u32::MAX)) as u32,
-                None,
-            );
+            self.damage(Place { segment: number, offset: 0 }, file.bytes.min(u64::from(u32::MAX)) as u32, None);
             self.out.unreadable.push(file.name.clone());
         }
         Ok(headers)
@@ -205,10 +201,15 @@ impl<D: Disk> Recovery<'_, D> {
         self.out.report.segments += 1;
         self.out.report.bytes += u64::from(wanted);
         self.out.report.lost += scan.lost();
+        let damaged = self.out.report.damaged;
         for hole in std::mem::take(&mut scan.holes) {
             self.damage(Place { segment: number, offset: hole.offset }, hole.bytes, Some(()));
         }
         self.sealed &= !newest || scan.sealed;
+        if newest && short && !scan.sealed && damaged == self.out.report.damaged {
+            // It ends between two records, but the newest was never cut.
+            self.damage(Place { segment: number, offset: scan.end }, 0, None);
+        }
         let broken = end.map_or(!scan.sealed, |(_, broken)| broken);
         let mut segment = Segment {
             salt,
@@ -246,7 +247,13 @@ impl<D: Disk> Recovery<'_, D> {
         }
     }
 
-    fn records(&mut self, number: u32, scan: &Scan, segment: &mut Segment, seen: &mut dyn FnMut(Found<'_>)) {
+    fn records(
+        &mut self,
+        number: u32,
+        scan: &Scan,
+        segment: &mut Segment,
+        seen: &mut dyn FnMut(Found<'_>),
+    ) {
         for item in &scan.items {
             let Some((seq, body)) = record(item, segment.base_seq, &self.bytes) else { continue };
             segment.records += 1;

@@ -87,14 +87,9 @@ impl Scan {
         }
         let items = self.items.iter().map(|item| (item.offset, item.header));
         let holes = self.holes.iter().filter_map(|hole| Some((hole.offset, hole.header?)));
-        let last_commit = items
-            .chain(holes)
-            .filter(|(_, header)| header.first)
-            .map(|(offset, _)| offset)
-            .max()
-            .unwrap_or(RECORDS);
-        let Some(torn) =
-            self.holes.iter().map(|hole| hole.offset).filter(|offset| *offset >= last_commit).min()
+        let last_commit =
+            items.chain(holes).filter(|(_, header)| header.first).map(|(offset, _)| offset).max().unwrap_or(RECORDS);
+        let Some(torn) = self.holes.iter().map(|hole| hole.offset).filter(|offset| *offset >= last_commit).min()
         else {
             return;
         };
@@ -112,8 +107,7 @@ impl Scan {
             lost += u64::from(header.delta.saturating_sub(expected));
             expected = header.delta + u32::from(header.kind == Kind::Record);
         }
-        let copies =
-            self.holes.iter().filter(|hole| hole.header.is_some_and(|header| header.kind == Kind::Copy));
+        let copies = self.holes.iter().filter(|hole| hole.header.is_some_and(|header| header.kind == Kind::Copy));
         let behind = self.holes.iter().filter(|hole| {
             hole.header.is_some_and(|header| header.kind == Kind::Record && header.delta >= expected)
         });

@@ -54,6 +54,7 @@ impl<D: Disk> Log<D> {
             Err(error) => {
                 // Nothing of a copy that was not committed may stay in the batch.
                 self.batch.clear();
+                self.haunted.get_or_insert(emptying.segment);
                 return Err(error);
             }
         };
@@ -65,12 +66,8 @@ impl<D: Disk> Log<D> {
 
     /// Removes the segments without living records that nothing needs, the oldest first.
     pub(super) fn remove_dead(&mut self) -> io::Result<()> {
-        let dead: Vec<u32> = self
-            .segments
-            .iter()
-            .filter(|(_, segment)| segment.live == 0)
-            .map(|(number, _)| *number)
-            .collect();
+        let dead: Vec<u32> =
+            self.segments.iter().filter(|(_, segment)| segment.live == 0).map(|(number, _)| *number).collect();
         for number in dead {
             if self.is_free(number) {
                 self.remove(number)?;
@@ -82,6 +79,7 @@ impl<D: Disk> Log<D> {
     fn is_free(&self, number: u32) -> bool {
         let newest = self.segments.last_key_value().is_some_and(|(newest, _)| *newest == number);
         let held_back = !self.shadowed.is_empty() && !self.shadowed.contains_key(&number);
+        let held_back = held_back || self.haunted == Some(number);
         !newest && !held_back && !self.is_guard(number) && self.needing(number).next().is_none()
     }
 
@@ -157,11 +155,7 @@ impl<D: Disk> Log<D> {
     }
 
     /// One step. Whether another should follow.
-    fn empty(
-        &mut self,
-        emptying: &mut Emptying,
-        moved: &mut dyn FnMut(u64, Place),
-    ) -> Result<bool, TendError> {
+    fn empty(&mut self, emptying: &mut Emptying, moved: &mut dyn FnMut(u64, Place)) -> Result<bool, TendError> {
         let number = emptying.segment;
         if !self.segments.contains_key(&number) {
             // What it had left was settled meanwhile.
@@ -236,10 +230,7 @@ impl<D: Disk> Log<D> {
         let mut bytes = Vec::new();
         read_what_can_be(&file, &mut bytes, segment.end as usize)?;
         let scan = scan(&bytes, segment.salt, true);
-        let records = scan
-            .items
-            .iter()
-            .filter_map(|item| Some((record(item, segment.base_seq, &bytes)?.0, item.offset)));
+        let records = scan.items.iter().filter_map(|item| Some((record(item, segment.base_seq, &bytes)?.0, item.offset)));
         Ok(records.collect())
     }
 

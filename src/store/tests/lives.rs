@@ -45,18 +45,7 @@ impl Life {
         let (held, bodies, _) = open(disk.clone(), settings(segments));
         assert!(bodies.is_empty());
         let model = Model::default();
-        Self {
-            random,
-            disk,
-            held,
-            model,
-            segments,
-            faults: false,
-            crashes: 0,
-            failures: 0,
-            full: 0,
-            moved: 0,
-        }
+        Self { random, disk, held, model, segments, faults: false, crashes: 0, failures: 0, full: 0, moved: 0 }
     }
 
     fn step(&mut self) {
