@@ -20,7 +20,7 @@ use crate::listener::{self, ListenError};
 use crate::sas::SharedKey;
 use crate::shutdown::Shutdown;
 use crate::state::{LockedState, StateDir, StateError};
-use crate::tls::{self, Acceptor, TlsError};
+use crate::tls::{self, Acceptor, Follow, TlsError};
 use crate::upstream::{Embedded, Hub, HubError};
 use crate::worker::{self, Setup};
 
@@ -129,6 +129,7 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
     }
     let hubs = Hubs::new(&config, reached)?;
     let setups = setups(&config, &rules, &hubs, &health)?;
+    let files = hubs.files().chain(setups.iter().take(1).flat_map(Setup::files)).collect();
     let console = console::bind(&config.admin)?;
     let listening = listening(&setups, &console)?;
     tracing::info!(hub = %hubs.addresses(), workers = setups.len(), "gateway started");
@@ -149,6 +150,7 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
         tokio::select! {
             () = shutdown.draining() => {}
             () = ended.notified() => {}
+            () = tls::follow(files) => {}
         }
     };
     serve_console(console, &health, until)?;
@@ -247,6 +249,11 @@ impl Hubs {
         })
     }
 
+    /// What follows its files.
+    fn files(&self) -> impl Iterator<Item = Arc<dyn Follow>> {
+        self.mapped.iter().chain(self.connectors.iter()).flat_map(|hub| hub.files())
+    }
+
     /// Where they are, for people; each once.
     fn addresses(&self) -> String {
         let all = self.mapped.iter().chain(self.connectors.iter());
@@ -271,6 +278,7 @@ fn setups(
             rules: Arc::clone(rules),
             hub: hubs.mapped.clone(),
             hubs: Arc::clone(&hubs.connectors),
+            spool: None,
             directory: Arc::clone(&directory),
             health: Arc::clone(health),
             amqp: Vec::new(),

@@ -26,4 +26,4 @@ mod record;
 mod telemetry;
 
 pub(crate) use handle::{Mailbox, Spool, Store, Stored};
-pub(crate) use record::{DeadLetter, DeadReason, Entry, Full, Limits, Record, Refusal};
+pub(crate) use record::{DeadLetter, DeadReason, Entry, Limits, Record, Refusal};

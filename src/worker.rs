@@ -19,9 +19,11 @@ use crate::adapters::amqp::{self, Routing};
 use crate::adapters::{self, Directory};
 use crate::config::Config;
 use crate::console::Health;
+use crate::outbound::Outbound;
 use crate::shutdown::Shutdown;
+use crate::spool::Spool;
 use crate::telemetry::{Protocol, emit};
-use crate::tls::Acceptor;
+use crate::tls::{Acceptor, Follow};
 use crate::upstream::{Hub, Upstream};
 
 mod telemetry;
@@ -33,6 +35,9 @@ const KEEPALIVE_TIME: Duration = Duration::from_secs(120);
 
 /// How long accepting pauses when the system has no descriptor or memory left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a stop waits for the disk.
+const DISK_TIME_OUT: Duration = Duration::from_secs(5);
 
 /// Threads that look up the hub's name. Each AMQP device has a hub connection of its own, so a burst of devices asks
 /// as often; with tokio's own bound it would have hundreds of threads.
@@ -48,6 +53,8 @@ pub(crate) struct Setup {
     pub(crate) hub: Option<Arc<Hub>>,
     /// The hubs of the configuration's connectors, in their order.
     pub(crate) hubs: Arc<[Arc<Hub>]>,
+    /// Absent where no rule keeps messages on disk.
+    pub(crate) spool: Option<Spool>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) health: Arc<Health>,
     /// The configuration's listeners, in their order, and what stands between their sockets and AMQP.
@@ -57,6 +64,13 @@ pub(crate) struct Setup {
     pub(crate) http: Vec<TcpListener>,
 }
 
+impl Setup {
+    /// What follows its files; all workers have the same.
+    pub(crate) fn files(&self) -> impl Iterator<Item = Arc<dyn Follow>> {
+        self.amqp.iter().filter_map(|(_, acceptor)| acceptor.files())
+    }
+}
+
 /// What the tasks of a worker share.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -64,7 +78,10 @@ pub(crate) struct Worker {
     pub(crate) rules: Arc<RuleSet>,
     /// Which client id is connected where, over all workers.
     pub(crate) directory: Arc<Directory>,
+    /// The way to the hub, for commands.
     pub(crate) upstream: Upstream,
+    /// The way to the hub, for messages.
+    pub(crate) outbound: Outbound,
     /// The way of native AMQP devices.
     pub(crate) routing: Rc<Routing>,
     /// What all MQTT connections share.
@@ -123,7 +140,7 @@ pub(crate) fn run(setup: Setup, shutdown: &Shutdown) -> io::Result<()> {
 }
 
 async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
-    let Setup { index, config, rules, hub, hubs, directory, health, amqp, mqtt, coap, http } = setup;
+    let Setup { index, config, rules, hub, hubs, spool, directory, health, amqp, mqtt, coap, http } = setup;
     let routing = Routing::start(index, &config, &hubs, Arc::clone(&health), shutdown.clone());
     let (upstream, connection) = match hub {
         Some(hub) => {
@@ -132,12 +149,15 @@ async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
         }
         None => (Upstream::unused(&config), None),
     };
+    let outbound = Outbound::new(upstream.clone(), spool);
+    let handing_over = tokio::task::spawn_local(outbound.clone().run());
     let worker = Rc::new(Worker {
         mqtt: adapters::mqtt::machine_config(&config.mqtt),
         config,
         rules,
         directory,
         upstream,
+        outbound,
         routing,
         shutdown: shutdown.clone(),
         open: Default::default(),
@@ -188,6 +208,9 @@ async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
         () = closed => {}
         () = shutdown.aborting() => {}
     }
+    // What the hub did not take is on its way to the disk; that is a matter of milliseconds, unless the disk hangs.
+    worker.outbound.close();
+    let _ = tokio::time::timeout(DISK_TIME_OUT, handing_over).await;
     Ok(())
 }
 

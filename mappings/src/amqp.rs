@@ -15,6 +15,7 @@ use fieldgate_amqp::message::{
 use fieldgate_amqp::performative::{ACCEPTED, AmqpError, Condition, DeliveryState, RELEASED, rejected};
 
 use crate::address::{Address, DeviceId};
+use crate::delivery::Delivery;
 use crate::message::{Direction, Message, MessageId, Properties, Timestamp, Value};
 use crate::outcome::{Outcome, Reason, Rejection};
 
@@ -24,10 +25,21 @@ const MAX_DESCRIPTION_BYTES: usize = 256;
 /// Appends the encoded message (AMQP 1.0 3.2): header, message annotations, properties and application properties
 /// where there are any, and the body as one data section.
 pub fn encode(message: &Message, out: &mut BytesMut) {
-    out.reserve(message.body.len() + 256);
-    if message.durable || message.ttl.is_some() {
-        put_header(out, &Header { durable: message.durable, ttl: message.ttl, ..Header::default() });
+    encode_header(message, out);
+    encode_sections(message, out);
+}
+
+/// Appends the header, where it says anything.
+pub fn encode_header(message: &Message, out: &mut BytesMut) {
+    let priority = message.delivery.as_ref().map_or(Delivery::PRIORITY, |delivery| delivery.priority);
+    let header = Header { durable: message.durable, ttl: message.ttl, priority, ..Header::default() };
+    if header != Header::default() {
+        put_header(out, &header);
     }
+}
+
+/// As [`encode`], without the header: that says what may change on the way.
+pub fn encode_sections(message: &Message, out: &mut BytesMut) {
     if !message.annotations.is_empty() {
         put_message_annotations(out, message.annotations.iter().map(encode_pair));
     }
@@ -259,6 +271,7 @@ pub fn reply(outcome: &Outcome) -> Option<Bytes> {
                 Reason::NoSuchAddress => Condition::NotFound,
                 Reason::TooLarge => Condition::MessageSizeExceeded,
                 Reason::Quota { .. } => Condition::ResourceLimitExceeded,
+                Reason::NoRoom { .. } => Condition::ResourceLimitExceeded,
                 Reason::Content => Condition::InvalidField,
             };
             Some(rejected(Some(&AmqpError::new(&condition, Some(&rejection.description)))))

@@ -4,12 +4,16 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytestring::ByteString;
 use toml::Spanned;
 
 use crate::address::AddressBuilder;
-use crate::file::{CommandText, Fault, LoadError, Place, PropertyText, RuleText, Source, ToText, unknown};
+use crate::delivery::{Ack, Delivery, Full, WhenOffline};
+use crate::file::{
+    CommandText, Fault, LoadError, Place, PropertyText, RuleText, Source, ToText, WhenOfflineText, unknown,
+};
 use crate::message::Value;
 use crate::rules::{
     AddressPart, AddressTemplate, Convention, Downlink, PropertyPart, PropertyTemplate, RuleSet, Syntax,
@@ -17,6 +21,7 @@ use crate::rules::{
 };
 use crate::template::{Binding, Form, Segment, Template, Text, TextPiece};
 use crate::trie::Trie;
+use crate::units;
 
 /// The name that always stands for the identified device.
 const DEVICE: &str = "device";
@@ -100,6 +105,7 @@ impl Loader {
         patterns: &[Pattern],
         target: &Spanned<String>,
     ) -> Result<(), Fault> {
+        let delivery = delivery(source, rule)?.map(Arc::new);
         for pattern in patterns {
             let uplink = Uplink {
                 convention,
@@ -107,6 +113,7 @@ impl Loader {
                 device: device_slot(&pattern.template),
                 address: address(source, target, &pattern.template)?,
                 properties: properties(source, rule, &pattern.template)?,
+                delivery: delivery.clone(),
             };
             let fold_case = convention.is_some() && pattern.syntax.methods.is_some();
             let table = table(&mut self.set.uplink, pattern.syntax.key, pattern.method);
@@ -115,6 +122,7 @@ impl Loader {
                 source.error(pattern.text.span(), message)
             })?;
         }
+        self.set.deliveries.extend(delivery);
         Ok(())
     }
 
@@ -122,6 +130,11 @@ impl Loader {
         let convention = convention(source, rule)?;
         if let Some((name, _)) = rule.properties.iter().next() {
             return Err(source.error(name.span(), "properties are set on the way to the hub only"));
+        }
+        if let Some(delivery) = &rule.delivery {
+            let message =
+                "`delivery` is for messages to the hub: commands are delivered when the device takes them";
+            return Err(source.error(delivery.span(), message));
         }
         let mut hub = None;
         for (key, value) in &rule.from {
@@ -472,6 +485,58 @@ fn properties(
         properties.push((ByteString::from(name.get_ref().as_str()), template));
     }
     Ok(properties)
+}
+
+fn delivery(source: &Source<'_>, rule: &RuleText) -> Result<Option<Delivery>, Fault> {
+    let Some(text) = rule.delivery.as_ref().map(Spanned::get_ref) else { return Ok(None) };
+    let ack = match text.ack.as_ref().map(|ack| (ack, ack.get_ref().as_str())) {
+        None | Some((_, "on-hub-accept")) => Ack::OnHubAccept,
+        Some((_, "on-store")) => Ack::OnStore,
+        Some((ack, other)) => {
+            return Err(source.error(ack.span(), unknown("ack", other, &["on-hub-accept", "on-store"])));
+        }
+    };
+    let priority = match &text.priority {
+        None => Delivery::PRIORITY,
+        Some(priority) => u8::try_from(*priority.get_ref())
+            .ok()
+            .filter(|priority| *priority <= Delivery::MAX_PRIORITY)
+            .ok_or_else(|| source.error(priority.span(), "a priority is a number from 0 to 9"))?,
+    };
+    let when_offline = text.when_offline.as_ref().map(|text| when_offline(source, text)).transpose()?;
+    let rule = format!("{} `{}`", source.name, rule.name.get_ref()).into();
+    Ok(Some(Delivery { ack, priority, when_offline, rule }))
+}
+
+fn when_offline(source: &Source<'_>, text: &WhenOfflineText) -> Result<WhenOffline, Fault> {
+    fn read<T>(
+        source: &Source<'_>,
+        text: Option<&Spanned<String>>,
+        parse: impl Fn(&str) -> Result<T, String>,
+        is_nothing: impl Fn(&T) -> bool,
+    ) -> Result<Option<T>, Fault> {
+        let Some(text) = text else { return Ok(None) };
+        let value = parse(text.get_ref()).map_err(|message| source.error(text.span(), message))?;
+        if is_nothing(&value) {
+            return Err(
+                source.error(text.span(), "with nothing kept `when_offline` has no meaning: leave it out")
+            );
+        }
+        Ok(Some(value))
+    }
+    let full = match text.full.as_ref().map(|full| (full, full.get_ref().as_str())) {
+        None | Some((_, "refuse-new")) => Full::RefuseNew,
+        Some((_, "dead-letter-oldest")) => Full::DeadLetterOldest,
+        Some((full, other)) => {
+            let known = ["refuse-new", "dead-letter-oldest"];
+            return Err(source.error(full.span(), unknown("word", other, &known)));
+        }
+    };
+    Ok(WhenOffline {
+        max_bytes: read(source, text.max_bytes.as_ref(), units::parse_size, |bytes| *bytes == 0)?,
+        max_age: read(source, text.max_age.as_ref(), units::parse_duration, Duration::is_zero)?,
+        full,
+    })
 }
 
 fn property_text(

@@ -130,6 +130,25 @@ pub(crate) struct RuleText {
     pub(crate) to: BTreeMap<Spanned<String>, Spanned<ToText>>,
     #[serde(default)]
     pub(crate) properties: BTreeMap<Spanned<String>, Spanned<PropertyText>>,
+    pub(crate) delivery: Option<Spanned<DeliveryText>>,
+}
+
+/// `[rule.delivery]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DeliveryText {
+    pub(crate) ack: Option<Spanned<String>>,
+    pub(crate) priority: Option<Spanned<i64>>,
+    pub(crate) when_offline: Option<WhenOfflineText>,
+}
+
+/// How messages are kept while the hub is away.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WhenOfflineText {
+    pub(crate) max_bytes: Option<Spanned<String>>,
+    pub(crate) max_age: Option<Spanned<String>>,
+    pub(crate) full: Option<Spanned<String>>,
 }
 
 /// A value below `to`.
@@ -216,7 +235,7 @@ const LATER: &[&str] = &[
     "device",
     "system",
     "payload",
-    "delivery",
+    "on_error",
     "test",
     "registry",
     "unmatched",

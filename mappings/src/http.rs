@@ -99,6 +99,9 @@ pub fn reply(outcome: &Outcome, retry_after: Duration) -> Reply {
                     retry_after: Some(said.unwrap_or(retry_after)),
                     ..problem(StatusCode::TOO_MANY_REQUESTS)
                 },
+                Reason::NoRoom { retry_after } => {
+                    Reply { retry_after: Some(retry_after), ..problem(StatusCode::SERVICE_UNAVAILABLE) }
+                }
                 Reason::Content => problem(StatusCode::BAD_REQUEST),
             }
         }

@@ -3,12 +3,14 @@
 //! The model speaks AMQP 1.0 (part 3.2, the bare message and its annotations): it is the richest of the four, and the
 //! hub speaks it. Native AMQP links never pass through here; their frames are routed as they came.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
 
 use crate::address::{Address, DeviceId};
+use crate::delivery::Delivery;
 
 /// A message between one device and the hub.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +31,8 @@ pub struct Message {
     pub ttl: Option<Duration>,
     /// Whether the hub must not lose it in a restart (AMQP 1.0 3.2.1).
     pub durable: bool,
+    /// What the rule says of its delivery; nothing: the device waits for the hub.
+    pub delivery: Option<Arc<Delivery>>,
     /// The payload, untouched.
     pub body: Bytes,
 }
@@ -45,6 +49,7 @@ impl Message {
             annotations: Vec::new(),
             ttl: None,
             durable: false,
+            delivery: None,
             body,
         }
     }

@@ -294,6 +294,8 @@ pub fn reply_3(outcome: &Outcome, on_rejected: OnRejected) -> Reply3 {
             Reason::NoSuchAddress => refused,
             Reason::TooLarge => refused,
             Reason::Quota { .. } => refused,
+            // It is not the message's fault: the device keeps it, and sends it again.
+            Reason::NoRoom { .. } => Reply3::Pause,
             Reason::Content => refused,
         },
         Outcome::Released => Reply3::Pause,
@@ -312,6 +314,7 @@ pub fn reply_5(outcome: &Outcome) -> Reply5 {
             // PUBACK has no code for it (3.4.2.1).
             Reason::TooLarge => Reply5::Disconnect(0x95),
             Reason::Quota { .. } => Reply5::Acknowledge(0x97),
+            Reason::NoRoom { .. } => Reply5::Acknowledge(0x97),
             Reason::Content => Reply5::Acknowledge(0x99),
         },
         Outcome::Released => Reply5::Pause,
@@ -329,6 +332,7 @@ pub fn connack_3(outcome: &Outcome) -> u8 {
             Reason::NoSuchAddress => 5,
             Reason::TooLarge => 3,
             Reason::Quota { .. } => 3,
+            Reason::NoRoom { .. } => 3,
             // The device's name for itself is no identity.
             Reason::Content => 2,
         },
@@ -347,6 +351,7 @@ pub fn connack_5(outcome: &Outcome) -> u8 {
             Reason::NoSuchAddress => 0x87,
             Reason::TooLarge => 0x95,
             Reason::Quota { .. } => 0x97,
+            Reason::NoRoom { .. } => 0x97,
             Reason::Content => 0x85,
         },
         Outcome::Released => 0x88,
@@ -374,6 +379,7 @@ pub fn suback_5(reason: &Reason) -> u8 {
         Reason::NoSuchAddress => 0x8f,
         Reason::TooLarge => 0x83,
         Reason::Quota { .. } => 0x97,
+        Reason::NoRoom { .. } => 0x97,
         Reason::Content => 0x8f,
     }
 }

@@ -61,6 +61,11 @@ pub enum Reason {
         /// When another attempt makes sense, where the hub said so.
         retry_after: Option<Duration>,
     },
+    /// The gateway itself cannot keep more: its disk, or the device's share of it, is full.
+    NoRoom {
+        /// When another attempt makes sense.
+        retry_after: Duration,
+    },
     /// The content is wrong: a property, an identifier, an encoding.
     Content,
 }
@@ -74,6 +79,7 @@ impl Reason {
             Self::NoSuchAddress => "no-such-address",
             Self::TooLarge => "too-large",
             Self::Quota { .. } => "quota",
+            Self::NoRoom { .. } => "no-room",
             Self::Content => "content",
         }
     }

@@ -11,6 +11,7 @@ use bytestring::ByteString;
 
 use crate::address::{Address, AddressBuilder, DeviceId, Identity, check_identifier};
 use crate::compile::Loader;
+use crate::delivery::Delivery;
 use crate::message::{Direction, Message, Value};
 use crate::outcome::{Reason, Rejection};
 use crate::template::{Binding, Form, Template};
@@ -50,6 +51,7 @@ impl Convention {
 pub struct RuleSet {
     pub(crate) uplink: Vec<Table<Uplink>>,
     pub(crate) commands: Vec<Table<Arc<Downlink>>>,
+    pub(crate) deliveries: Vec<Arc<Delivery>>,
 }
 
 /// The rules that share a kind of path.
@@ -69,6 +71,8 @@ pub(crate) struct Uplink {
     pub(crate) device: Option<usize>,
     pub(crate) address: AddressTemplate,
     pub(crate) properties: Vec<(ByteString, PropertyTemplate)>,
+    /// Absent where the rule says nothing of it.
+    pub(crate) delivery: Option<Arc<Delivery>>,
 }
 
 /// A compiled rule for commands to devices.
@@ -122,6 +126,11 @@ impl RuleSet {
         loader.finish()
     }
 
+    /// What rules say of the delivery of their messages; a rule that says nothing is not here.
+    pub fn deliveries(&self) -> &[Arc<Delivery>] {
+        &self.deliveries
+    }
+
     /// The rule for a message from a device.
     pub(crate) fn uplink<'a, P: Path<'a>>(
         &self,
@@ -163,6 +172,7 @@ impl Uplink {
         let device = identify(identity, captured)?;
         let address = self.address.resolve(&device, &found.captures, found.rest)?;
         let mut message = Message::new(device, Direction::Uplink, address, body);
+        message.delivery.clone_from(&self.delivery);
         message.application_properties.reserve_exact(self.properties.len());
         for (name, template) in &self.properties {
             let value = template.resolve(&message.device, &found.captures, found.rest);

@@ -72,6 +72,9 @@ fn table() -> Vec<Row> {
     };
     let credentials = rejected(Reason::Credentials);
     let unauthorized = row(credentials, Reply3::Close, Disconnect(0x87), (4, 1), 401, (5, 0x86));
+    let no_room = rejected(Reason::NoRoom { retry_after: SAID_WAIT });
+    let no_room = row(no_room, Reply3::Pause, Acknowledge(0x97), (5, 3), 503, (3, 0x97));
+    let no_room = Row { suback_5: Some(0x97), ..no_room };
     vec![
         row(Outcome::Accepted, Reply3::Acknowledge, Acknowledge(0), (2, 4), 204, (0, 0)),
         Row { suback_5: Some(0x87), ..unauthorized },
@@ -80,6 +83,7 @@ fn table() -> Vec<Row> {
         refused(Reason::TooLarge, Disconnect(0x95), (4, 13), 413, (3, 0x95), 0x83),
         waiting(quota(None), DEFAULT_WAIT),
         waiting(quota(Some(SAID_WAIT)), SAID_WAIT),
+        waiting(no_room, SAID_WAIT),
         refused(Reason::Content, Acknowledge(0x99), (4, 0), 400, (2, 0x85), 0x8f),
         waiting(row(Outcome::Released, Reply3::Pause, Pause, (5, 3), 503, (3, 0x88)), DEFAULT_WAIT),
         row(Outcome::Unknown, Reply3::Close, Disconnect(0x89), (5, 4), 504, (3, 0x89)),

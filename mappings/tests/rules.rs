@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "rules/delivery.rs"]
+mod delivery;
+
 use bytes::Bytes;
 use fieldgate_http::{Limits, RequestHead};
 use fieldgate_mappings::mqtt::{Publish, PublishProperties};

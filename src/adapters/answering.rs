@@ -103,6 +103,7 @@ impl From<&Outcome> for Ending {
                 Reason::NoSuchAddress => Self::NoSuchAddress,
                 Reason::TooLarge => Self::TooLarge,
                 Reason::Quota { .. } => Self::Quota,
+                Reason::NoRoom { .. } => Self::Busy,
                 Reason::Content => Self::Content,
             },
         }

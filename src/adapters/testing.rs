@@ -55,6 +55,7 @@ impl Running {
         let setup = Setup {
             index: 0,
             hub: Some(Arc::new(Hub::new(&config, None).unwrap())),
+            spool: None,
             hubs: Arc::new([]),
             config,
             rules: rules(),

@@ -143,7 +143,9 @@ fn put_mark(out: &mut BytesMut, given: Option<Value<'_>>) {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use fieldgate_mappings::{Address, ByteString, DeviceId, Direction, Message, MessageId, Value as Typed, amqp};
+    use fieldgate_mappings::{
+        Address, ByteString, DeviceId, Direction, Message, MessageId, Value as Typed, amqp,
+    };
 
     use super::*;
     use crate::spool::record::{Entry, Record};
@@ -198,7 +200,8 @@ mod tests {
         given.application_properties.push((text("site"), "ber".into()));
         let (got, count) = sent(&given, None, false, STORED);
         let mut expected = given.clone();
-        (expected.durable, expected.properties.message_id) = (true, Some(MessageId::String(text("fieldgate-1-2"))));
+        (expected.durable, expected.properties.message_id) =
+            (true, Some(MessageId::String(text("fieldgate-1-2"))));
         assert_eq!((got, count), (expected, 0));
         given.properties.message_id = Some(MessageId::Uuid([7; 16]));
         assert_eq!(sent(&given, None, false, STORED).0.properties, given.properties);
@@ -232,7 +235,11 @@ mod tests {
         assert_eq!(ttl(STORED), Some(Duration::from_secs(10)));
         assert_eq!(ttl(STORED + 3_999), Some(Duration::from_millis(6_001)));
         assert_eq!(ttl(STORED + 10_000), Some(Duration::from_millis(1)));
-        assert_eq!(ttl(STORED - 5_000), Some(Duration::from_secs(10)), "a clock that went back takes nothing");
+        assert_eq!(
+            ttl(STORED - 5_000),
+            Some(Duration::from_secs(10)),
+            "a clock that went back takes nothing"
+        );
     }
 
     #[test]

@@ -31,11 +31,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use fieldgate_mappings::address::DeviceId;
+use fieldgate_mappings::delivery::Full;
 use slab::Slab;
 
 use crate::store::Place;
 
-use super::record::{DeadReason, Full, Limits};
+use super::record::{DeadReason, Limits};
 use entry::Entry;
 use queue::Queue;
 use turns::Turns;
@@ -242,7 +243,8 @@ impl Queues {
     /// When there is none.
     pub(super) fn admit(&mut self, new: New<'_>) -> Result<Admitted, NoRoom> {
         let bytes = new.bytes as u64 + OVERHEAD_BYTES;
-        if self.totals.records >= self.bounds.max_records || self.totals.bytes + bytes > self.bounds.max_bytes {
+        if self.totals.records >= self.bounds.max_records || self.totals.bytes + bytes > self.bounds.max_bytes
+        {
             return Err(NoRoom);
         }
         let max_bytes = new.limits.max_bytes.unwrap_or(self.bounds.device_max_bytes);

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fieldgate_mappings::address::{Address, DeviceId};
+use fieldgate_mappings::delivery::Full;
 use fieldgate_mappings::outcome::Reason;
 use thiserror::Error;
 
@@ -136,7 +137,7 @@ impl From<&Reason> for Refused {
             Reason::NotPermitted => Self::NotPermitted,
             Reason::NoSuchAddress => Self::NoSuchAddress,
             Reason::TooLarge => Self::TooLarge,
-            Reason::Quota { .. } => Self::Quota,
+            Reason::Quota { .. } | Reason::NoRoom { .. } => Self::Quota,
             Reason::Content => Self::Content,
         }
     }
@@ -188,16 +189,6 @@ pub(crate) struct Limits {
     /// Bytes that its device may have in the spool; absent, the configuration's.
     pub(crate) max_bytes: Option<u64>,
     pub(crate) full: Full,
-}
-
-/// What gives way when a device has no room left.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Full {
-    /// The new message: its device is told to come again.
-    #[default]
-    RefuseNew,
-    /// The oldest messages of the device, which become dead letters.
-    DeadLetterOldest,
 }
 
 /// Why a message was not taken. It is not on the disk, and its device must hear so.
