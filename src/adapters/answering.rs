@@ -40,6 +40,10 @@ pub(super) enum Ending {
     Quota,
     /// The content is wrong.
     Content,
+    /// The gateway was to keep it, and has no room.
+    Full,
+    /// The gateway was to keep it, and its disk failed.
+    Disk,
     /// The gateway is full, or stops: nothing was sent.
     Busy,
     /// The hub is away: nothing was sent.
@@ -52,7 +56,7 @@ pub(super) enum Ending {
 
 impl Ending {
     /// All of them, each at its own number.
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Accepted,
         Self::Credentials,
         Self::NotPermitted,
@@ -61,6 +65,8 @@ impl Ending {
         Self::TooLarge,
         Self::Quota,
         Self::Content,
+        Self::Full,
+        Self::Disk,
         Self::Busy,
         Self::Released,
         Self::Unknown,
@@ -78,6 +84,8 @@ impl Ending {
             Self::TooLarge => "too-large",
             Self::Quota => "quota",
             Self::Content => "content",
+            Self::Full => "full",
+            Self::Disk => "disk",
             Self::Busy => "busy",
             Self::Released => "released",
             Self::Unknown => "unknown",
@@ -87,7 +95,7 @@ impl Ending {
 
     /// Whether the message is lost if nobody sends it again, although nothing was wrong with it.
     pub(super) const fn loses_the_message(self) -> bool {
-        matches!(self, Self::Busy | Self::Released | Self::Unknown | Self::TimedOut)
+        matches!(self, Self::Full | Self::Disk | Self::Busy | Self::Released | Self::Unknown | Self::TimedOut)
     }
 }
 
@@ -104,6 +112,8 @@ impl From<&Outcome> for Ending {
                 Reason::TooLarge => Self::TooLarge,
                 Reason::Quota { .. } => Self::Quota,
                 Reason::Content => Self::Content,
+                Reason::Full { .. } => Self::Full,
+                Reason::Disk { .. } => Self::Disk,
             },
         }
     }

@@ -129,7 +129,8 @@ impl From<&Reason> for Refused {
             Reason::NotPermitted => Self::NotPermitted,
             Reason::NoSuchAddress => Self::NoSuchAddress,
             Reason::TooLarge => Self::TooLarge,
-            Reason::Quota { .. } => Self::Quota,
+            // The latter two are the gateway's own, and no hub's; a message that met them is nowhere.
+            Reason::Quota { .. } | Reason::Full { .. } | Reason::Disk { .. } => Self::Quota,
             Reason::Content => Self::Content,
         }
     }
