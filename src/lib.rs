@@ -11,6 +11,7 @@ pub mod console;
 pub mod demo;
 pub mod hub;
 pub mod listener;
+mod outbound;
 mod output;
 mod router;
 pub mod sas;

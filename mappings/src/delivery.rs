@@ -84,6 +84,11 @@ impl Delivery {
         self.ack == Ack::OnStore || self.when_offline.is_some()
     }
 
+    /// Whether every message goes over the disk.
+    pub fn stores_at_once(&self) -> bool {
+        self.ack == Ack::OnStore
+    }
+
     /// Whether the disk may get something of the rule's messages.
     pub fn needs_disk(&self) -> bool {
         self.spools() || self.on_error == OnError::DeadLetter

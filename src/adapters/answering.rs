@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use fieldgate_mappings::outcome::{Outcome, Reason};
 
 use crate::telemetry::{Counter, EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, counters};
-use crate::upstream::Patience;
+use crate::upstream::{Hears, Patience};
 
 /// What a device is told to wait before it tries again, where the hub named no time.
 pub(super) const RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -14,11 +14,16 @@ pub(super) const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// then answered as released, which says more than that the hub did not answer.
 const RELEASE_AHEAD: Duration = Duration::from_millis(1500);
 
-/// How long a message may wait for the hub whose device gets an answer after `answer_time_out` at the latest. The
-/// device waits, and can ask again by itself: an outage is told at once.
-pub(super) fn patience(now: Instant, answer_time_out: Duration) -> Patience {
+/// How long a message may wait for the hub whose device gets an answer after `answer_time_out` at the latest, if it
+/// `listens` for one. Then it waits, and can ask again by itself: an outage is told at once.
+pub(super) fn patience(now: Instant, answer_time_out: Duration, listens: bool) -> Patience {
     let ahead = RELEASE_AHEAD.min(answer_time_out / 2);
-    Patience { until: now + (answer_time_out - ahead), through_outage: false }
+    Patience {
+        until: now + (answer_time_out - ahead),
+        through_outage: false,
+        in_order: false,
+        hears: if listens { Hears::Everything } else { Hears::Nothing },
+    }
 }
 
 /// How a request ended, as label `outcome="accepted"`.
@@ -168,7 +173,8 @@ mod tests {
     fn what_was_never_sent_is_released_before_the_answer_is_due() {
         let now = Instant::now();
         for (time_out, wait) in [(30_000, 28_500), (3_000, 1_500), (1_000, 500), (0, 0)] {
-            let patience = patience(now, Duration::from_millis(time_out));
+            let patience = patience(now, Duration::from_millis(time_out), true);
+            assert_eq!(patience.hears, Hears::Everything);
             assert_eq!(patience.until, now + Duration::from_millis(wait));
             assert!(!patience.through_outage);
         }
