@@ -172,10 +172,14 @@ impl<W: Direct, D: Disk> Outbound<W, D> {
     /// Sends what a device said; `verdict` is reported when the hub has answered or the disk has it, or when it is
     /// certain that neither will.
     pub(crate) fn send(&self, message: Message, patience: Patience, verdict: Verdict) {
+        self.send_at(message, patience, verdict, Instant::now);
+    }
+
+    fn send_at(&self, message: Message, patience: Patience, verdict: Verdict, now: impl FnOnce() -> Instant) {
         let Shared { direct, disk, .. } = &*self.shared;
         match (&message.delivery, disk) {
             (Some(delivery), Some(disk)) if delivery.needs_disk() => {
-                self.send_kept(disk, message, patience, verdict, Instant::now());
+                self.send_kept(disk, message, patience, verdict, now());
             }
             _ => direct.send(message, patience, verdict),
         }
