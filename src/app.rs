@@ -19,6 +19,7 @@ use crate::hub::{self, HubError as EmbeddedHubError, HubHandle, HubSetup};
 use crate::listener::{self, ListenError};
 use crate::sas::SharedKey;
 use crate::shutdown::Shutdown;
+use crate::spool::Spool;
 use crate::state::{LockedState, StateDir, StateError};
 use crate::tls::{self, Acceptor, Follow, TlsError};
 use crate::upstream::{Embedded, Hub, HubError};
@@ -128,7 +129,7 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
         return Err(AppError::NoHub);
     }
     let hubs = Hubs::new(&config, reached)?;
-    let setups = setups(&config, &rules, &hubs, &health)?;
+    let setups = setups(&config, &rules, &hubs, &health, None)?;
     let files = hubs.files().chain(setups.iter().take(1).flat_map(Setup::files)).collect();
     let console = console::bind(&config.admin)?;
     let listening = listening(&setups, &console)?;
@@ -268,6 +269,7 @@ fn setups(
     rules: &Arc<RuleSet>,
     hubs: &Hubs,
     health: &Arc<Health>,
+    spool: Option<&Spool>,
 ) -> Result<Vec<Setup>, AppError> {
     let workers = config.runtime.workers();
     let directory = Arc::new(Directory::default());
@@ -278,9 +280,9 @@ fn setups(
             rules: Arc::clone(rules),
             hub: hubs.mapped.clone(),
             hubs: Arc::clone(&hubs.connectors),
-            spool: None,
             directory: Arc::clone(&directory),
             health: Arc::clone(health),
+            spool: spool.cloned(),
             amqp: Vec::new(),
             mqtt: Vec::new(),
             coap: Vec::new(),

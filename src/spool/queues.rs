@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use fieldgate_mappings::address::DeviceId;
-use fieldgate_mappings::delivery::Full;
+use fieldgate_mappings::delivery::WhenFull;
 use slab::Slab;
 
 use crate::store::Place;
@@ -255,7 +255,7 @@ impl Queues {
             && let totals = self.devices[device as usize].totals
             && (totals.bytes + bytes > max_bytes || totals.records >= self.bounds.device_max_records)
         {
-            let gives_way = new.limits.full == Full::DeadLetterOldest;
+            let gives_way = new.limits.full == WhenFull::DeadLetterOldest;
             if !gives_way || !self.make_room(device, new.priority) {
                 return Err(NoRoom);
             }
