@@ -81,7 +81,7 @@ fn summary(config: &Config) -> Vec<(&'static str, String)> {
         Target::Url(url) => url.websocket.as_deref(),
         Target::Embedded | Target::ConnectionString(_) => path(&access.transport),
     };
-    let hub = hub + &by_way_of(transport, access.proxy.as_ref());
+    let hub = hub + &by_way_of(transport, access.proxy.as_deref());
     let mut lines: Vec<(&str, String)> =
         config.listeners.iter().map(|listener| ("", amqp_listener(config, listener))).collect();
     match lines.first_mut() {
@@ -160,7 +160,7 @@ fn amqp_connector(connector: &Connector) -> String {
         Reach::Hosts(hosts) => {
             let addresses: Vec<String> = hosts.addresses.iter().map(ToString::to_string).collect();
             let transport = hosts.tls.as_deref().map_or_else(|| "plain text".into(), versions);
-            let way = by_way_of(path(&hosts.transport), hosts.proxy.as_ref());
+            let way = by_way_of(path(&hosts.transport), hosts.proxy.as_deref());
             format!("{}, {transport}{way}", addresses.join(", then "))
         }
     };
