@@ -41,14 +41,16 @@ from processes import Failure, stop_all  # noqa: E402
 import mapped  # noqa: E402
 import outage  # noqa: E402
 import routed  # noqa: E402
+import websocket  # noqa: E402
 from measure import table  # noqa: E402
 
 OPEN_FILES = 20_000
 
 
 def bench_memory(options):
-    """Both protocols; AMQP only with its tools."""
-    return (routed.bench_memory(options) if options.tools else []) + mapped.bench_memory(options)
+    """Both protocols; AMQP with links only with its tools."""
+    links = routed.bench_memory(options) if options.tools else []
+    return links + websocket.bench_memory(options) + mapped.bench_memory(options)
 
 
 BENCHES = {
