@@ -17,6 +17,7 @@ pub mod sas;
 mod service;
 pub mod shutdown;
 pub mod state;
+pub mod store;
 mod table;
 pub mod telemetry;
 #[cfg(test)]
