@@ -53,7 +53,8 @@ impl Used {
             assert!(right == Some(bytes), "{seq} was delivered, and is not what it was");
             assert_eq!(&held.read(*seq), bytes);
         }
-        let missing: BTreeSet<_> = self.there.keys().filter(|seq| !bodies.contains_key(seq)).copied().collect();
+        let missing: BTreeSet<_> =
+            self.there.keys().filter(|seq| !bodies.contains_key(seq)).copied().collect();
         // It goes on working, and no number comes again.
         let seq = held.append(b"after the damage").unwrap();
         assert!(seq > *self.there.keys().next_back().unwrap());

@@ -1,7 +1,7 @@
 //! Writes and syncs that fail: nothing is claimed that is not so, and the file is not believed again.
 
-use super::super::sim::{Fault, Loss, SimDisk};
 use super::super::AppendError;
+use super::super::sim::{Fault, Loss, SimDisk};
 use super::{Held, Random, big_disk, open, settings};
 
 fn begun(seed: u64) -> (SimDisk, Held<SimDisk>, u64) {
