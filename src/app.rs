@@ -19,8 +19,9 @@ use crate::hub::{self, HubError as EmbeddedHubError, HubHandle, HubSetup};
 use crate::listener::{self, ListenError};
 use crate::sas::SharedKey;
 use crate::shutdown::Shutdown;
+use crate::spool::Spool;
 use crate::state::{LockedState, StateDir, StateError};
-use crate::tls::{self, Acceptor, TlsError};
+use crate::tls::{self, Acceptor, Follow, TlsError};
 use crate::upstream::{Embedded, Hub, HubError};
 use crate::worker::{self, Setup};
 
@@ -128,7 +129,8 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
         return Err(AppError::NoHub);
     }
     let hubs = Hubs::new(&config, reached)?;
-    let setups = setups(&config, &rules, &hubs, &health)?;
+    let setups = setups(&config, &rules, &hubs, &health, None)?;
+    let files = hubs.files().chain(setups.iter().take(1).flat_map(Setup::files)).collect();
     let console = console::bind(&config.admin)?;
     let listening = listening(&setups, &console)?;
     tracing::info!(hub = %hubs.addresses(), workers = setups.len(), "gateway started");
@@ -149,6 +151,7 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
         tokio::select! {
             () = shutdown.draining() => {}
             () = ended.notified() => {}
+            () = tls::follow(files) => {}
         }
     };
     serve_console(console, &health, until)?;
@@ -247,6 +250,11 @@ impl Hubs {
         })
     }
 
+    /// What follows its files.
+    fn files(&self) -> impl Iterator<Item = Arc<dyn Follow>> {
+        self.mapped.iter().chain(self.connectors.iter()).flat_map(|hub| hub.files())
+    }
+
     /// Where they are, for people; each once.
     fn addresses(&self) -> String {
         let all = self.mapped.iter().chain(self.connectors.iter());
@@ -261,6 +269,7 @@ fn setups(
     rules: &Arc<RuleSet>,
     hubs: &Hubs,
     health: &Arc<Health>,
+    spool: Option<&Spool>,
 ) -> Result<Vec<Setup>, AppError> {
     let workers = config.runtime.workers();
     let directory = Arc::new(Directory::default());
@@ -273,6 +282,7 @@ fn setups(
             hubs: Arc::clone(&hubs.connectors),
             directory: Arc::clone(&directory),
             health: Arc::clone(health),
+            spool: spool.cloned(),
             amqp: Vec::new(),
             mqtt: Vec::new(),
             coap: Vec::new(),

@@ -11,12 +11,15 @@ pub mod console;
 pub mod demo;
 pub mod hub;
 pub mod listener;
+mod outbound;
 mod output;
 mod router;
 pub mod sas;
 mod service;
 pub mod shutdown;
+mod spool;
 pub mod state;
+pub mod store;
 mod table;
 pub mod telemetry;
 #[cfg(test)]
