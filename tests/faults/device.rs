@@ -31,7 +31,7 @@ pub(crate) enum Speaks {
 pub(crate) struct Orders {
     /// New messages are made.
     pub(crate) make: bool,
-    /// How much faster than their pace.
+    /// Leave.
     pub(crate) close: bool,
 }
 
@@ -45,6 +45,8 @@ pub(crate) struct Nature {
     pub(crate) pace: Duration,
     /// How many messages may be without an answer; CoAP and HTTP devices ask one thing at a time.
     pub(crate) window: usize,
+    /// Of each message.
+    pub(crate) bytes: usize,
 }
 
 /// The longest that a device waits before it tries again, whatever it was told.

@@ -14,9 +14,11 @@
 
 #![allow(missing_docs, reason = "a program, not an interface")]
 
+mod crash;
 #[path = "../common/cutter.rs"]
 mod cutter;
 mod device;
+mod disk;
 mod figures;
 mod gateway;
 #[path = "../common/hub.rs"]
@@ -30,6 +32,7 @@ mod payload;
 mod rng;
 mod sabotage;
 mod scenarios;
+mod shim;
 mod sink;
 mod site;
 
@@ -54,7 +57,10 @@ const OPEN_FILES: u64 = 8192;
 async fn play(scenario: Scenario, options: &Options, directory: &Path) -> Result<(Site, Figures)> {
     match scenario {
         Scenario::Kill => scenarios::kill::run(options, directory).await,
-        _ => Err("not yet".into()),
+        Scenario::Away => scenarios::away::run(options, directory).await,
+        Scenario::Disk => scenarios::disk::run(options, directory).await,
+        Scenario::Tokens => scenarios::tokens::run(options, directory).await,
+        Scenario::Crash => scenarios::crash::run(options, directory).await,
     }
 }
 

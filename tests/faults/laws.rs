@@ -71,7 +71,7 @@ mod tests {
     use std::time::Instant;
 
     use super::super::ledger::{Kind, Ledger, Marks, Told};
-    use super::super::payload::{Key, address, write};
+    use super::super::payload::{self, BYTES, Key, address};
     use super::*;
 
     /// A device that has made messages, and sent each once.
@@ -88,6 +88,10 @@ mod tests {
         (ledger, keys)
     }
 
+    fn message(key: Key) -> Vec<u8> {
+        payload::write(key, BYTES)
+    }
+
     fn id(text: &str) -> Marks {
         Marks { message_id: Some(text.into()), ..Marks::default() }
     }
@@ -97,7 +101,7 @@ mod tests {
     }
 
     fn arrive(ledger: &mut Ledger, key: Key, marks: Marks) {
-        let known = ledger.arrived(&address(key.device), &write(key), marks);
+        let known = ledger.arrived(&address(key.device), &message(key), marks);
         assert_eq!(known, Some(key));
         ledger.accepted(key, Instant::now());
     }
@@ -155,7 +159,7 @@ mod tests {
     fn each_broken_law_is_found() {
         let (mut ledger, keys) = sent(Kind::OnStore, 1);
         told(&mut ledger, keys[0]);
-        ledger.arrived(&address(0), &write(keys[0]), id("a"));
+        ledger.arrived(&address(0), &message(keys[0]), id("a"));
         assert_eq!(laws(ledger), [Law::AcknowledgedArrives], "that it came is not that the hub took it");
 
         let (mut ledger, keys) = sent(Kind::OnStore, 2);
@@ -189,14 +193,14 @@ mod tests {
         assert_eq!(laws(ledger), [Law::SameMessageId]);
 
         let (mut ledger, keys) = sent(Kind::Direct, 1);
-        let mut damaged = write(keys[0]);
+        let mut damaged = message(keys[0]);
         damaged[20] ^= 1;
-        for body in [damaged, write(Key { serial: 7, ..keys[0] }), write(Key { number: 7, ..keys[0] })] {
+        for body in [damaged, message(Key { serial: 7, ..keys[0] }), message(Key { number: 7, ..keys[0] })] {
             assert_eq!(ledger.arrived(&address(0), &body, Marks::default()), None);
         }
         assert_eq!(laws(ledger), [Law::SentByADevice]);
         let (mut ledger, keys) = sent(Kind::Direct, 1);
-        assert_eq!(ledger.arrived(&address(1), &write(keys[0]), Marks::default()), None);
+        assert_eq!(ledger.arrived(&address(1), &message(keys[0]), Marks::default()), None);
         assert_eq!(laws(ledger), [Law::SentByADevice]);
 
         let (mut ledger, keys) = sent(Kind::Direct, 1);

@@ -71,7 +71,7 @@ impl State {
             Sabotage::Forge => {
                 self.done = true;
                 let key = Key { device: 0, number: u32::MAX, serial: u32::MAX };
-                vec![(payload::address(0), payload::write(key).into()), this]
+                vec![(payload::address(0), payload::write(key, payload::BYTES).into()), this]
             }
             Sabotage::Swap => {
                 let device = payload::read(&body).map(|key| key.device);

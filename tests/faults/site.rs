@@ -16,6 +16,7 @@ use super::gateway::{Gateway, Setup};
 use super::laws::Law;
 use super::ledger::{Kind, Ledger, Shared};
 use super::options::Options;
+use super::payload::BYTES;
 use super::rng::Rng;
 use super::sink::{Manner, Sink};
 
@@ -30,6 +31,8 @@ pub(crate) struct Plan {
     pub(crate) rate: f64,
     /// Messages of one MQTT device that may be without an answer.
     pub(crate) window: usize,
+    /// Of each message.
+    pub(crate) bytes: usize,
     pub(crate) manner: Manner,
     /// Lines of `[upstream]` besides where the hub is.
     pub(crate) upstream: String,
@@ -48,6 +51,7 @@ impl Plan {
             devices,
             rate,
             window: 8,
+            bytes: BYTES,
             manner: Manner { thought: Duration::from_millis(5), key: None, sabotage: None },
             upstream: String::new(),
             sections: String::new(),
@@ -211,7 +215,7 @@ fn natures(plan: &Plan, kinds: &[Kind]) -> Vec<Nature> {
                 Speaks::Coap | Speaks::Http => 1,
             };
             let kind = kinds[number / protocols.len() % kinds.len()];
-            Nature { number: number as u32, kind, speaks, pace, window }
+            Nature { number: number as u32, kind, speaks, pace, window, bytes: plan.bytes }
         })
         .collect()
 }

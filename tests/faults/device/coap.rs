@@ -38,7 +38,7 @@ pub(super) async fn session(device: &mut Device, life: u64) -> io::Result<()> {
         if asked.is_none()
             && let Some((key, _)) = device.next(now)
         {
-            let payload = payload::write(key);
+            let payload = payload::write(key, device.nature.bytes);
             let method = Method::Post;
             let call = Call {
                 confirmable: true,

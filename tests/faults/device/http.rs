@@ -29,7 +29,7 @@ pub(super) async fn session(device: &mut Device, life: u64) -> io::Result<()> {
                 _ = stream.read(&mut byte) => return Ok(()),
             }
         };
-        let payload = payload::write(key);
+        let payload = payload::write(key, device.nature.bytes);
         let mut request = format!(
             "POST /{}/{} HTTP/1.1\r\nHost: gateway\r\nContent-Length: {}\r\n\r\n",
             device.word(),

@@ -45,7 +45,7 @@ pub(super) async fn session(device: &mut Device, life: u64, version: Version) ->
         while let Some((key, dup)) = let_in.then(|| device.next(Instant::now())).flatten() {
             last = if last == u16::MAX { 1 } else { last + 1 };
             let Some(packet_id) = PacketId::new(last) else { continue };
-            let payload = payload::write(key);
+            let payload = payload::write(key, device.nature.bytes);
             let qos = QoS::AtLeastOnce;
             let publish = OutgoingPublish {
                 topic: &topic,
