@@ -56,11 +56,14 @@ pub(super) struct Shared {
     number: AtomicU64,
 }
 
+/// Questions, and where their answers go.
+pub(super) type Asked = Vec<(Ask, oneshot::Sender<Answer>)>;
+
 /// What came and was not yet looked at.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     pub(super) batches: Vec<(Arc<Letters>, Vec<Store>)>,
-    pub(super) asks: Vec<(Ask, oneshot::Sender<Answer>)>,
+    pub(super) asks: Asked,
     /// Nobody looks any more.
     closed: bool,
 }
