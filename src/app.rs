@@ -21,7 +21,7 @@ use crate::sas::SharedKey;
 use crate::shutdown::Shutdown;
 use crate::spool::Spool;
 use crate::state::{LockedState, StateDir, StateError};
-use crate::tls::{self, Acceptor, TlsError};
+use crate::tls::{self, Acceptor, Follow, TlsError};
 use crate::upstream::{Embedded, Hub, HubError};
 use crate::worker::{self, Setup};
 
@@ -130,6 +130,7 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
     }
     let hubs = Hubs::new(&config, reached)?;
     let setups = setups(&config, &rules, &hubs, &health, None)?;
+    let files = hubs.files().chain(setups.iter().take(1).flat_map(Setup::files)).collect();
     let console = console::bind(&config.admin)?;
     let listening = listening(&setups, &console)?;
     tracing::info!(hub = %hubs.addresses(), workers = setups.len(), "gateway started");
@@ -150,6 +151,7 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
         tokio::select! {
             () = shutdown.draining() => {}
             () = ended.notified() => {}
+            () = tls::follow(files) => {}
         }
     };
     serve_console(console, &health, until)?;
@@ -246,6 +248,11 @@ impl Hubs {
             mapped: config.maps().then(|| Hub::new(config, embedded).map(Arc::new)).transpose()?,
             connectors: config.connectors.iter().map(hub).collect::<Result<_, _>>()?,
         })
+    }
+
+    /// What follows its files.
+    fn files(&self) -> impl Iterator<Item = Arc<dyn Follow>> {
+        self.mapped.iter().chain(self.connectors.iter()).flat_map(|hub| hub.files())
     }
 
     /// Where they are, for people; each once.

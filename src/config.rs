@@ -3,6 +3,7 @@
 //! One struct for each section, unknown keys refused, every error with file, line, column and what would be right.
 //! What the file leaves out has a default that is safe: listeners on loopback, the embedded hub as the hub.
 
+mod access;
 mod address;
 mod check;
 mod connectors;
@@ -12,10 +13,13 @@ mod mappings;
 mod mechanisms;
 mod names;
 mod profiles;
+mod proxy;
 mod qpid;
 mod routes;
+mod sasl;
 mod sections;
 mod units;
+mod upstream;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -23,9 +27,11 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use access::{Access, Transport};
 pub use address::{HubUrl, parse_listen};
 use connectors::ConnectorSection;
-pub use connectors::{Connect, Connector, HostPort, Hosts, Mode, Reach, Sasl};
+pub(crate) use connectors::UPSTREAM;
+pub use connectors::{Connect, Connector, HostPort, Hosts, Mode, Reach};
 pub use error::{ConfigError, Place};
 use error::{Source, beside, name_of};
 use listeners::ListenerSection;
@@ -33,9 +39,11 @@ pub use listeners::{Limits, Listener};
 pub use mappings::MappingsError;
 use profiles::ProfileSection;
 pub use profiles::{ClientCertificates, IdentityFiles, SslProfile, TlsVersion};
+pub use proxy::Proxy;
 pub use qpid::{Import, Remark};
 use routes::RouteSection;
 pub use routes::{Direction, LinkRoute, RouteAddress};
+pub use sasl::Sasl;
 pub use sections::{
     AdminConfig, Authorise, CoapConfig, HttpConfig, HubConfig, LogConfig, MappingsConfig, MqttConfig,
     RuntimeConfig, StateConfig,
@@ -83,9 +91,8 @@ pub struct Config {
 pub struct Upstream {
     /// Which hub.
     pub target: Target,
-    /// Certificates (PEM) that the hub's certificate is checked with; absent: those of the platform, or the own CA
-    /// for the embedded hub.
-    pub ca_file: Option<PathBuf>,
+    /// How it is reached.
+    pub access: Access,
     /// How long devices are kept through an outage of the hub before they are told.
     pub hold: Duration,
     /// The idle time-out that is announced to the hub.
@@ -219,7 +226,7 @@ impl Config {
         for file in &mut document.mappings.files {
             *file = beside(base, file);
         }
-        for path in [&mut document.upstream.ca_file, &mut document.state.directory].into_iter().flatten() {
+        if let Some(path) = &mut document.state.directory {
             *path = beside(base, path);
         }
         let target = read_target(source, &document.upstream, base)?;
@@ -234,9 +241,10 @@ impl Config {
         }
         let link_routes = routes::resolve(source, &document.link_route, &amqp.link_routes, &connectors)?;
         let listeners = listeners::resolve(source, &document.listener, &amqp, &profiles, &connectors)?;
+        let access = upstream::access(source, &upstream, &target, &profiles, base)?;
         let upstream = Upstream {
             target,
-            ca_file: upstream.ca_file,
+            access,
             hold: upstream.hold,
             idle_time_out: upstream.idle_time_out,
             connect_time_out: upstream.connect_time_out,
@@ -322,6 +330,8 @@ impl Config {
             ConfigError::new(origin, what)
                 .with_help(format!("{POLICY_FORM}, or amqps://host for another AMQP 1.0 hub"))
         })?;
+        // A password is for the hub that it was written for.
+        self.upstream.access.sasl.take_if(|sasl| matches!(sasl, Sasl::Plain { .. }));
         Ok(())
     }
 }

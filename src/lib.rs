@@ -19,6 +19,7 @@ mod service;
 pub mod shutdown;
 mod spool;
 pub mod state;
+pub mod store;
 mod table;
 pub mod telemetry;
 #[cfg(test)]

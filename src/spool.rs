@@ -16,9 +16,14 @@
 //! Not here: which messages go through the disk (that is the worker's `Outbound`), and how bytes lie on it (the log).
 
 mod ask;
+mod dead;
 mod handle;
 mod held;
+mod keeper;
+mod marking;
+mod queues;
 mod record;
+mod telemetry;
 
 pub(crate) use handle::{Mailbox, Spool, Store, Stored};
-pub(crate) use record::{DeadLetter, DeadReason, Entry, Full, Limits, Record, Refusal};
+pub(crate) use record::{DeadLetter, DeadReason, Entry, Limits, Record, Refusal};

@@ -23,7 +23,7 @@ use crate::outbound::Outbound;
 use crate::shutdown::Shutdown;
 use crate::spool::Spool;
 use crate::telemetry::{Protocol, emit};
-use crate::tls::Acceptor;
+use crate::tls::{Acceptor, Follow};
 use crate::upstream::{Hub, Upstream};
 
 mod telemetry;
@@ -59,6 +59,13 @@ pub(crate) struct Setup {
     pub(crate) mqtt: Vec<TcpListener>,
     pub(crate) coap: Vec<UdpSocket>,
     pub(crate) http: Vec<TcpListener>,
+}
+
+impl Setup {
+    /// What follows its files; all workers have the same.
+    pub(crate) fn files(&self) -> impl Iterator<Item = Arc<dyn Follow>> {
+        self.amqp.iter().filter_map(|(_, acceptor)| acceptor.files())
+    }
 }
 
 /// What the tasks of a worker share.

@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::access::{Carrier, Subprotocol};
 use super::address::{listen, some_listen};
 use super::connectors::{self, Connect, Mode};
 use super::listeners::Limits;
+use super::mechanisms::{self, Way};
 use super::units::{self, Level, Secret};
 
 const fn loopback(port: u16) -> SocketAddr {
@@ -403,6 +405,19 @@ pub(super) struct UpstreamSection {
     pub(super) connection_string_file: Option<PathBuf>,
     pub(super) url: Option<Secret>,
     pub(super) ca_file: Option<PathBuf>,
+    pub(super) cert_file: Option<PathBuf>,
+    pub(super) private_key_file: Option<PathBuf>,
+    pub(super) ssl_profile: Option<String>,
+    #[serde(deserialize_with = "mechanisms::ways")]
+    pub(super) sasl_mechanisms: Option<Vec<Way>>,
+    pub(super) sasl_username: Option<String>,
+    pub(super) sasl_password: Option<Secret>,
+    pub(super) sasl_password_file: Option<PathBuf>,
+    pub(super) transport: Option<Carrier>,
+    pub(super) websocket_path: Option<String>,
+    pub(super) websocket_protocol: Option<Subprotocol>,
+    pub(super) proxy: Option<Secret>,
+    pub(super) proxy_password_file: Option<PathBuf>,
     #[serde(deserialize_with = "units::duration")]
     pub(super) hold: Duration,
     #[serde(deserialize_with = "units::duration")]
@@ -424,7 +439,11 @@ pub(super) struct UpstreamSection {
 impl UpstreamSection {
     /// Whether the file itself holds a key or a password.
     pub(super) fn holds_secret(&self) -> bool {
-        self.connection_string.is_some() || self.url.as_ref().is_some_and(|url| url.expose().contains('@'))
+        let with_user = |url: &Option<Secret>| url.as_ref().is_some_and(|url| url.expose().contains('@'));
+        self.connection_string.is_some()
+            || self.sasl_password.is_some()
+            || with_user(&self.url)
+            || with_user(&self.proxy)
     }
 }
 
@@ -435,6 +454,18 @@ impl Default for UpstreamSection {
             connection_string_file: None,
             url: None,
             ca_file: None,
+            cert_file: None,
+            private_key_file: None,
+            ssl_profile: None,
+            sasl_mechanisms: None,
+            sasl_username: None,
+            sasl_password: None,
+            sasl_password_file: None,
+            transport: None,
+            websocket_path: None,
+            websocket_protocol: None,
+            proxy: None,
+            proxy_password_file: None,
             hold: Duration::from_secs(60),
             idle_time_out: Duration::from_secs(120),
             connect_time_out: Duration::from_secs(10),

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use fieldgate_mappings::amqp;
-use fieldgate_mappings::delivery::{Delivery, OnError, WhenFull};
+use fieldgate_mappings::delivery::{Delivery, OnError};
 use fieldgate_mappings::message::Message;
 use fieldgate_mappings::outcome::{Outcome, Reason, Rejection, Verdict};
 
-use crate::spool::{DeadLetter, DeadReason, Entry, Full, Limits, Record, Refusal, Store};
+use crate::spool::{DeadLetter, DeadReason, Entry, Limits, Record, Refusal, Store};
 use crate::upstream::{Hears, Patience};
 
 /// What is kept beside a message, about: the record's other fields, its places in the tables, its allocation.
@@ -114,14 +114,10 @@ impl Kept {
             rule: Arc::clone(&delivery.rule),
             message: Bytes::copy_from_slice(sections),
         };
-        let full = match kept.full {
-            WhenFull::RefuseNew => Full::RefuseNew,
-            WhenFull::DeadLetterOldest => Full::DeadLetterOldest,
-        };
         Some(Self {
             record,
             state: State::Waiting,
-            limits: Limits { max_bytes: kept.max_bytes, full },
+            limits: Limits { max_bytes: kept.max_bytes, full: kept.full },
             verdict,
             hears: patience.hears,
             until: patience.until,

@@ -119,7 +119,7 @@ impl Spool {
         }
         for store in &batch {
             if let Entry::Message(record) = &store.entry {
-                self.shared.held.add(&record.hub, &record.device);
+                self.shared.held.add(&record.hub, &record.device, 1);
             }
         }
         let mut inbox = lock(&self.shared.inbox);
@@ -208,14 +208,15 @@ impl Letters {
 /// Answers of one commit, by the worker that they are for.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    answers: HashMap<*const Letters, (Arc<Letters>, Vec<(u64, Stored)>)>,
+    /// By the address of the mailbox, which is kept.
+    answers: HashMap<usize, (Arc<Letters>, Vec<(u64, Stored)>)>,
 }
 
 impl Outbox {
     /// Notes an answer.
     pub(super) fn put(&mut self, letters: &Arc<Letters>, ticket: u64, answer: Stored) {
         let (_, answers) =
-            self.answers.entry(Arc::as_ptr(letters)).or_insert_with(|| (Arc::clone(letters), Vec::new()));
+            self.answers.entry(Arc::as_ptr(letters).addr()).or_insert_with(|| (Arc::clone(letters), Vec::new()));
         answers.push((ticket, answer));
     }
 

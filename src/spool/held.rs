@@ -47,13 +47,13 @@ impl Held {
             && self.devices(hub).is_some_and(|devices| devices.with(device, |of| of.contains_key(device)))
     }
 
-    /// One message more.
-    pub(super) fn add(&self, hub: &Arc<str>, device: &DeviceId) {
-        self.messages.fetch_add(1, Ordering::AcqRel);
+    /// So many messages more.
+    pub(super) fn add(&self, hub: &Arc<str>, device: &DeviceId, messages: u32) {
+        self.messages.fetch_add(messages as usize, Ordering::AcqRel);
         self.devices_or_new(hub).with(device, |of| match of.get_mut(device) {
-            Some(count) => *count += 1,
+            Some(count) => *count += messages,
             None => {
-                of.insert(device.clone(), 1);
+                of.insert(device.clone(), messages);
             }
         });
     }
@@ -109,8 +109,8 @@ mod tests {
         let (hub, other): (Arc<str>, Arc<str>) = ("berlin".into(), "paris".into());
         let device = DeviceId::new("pump-1").unwrap();
         assert!(!held.holds(&hub, &device));
-        held.add(&hub, &device);
-        held.add(&hub, &device);
+        held.add(&hub, &device, 1);
+        held.add(&hub, &device, 1);
         assert!(held.holds(&hub, &device));
         assert!(!held.holds(&other, &device), "another hub's device of that name is another device");
         assert!(!held.holds(&hub, &DeviceId::new("pump-2").unwrap()));
@@ -131,7 +131,7 @@ mod tests {
         let devices: Vec<_> = (0..100).map(|n| DeviceId::new(&format!("d{n}")).unwrap()).collect();
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| devices.iter().for_each(|device| held.add(&hub, device)));
+                scope.spawn(|| devices.iter().for_each(|device| held.add(&hub, device, 1)));
             }
         });
         assert_eq!(held.messages.load(Ordering::Relaxed), 400);

@@ -28,14 +28,15 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::mem;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fieldgate_mappings::address::DeviceId;
+use fieldgate_mappings::delivery::WhenFull;
 use slab::Slab;
 
 use crate::store::Place;
 
-use super::record::{DeadReason, Full, Limits};
+use super::record::{DeadReason, Limits};
 use entry::Entry;
 use queue::Queue;
 use turns::Turns;
@@ -50,9 +51,6 @@ const AHEAD: u32 = 512;
 const MAX_DYING: usize = 4_096;
 /// What is kept beside a message's body on the disk.
 const OVERHEAD_BYTES: u64 = 16;
-/// The first pause of a queue after a message was not taken, and the longest one.
-const PAUSE: Duration = Duration::from_millis(100);
-const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// The bounds.
 #[derive(Clone, Debug)]
@@ -219,18 +217,22 @@ impl Queues {
         self.queues.iter().filter_map(|(_, queue)| queue.entries.front()).map(Entry::stored).min()
     }
 
-    /// Each hub that something is or was held for, with what it is.
-    pub(super) fn hubs(&self) -> impl Iterator<Item = (&Arc<str>, Totals)> {
-        self.hubs.iter().enumerate().map(|(at, hub)| {
+    /// Each hub that something is or was held for: whether it is open, and what is held.
+    pub(super) fn hubs(&self) -> impl Iterator<Item = (&Arc<str>, bool, Totals)> {
+        self.hubs.iter().map(|hub| {
             let mut totals = Totals::default();
             for &device in hub.devices.values() {
                 let device = &self.devices[device as usize];
-                debug_assert_eq!(device.hub, at);
                 totals.records += device.totals.records;
                 totals.bytes += device.totals.bytes;
             }
-            (&hub.name, totals)
+            (&hub.name, hub.open, totals)
         })
+    }
+
+    /// Each device that something is held of, with how many messages.
+    pub(super) fn each_device(&self) -> impl Iterator<Item = (&Arc<str>, &DeviceId, u64)> {
+        self.devices.iter().map(|(_, device)| (&self.hubs[device.hub].name, &device.id, device.totals.records))
     }
 
     // Coming in.
@@ -241,7 +243,8 @@ impl Queues {
     /// When there is none.
     pub(super) fn admit(&mut self, new: New<'_>) -> Result<Admitted, NoRoom> {
         let bytes = new.bytes as u64 + OVERHEAD_BYTES;
-        if self.totals.records >= self.bounds.max_records || self.totals.bytes + bytes > self.bounds.max_bytes {
+        if self.totals.records >= self.bounds.max_records || self.totals.bytes + bytes > self.bounds.max_bytes
+        {
             return Err(NoRoom);
         }
         let max_bytes = new.limits.max_bytes.unwrap_or(self.bounds.device_max_bytes);
@@ -252,7 +255,7 @@ impl Queues {
             && let totals = self.devices[device as usize].totals
             && (totals.bytes + bytes > max_bytes || totals.records >= self.bounds.device_max_records)
         {
-            let gives_way = new.limits.full == Full::DeadLetterOldest;
+            let gives_way = new.limits.full == WhenFull::DeadLetterOldest;
             if !gives_way || !self.make_room(device, new.priority) {
                 return Err(NoRoom);
             }
@@ -279,6 +282,12 @@ impl Queues {
         self.queues[at as usize].admitted -= 1;
         self.unaccount(at, entry.bytes());
         self.forget_if_idle(at);
+    }
+
+    /// Whose message that is.
+    pub(super) fn whose(&self, admitted: &Admitted) -> (Arc<str>, DeviceId) {
+        let device = &self.devices[self.queues[admitted.queue as usize].device as usize];
+        (Arc::clone(&self.hubs[device.hub].name), device.id.clone())
     }
 
     /// A message that was found in the log; after all of them [`recovered`](Self::recovered).
@@ -309,6 +318,19 @@ impl Queues {
         let queues = &self.devices[*device as usize].queues;
         let at = queues.iter().find(|at| self.queues[**at as usize].priority == priority).copied();
         at.is_some_and(|at| self.queues[at as usize].moved(seq, place))
+    }
+
+    /// As [`moved`](Self::moved), when nobody knows whose record it is: all queues are looked through.
+    pub(super) fn moved_somewhere(&mut self, seq: u64, place: Place) {
+        if let Some(dying) = self.dying.iter_mut().find(|dying| dying.seq == seq) {
+            dying.place = place;
+        }
+        self.queues.iter_mut().any(|(_, queue)| queue.moved(seq, place));
+    }
+
+    /// The number of a message in flight.
+    pub(super) fn seq_of(&self, flight: u64) -> Option<u64> {
+        self.flights.get(flight as usize).map(|flight| flight.seq)
     }
 
     /// Whose messages have left, one for each message.

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fieldgate_mappings::address::{Address, DeviceId};
+use fieldgate_mappings::delivery::WhenFull;
 use fieldgate_mappings::outcome::Reason;
 use thiserror::Error;
 
@@ -69,6 +70,13 @@ pub(crate) struct Record {
     pub(crate) rule: Arc<str>,
     /// The encoded message without its header (AMQP 1.0 3.2): annotations, properties, body.
     pub(crate) message: Bytes,
+}
+
+impl Record {
+    /// When the message is worth nothing any more, in milliseconds since 1970.
+    pub(crate) fn expires_at(&self, spool_max_age: Duration) -> u64 {
+        expires_at(self.stored_at, [self.ttl, self.max_age], spool_max_age)
+    }
 }
 
 /// A message that will not be sent, and why.
@@ -181,17 +189,7 @@ impl DeadReason {
 pub(crate) struct Limits {
     /// Bytes that its device may have in the spool; absent, the configuration's.
     pub(crate) max_bytes: Option<u64>,
-    pub(crate) full: Full,
-}
-
-/// What gives way when a device has no room left.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Full {
-    /// The new message: its device is told to come again.
-    #[default]
-    RefuseNew,
-    /// The oldest messages of the device, which become dead letters.
-    DeadLetterOldest,
+    pub(crate) full: WhenFull,
 }
 
 /// Why a message was not taken. It is not on the disk, and its device must hear so.
@@ -350,9 +348,13 @@ impl<'a> Body<'a> {
 
     /// When the message is worth nothing any more, in milliseconds since 1970.
     pub(crate) fn expires_at(&self, spool_max_age: Duration) -> u64 {
-        let life = [self.ttl, self.max_age].into_iter().flatten().fold(spool_max_age, Duration::min);
-        self.stored_at.saturating_add(u64::try_from(life.as_millis()).unwrap_or(u64::MAX))
+        expires_at(self.stored_at, [self.ttl, self.max_age], spool_max_age)
     }
+}
+
+fn expires_at(stored_at: u64, lives: [Option<Duration>; 2], spool_max_age: Duration) -> u64 {
+    let life = lives.into_iter().flatten().fold(spool_max_age, Duration::min);
+    stored_at.saturating_add(u64::try_from(life.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Whether the address is the device's events node. An id that an address writes otherwise (`#`) is not compressed.

@@ -36,12 +36,17 @@ pub struct Log<D: Disk> {
     /// Segments with records that live elsewhere, and those records. Until they are gone nothing else is removed: it might be what settles
     /// those.
     pub(super) shadowed: BTreeMap<u32, SeqSet>,
+    /// A segment out of which copies were written and could not be synced. Until a new head makes them void, a crash may
+    /// bring them back, and it must not be gone with the settles that nobody wrote for it.
+    pub(super) haunted: Option<u32>,
     /// An append was refused since the last that was not.
     pub(super) refused: bool,
     /// Files that no segment is in: without readable header, or of no use.
     unreadable: Vec<String>,
     useless: Vec<String>,
     pub(super) damaged: u64,
+    written: u64,
+    commits: u64,
 }
 
 /// The segment that is written.
@@ -77,6 +82,10 @@ pub struct Usage {
     pub spares: usize,
     /// Damaged spots that were met, in opening and since.
     pub damaged: u64,
+    /// Bytes that commits wrote since opening, copies included.
+    pub written: u64,
+    /// Commits since opening.
+    pub commits: u64,
 }
 
 impl<D: Disk> Log<D> {
@@ -116,10 +125,13 @@ impl<D: Disk> Log<D> {
             reader: Reader::new(),
             emptying: None,
             shadowed: found.shadowed,
+            haunted: None,
             refused: false,
             unreadable: found.unreadable,
             useless,
             damaged: found.report.damaged,
+            written: 0,
+            commits: 0,
         };
         Ok((log, found.report))
     }
@@ -156,7 +168,7 @@ impl<D: Disk> Log<D> {
     /// The largest body that can be appended.
     #[must_use]
     pub fn max_record(&self) -> usize {
-        self.settings.segment_bytes as usize - RECORDS as usize - 2 * total(Kind::Copy, 0)
+        self.settings.segment_bytes as usize - RECORDS as usize - total(Kind::Copy, 0) - total(Kind::Seal, 0)
     }
 
     /// The record is not needed any more. The next commit, of appended records or by itself, makes that durable; until
@@ -234,6 +246,8 @@ impl<D: Disk> Log<D> {
             max_bytes: self.settings.max_bytes,
             spares: self.spares.len(),
             damaged: self.damaged,
+            written: self.written,
+            commits: self.commits,
         }
     }
 
@@ -262,16 +276,16 @@ impl<D: Disk> Log<D> {
         (number, &self.segments[&number])
     }
 
-    /// What a body may have that joins the batch; room for the seal is kept.
-    pub(super) fn head_room(&self) -> usize {
-        let Some(head) = &self.head else { return 0 };
+    /// Whether the head has room for a body that joins the batch. Room for the seal is kept.
+    pub(super) fn fits(&self, body: usize) -> bool {
+        let Some(head) = &self.head else { return false };
         let segment = &self.segments[&head.number];
-        let left = (segment.bytes - segment.end) as usize - self.batch.len();
-        left.saturating_sub(2 * RECORD_HEADER)
+        let left = (segment.bytes - segment.end) as usize;
+        left >= self.batch.len() + total(Kind::Record, body) + total(Kind::Seal, 0)
     }
 
     fn make_room(&mut self, body: usize) -> Result<(), AppendError> {
-        let fits = self.head.is_some() && self.head_room() >= body;
+        let fits = self.fits(body);
         if !self.batch.is_empty() {
             let whole = self.batch.len() + total(Kind::Record, body);
             let small = whole <= self.settings.max_batch_bytes as usize;
@@ -290,7 +304,7 @@ impl<D: Disk> Log<D> {
         while !self.settles.is_empty() {
             let mut settles = self.settles.take();
             let body = settles.encode();
-            if self.batch.is_empty() && self.head_room() < body.len() {
+            if self.batch.is_empty() && !self.fits(body.len()) {
                 let segment = self.next_segment;
                 if let Err(error) = self.advance(Purpose::Relief) {
                     self.settles.put_back(settles);
@@ -301,7 +315,7 @@ impl<D: Disk> Log<D> {
                 }
             }
             let whole = self.batch.len() + total(Kind::Settle, body.len());
-            if self.head_room() < body.len() || whole > self.settings.max_batch_bytes as usize {
+            if !self.fits(body.len()) || whole > self.settings.max_batch_bytes as usize {
                 self.settles.put_back(settles);
                 break;
             }
@@ -320,7 +334,7 @@ impl<D: Disk> Log<D> {
         let segment = self.segments.get_mut(&number).expect("the head is a segment");
         let len = self.batch.len();
         let left = (segment.bytes - segment.end) as usize - len;
-        let bytes = self.batch.to_write(left.min(RECORD_HEADER));
+        let bytes = self.batch.padded(left.min(RECORD_HEADER));
         let mut written = false;
         let done = head.file.write_at(bytes, u64::from(segment.end)).and_then(|()| {
             written = true;
@@ -333,6 +347,8 @@ impl<D: Disk> Log<D> {
             self.settles.put_back(settles);
             return Err(CommitError { segment: number, written, source });
         }
+        self.written += len as u64;
+        self.commits += 1;
         segment.end += len as u32;
         segment.records += self.batch.records + self.batch.copies;
         segment.live += self.batch.records + self.batch.copies;
@@ -355,9 +371,10 @@ impl<D: Disk> Log<D> {
         let spare = self.spares.take().expect("there is at least one");
         self.seal();
         let number = self.next_segment;
-        self.next_segment = number.checked_add(1).ok_or_else(|| io::Error::other("no segment number is left"))?;
+        self.next_segment =
+            number.checked_add(1).ok_or_else(|| io::Error::other("no segment number is left"))?;
         match self.begin(number, &spare_name(spare)) {
-            Ok(head) => self.head = Some(head),
+            Ok(head) => (self.head, self.haunted) = (Some(head), None),
             Err(error) => {
                 // A file that failed is not tried again, under none of the names that it may have.
                 let _ = self.disk.remove(&spare_name(spare));
@@ -412,7 +429,8 @@ impl<D: Disk> Log<D> {
         let mut batch = Batch::default();
         let delta = (self.next_seq - segment.base_seq) as u32;
         batch.push(Kind::Seal, segment.salt, segment.end, delta, &[]);
-        let sealed = head.file.write_at(batch.to_write(0), u64::from(segment.end)).and_then(|()| head.file.sync());
+        let sealed =
+            head.file.write_at(batch.padded(0), u64::from(segment.end)).and_then(|()| head.file.sync());
         match sealed {
             Ok(()) => segment.end += batch.len() as u32,
             Err(_) => (segment.broken, segment.to_cut) = (true, true),
@@ -425,7 +443,7 @@ impl<D: Disk> Log<D> {
             let _ = self.disk.remove(&name);
         }
         let disk = &mut self.disk;
-        self.unreadable.retain(|name| disk.set_aside(name).is_err());
+        self.unreadable.retain(|name| disk.set_aside(name).and_then(|()| disk.sync()).is_err());
         for (number, segment) in self.segments.iter_mut().filter(|(_, segment)| segment.to_cut) {
             let file = self.disk.open(&segment_name(*number));
             let end = u64::from(segment.end);

@@ -6,8 +6,8 @@ use std::io;
 use super::disk::{Disk, DiskFile, Entry};
 use super::error::OpenError;
 use super::format::{
-    COPY_PREFIX, HEADER_BYTES, Kind, RECORDS, Recognised, SECOND_HEADER, Salt, SegmentHeader, VERSION, number_in,
-    quarantine_name, segment_name, u64_at,
+    COPY_PREFIX, HEADER_BYTES, Kind, RECORDS, Recognised, SECOND_HEADER, Salt, SegmentHeader, VERSION,
+    number_in, quarantine_name, segment_name, u64_at,
 };
 use super::live::SeqSet;
 use super::scan::{Item, Scan, scan};
@@ -16,8 +16,8 @@ use super::{Place, settles};
 
 /// Damaged spots that are described one by one and copied; further ones are only counted.
 const DESCRIBED: usize = 64;
-/// How far sequence numbers jump after damage: the last ones that were used may be among what is lost, and a number
-/// that was seen outside must not name another record.
+/// How far sequence numbers jump where the log was not sealed, or is damaged: the last ones that were used may be among
+/// what is lost, and a number that was seen outside must not name another record.
 const JUMP: u64 = 1 << 32;
 /// What is given up at once where the disk cannot read.
 const UNREADABLE_BYTES: usize = 4096;
@@ -86,6 +86,8 @@ struct Recovery<'a, D: Disk> {
     /// Where segments end and whether broken off, as their successors say.
     ends: BTreeMap<u32, (u32, bool)>,
     bytes: Vec<u8>,
+    /// The newest segment is sealed, or there is none.
+    sealed: bool,
 }
 
 /// Reads everything, and shows `seen` what lives.
@@ -104,15 +106,21 @@ pub(super) fn recover<D: Disk>(
         unreadable: Vec::new(),
         report: Report::default(),
     };
-    let mut recovery =
-        Recovery { disk, out, settled: SeqSet::default(), ends: BTreeMap::new(), bytes: Vec::new() };
+    let mut recovery = Recovery {
+        disk,
+        out,
+        settled: SeqSet::default(),
+        ends: BTreeMap::new(),
+        bytes: Vec::new(),
+        sealed: true,
+    };
     let headers = recovery.headers(files)?;
     for (number, (header, salt, bytes)) in headers.into_iter().rev() {
         recovery.segment(number, &header, salt, bytes, seen)?;
     }
     let mut out = recovery.out;
     out.report.records = out.live.len();
-    if out.report.damaged > 0 || out.report.torn {
+    if out.report.damaged > 0 || !recovery.sealed {
         out.next_seq += JUMP;
     }
     Ok(out)
@@ -143,7 +151,11 @@ impl<D: Disk> Recovery<'_, D> {
             headers.insert(number, (header, salt, file.bytes));
         }
         for (number, file) in lost {
-            self.damage(Place { segment: number, offset: 0 }, file.bytes.min(u64::from(u32::MAX)) as u32, None);
+            self.damage(
+                Place { segment: number, offset: 0 },
+                file.bytes.min(u64::from(u32::MAX)) as u32,
+                None,
+            );
             self.out.unreadable.push(file.name.clone());
         }
         Ok(headers)
@@ -183,6 +195,11 @@ impl<D: Disk> Recovery<'_, D> {
         let until = if short { file_bytes as u32 } else { header.bytes };
         let wanted = end.map_or(until, |(end, _)| end).max(RECORDS);
         let file = self.disk.open(&segment_name(number))?;
+        if newest {
+            // A process that was killed may leave in the cache what is not on the disk, and a power cut must not change
+            // later what was found now. What a failure here loses was never acknowledged.
+            let _ = file.sync().and_then(|()| self.disk.sync());
+        }
         read_what_can_be(&file, &mut self.bytes, wanted as usize)?;
         // What a lost tail held is damage as well.
         self.bytes.resize(wanted as usize, 0);
@@ -194,8 +211,14 @@ impl<D: Disk> Recovery<'_, D> {
         self.out.report.segments += 1;
         self.out.report.bytes += u64::from(wanted);
         self.out.report.lost += scan.lost();
+        let damaged = self.out.report.damaged;
         for hole in std::mem::take(&mut scan.holes) {
             self.damage(Place { segment: number, offset: hole.offset }, hole.bytes, Some(()));
+        }
+        self.sealed &= !newest || scan.sealed;
+        if newest && short && !scan.sealed && damaged == self.out.report.damaged {
+            // It ends between two records, but the newest was never cut.
+            self.damage(Place { segment: number, offset: scan.end }, 0, None);
         }
         let broken = end.map_or(!scan.sealed, |(_, broken)| broken);
         let mut segment = Segment {
@@ -234,13 +257,7 @@ impl<D: Disk> Recovery<'_, D> {
         }
     }
 
-    fn records(
-        &mut self,
-        number: u32,
-        scan: &Scan,
-        segment: &mut Segment,
-        seen: &mut dyn FnMut(Found<'_>),
-    ) {
+    fn records(&mut self, number: u32, scan: &Scan, segment: &mut Segment, seen: &mut dyn FnMut(Found<'_>)) {
         for item in &scan.items {
             let Some((seq, body)) = record(item, segment.base_seq, &self.bytes) else { continue };
             segment.records += 1;

@@ -79,6 +79,7 @@ impl Settles {
                 end = range[0] + range.len() as u64;
             }
         }
+        self.len = self.groups.values().map(Vec::len).sum();
         body
     }
 }
@@ -145,6 +146,7 @@ mod tests {
         }
         assert_eq!(settles.len(), 7);
         let body = settles.encode();
+        assert_eq!(settles.len(), 6, "one was there twice");
         let most = u64::MAX - 1;
         assert_eq!(decoded(&body).unwrap(), [(3, 0, 0), (3, most, most), (7, 10, 12), (7, 20, 20)]);
         for cut in 1..body.len() {

@@ -131,6 +131,8 @@ impl SimDisk {
         let epoch = state.epoch;
         let fresh = Self { state: self.state.clone(), epoch };
         if loss == Loss::None {
+            // The cache may lose what it could not write, as it takes that for clean.
+            state.nodes.iter_mut().for_each(Node::evict);
             return fresh;
         }
         let mut names = state.durable_names.clone();
@@ -279,6 +281,17 @@ impl State {
 }
 
 impl Node {
+    /// Forgets what is not on the disk and is not going to be.
+    fn evict(&mut self) {
+        let cached = std::mem::replace(&mut self.bytes, self.durable.clone());
+        self.bytes.resize(cached.len(), 0);
+        for sector in &self.dirty {
+            let start = (sector * SECTOR).min(cached.len());
+            let end = (start + SECTOR).min(cached.len());
+            self.bytes[start..end].copy_from_slice(&cached[start..end]);
+        }
+    }
+
     /// Makes a sector durable.
     fn keep(&mut self, sector: usize) {
         let start = sector * SECTOR;

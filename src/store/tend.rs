@@ -40,7 +40,7 @@ impl<D: Disk> Log<D> {
         self.spares.disk_full = false;
         self.remove_dead()?;
         // What is missing shows when something is appended.
-        let half_full = self.head.is_some() && self.head_room() < self.settings.segment_bytes as usize / 2;
+        let half_full = self.head.is_some() && !self.fits(self.settings.segment_bytes as usize / 2);
         if self.spares.len() == 0 || half_full && self.spares.wants_more() {
             let _ = self.add_spare();
         }
@@ -54,6 +54,7 @@ impl<D: Disk> Log<D> {
             Err(error) => {
                 // Nothing of a copy that was not committed may stay in the batch.
                 self.batch.clear();
+                self.haunted.get_or_insert(emptying.segment);
                 return Err(error);
             }
         };
@@ -65,8 +66,12 @@ impl<D: Disk> Log<D> {
 
     /// Removes the segments without living records that nothing needs, the oldest first.
     pub(super) fn remove_dead(&mut self) -> io::Result<()> {
-        let dead: Vec<u32> =
-            self.segments.iter().filter(|(_, segment)| segment.live == 0).map(|(number, _)| *number).collect();
+        let dead: Vec<u32> = self
+            .segments
+            .iter()
+            .filter(|(_, segment)| segment.live == 0)
+            .map(|(number, _)| *number)
+            .collect();
         for number in dead {
             if self.is_free(number) {
                 self.remove(number)?;
@@ -78,6 +83,7 @@ impl<D: Disk> Log<D> {
     fn is_free(&self, number: u32) -> bool {
         let newest = self.segments.last_key_value().is_some_and(|(newest, _)| *newest == number);
         let held_back = !self.shadowed.is_empty() && !self.shadowed.contains_key(&number);
+        let held_back = held_back || self.haunted == Some(number);
         !newest && !held_back && !self.is_guard(number) && self.needing(number).next().is_none()
     }
 
@@ -97,7 +103,9 @@ impl<D: Disk> Log<D> {
     /// must not be gone while the records in this one are not.
     fn remove(&mut self, number: u32) -> io::Result<()> {
         let name = segment_name(number);
-        let usual = self.segments[&number].bytes == self.settings.segment_bytes;
+        let segment = &self.segments[&number];
+        // What is to be cut may be so already, if that failed half-way.
+        let usual = segment.bytes == self.settings.segment_bytes && !segment.to_cut;
         let done = if usual && self.spares.wants_more() {
             self.spares.keep(&mut self.disk, &name)
         } else {
@@ -151,7 +159,11 @@ impl<D: Disk> Log<D> {
     }
 
     /// One step. Whether another should follow.
-    fn empty(&mut self, emptying: &mut Emptying, moved: &mut dyn FnMut(u64, Place)) -> Result<bool, TendError> {
+    fn empty(
+        &mut self,
+        emptying: &mut Emptying,
+        moved: &mut dyn FnMut(u64, Place),
+    ) -> Result<bool, TendError> {
         let number = emptying.segment;
         if !self.segments.contains_key(&number) {
             // What it had left was settled meanwhile.
@@ -226,7 +238,10 @@ impl<D: Disk> Log<D> {
         let mut bytes = Vec::new();
         read_what_can_be(&file, &mut bytes, segment.end as usize)?;
         let scan = scan(&bytes, segment.salt, true);
-        let records = scan.items.iter().filter_map(|item| Some((record(item, segment.base_seq, &bytes)?.0, item.offset)));
+        let records = scan
+            .items
+            .iter()
+            .filter_map(|item| Some((record(item, segment.base_seq, &bytes)?.0, item.offset)));
         Ok(records.collect())
     }
 
@@ -237,7 +252,7 @@ impl<D: Disk> Log<D> {
         // Once begun it must be ended, so that it is not begun without room.
         let begun = self.shadowed.contains_key(&number);
         let live_bytes = self.segments[&number].live_bytes() as usize;
-        if !begun && self.spares.len() == 0 && self.head_room() < 2 * live_bytes {
+        if !begun && self.spares.len() == 0 && !self.fits(2 * live_bytes) {
             return Ok(copies);
         }
         while let Some(&(seq, offset)) = left.last() {
@@ -254,10 +269,8 @@ impl<D: Disk> Log<D> {
                 }
             }
             let bytes = COPY_PREFIX + body.len();
-            if self.head.is_none() || self.head_room() < bytes {
-                if !self.batch.is_empty() || self.advance(Purpose::Relief).is_err() {
-                    break;
-                }
+            if !self.fits(bytes) && (!self.batch.is_empty() || self.advance(Purpose::Relief).is_err()) {
+                break;
             }
             let (head, segment) = self.head_segment();
             let (salt, end, delta) = (segment.salt, segment.end, self.next_delta(segment));

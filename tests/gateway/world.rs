@@ -134,6 +134,11 @@ impl Gateway {
         Self::start(Lines { upstream: &upstream, ..lines }).await
     }
 
+    /// With a hub of the lines' own, which need not be there.
+    pub(crate) async fn routing(lines: Lines<'_>) -> Self {
+        Self::start(lines).await
+    }
+
     async fn start(lines: Lines<'_>) -> Self {
         let state = Directory::new();
         let directory = state.path();

@@ -22,7 +22,12 @@ pub(in crate::spool) enum Ended {
 
 impl Queues {
     /// A message that was sent has its end. Gives what is to be settled in the log.
-    pub(in crate::spool) fn report(&mut self, flight: u64, ended: Ended, now: Instant) -> Option<(u64, Place)> {
+    pub(in crate::spool) fn report(
+        &mut self,
+        flight: u64,
+        ended: Ended,
+        now: Instant,
+    ) -> Option<(u64, Place)> {
         let flight = self.flights.try_remove(flight as usize)?;
         let at = flight.queue;
         let outcome = if let Ended::Again { .. } = ended { Flight::Again } else { Flight::Done };
@@ -58,10 +63,8 @@ impl Queues {
 
     /// Lets what has waited too long die, at most as much as may be dying. `now` is in seconds since 1970.
     pub(in crate::spool) fn expire(&mut self, now: u32) {
-        let due: Vec<u32> = (self.queues.iter())
-            .filter(|(_, queue)| queue.min_due <= now)
-            .map(|(at, _)| at as u32)
-            .collect();
+        let due: Vec<u32> =
+            (self.queues.iter()).filter(|(_, queue)| queue.min_due <= now).map(|(at, _)| at as u32).collect();
         let mut expired = Vec::new();
         for at in due {
             let most = self.may_die(at);

@@ -4,6 +4,8 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fieldgate_mappings::address::DeviceId;
+
 use super::{AHEAD, Bounds, InFlight, Queues};
 use crate::store::Place;
 
@@ -12,7 +14,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// A message to be sent: [`Queues::report`] ends it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 #[must_use = "the queue waits for its outcome"]
 pub(in crate::spool) struct Send {
     /// What [`Queues::report`] takes.
@@ -21,6 +23,8 @@ pub(in crate::spool) struct Send {
     pub(in crate::spool) place: Place,
     /// It may have been sent before.
     pub(in crate::spool) marked: bool,
+    pub(in crate::spool) hub: Arc<str>,
+    pub(in crate::spool) device: DeviceId,
 }
 
 impl Queues {
@@ -73,7 +77,14 @@ impl Queues {
             hub.in_flight += 1;
             hub.in_flight_bytes += entry.bytes();
             let flight = self.flights.insert(InFlight { queue: number, seq: entry.seq() }) as u64;
-            return Some(Send { flight, seq: entry.seq(), place: entry.place(), marked: entry.is_marked() });
+            return Some(Send {
+                flight,
+                seq: entry.seq(),
+                place: entry.place(),
+                marked: entry.is_marked(),
+                hub: Arc::clone(&hub.name),
+                device: self.devices[queue.device as usize].id.clone(),
+            });
         }
     }
 

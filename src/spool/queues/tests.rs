@@ -5,6 +5,7 @@
 //! is refused or dies without a reason; the bounds hold.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use super::*;
 use crate::testing::Random;
@@ -127,7 +128,7 @@ impl Life {
         let life = *self.random.pick(&[0, 900, 20_000, 1_000_000]);
         let limits = Limits {
             max_bytes: self.random.chance(3).then_some(3_000),
-            full: if self.random.chance(2) { Full::RefuseNew } else { Full::DeadLetterOldest },
+            full: if self.random.chance(2) { WhenFull::RefuseNew } else { WhenFull::DeadLetterOldest },
         };
         let new = New {
             hub: &self.hubs[key.0],
@@ -182,7 +183,11 @@ impl Life {
         let key = self.messages[&send.seq].key;
         for (seq, message) in self.messages.range(..send.seq).filter(|(_, message)| message.key == key) {
             let ended = matches!(message.state, State::Accepted | State::Buried | State::Dying);
-            assert!(ended || message.state == State::InFlight, "{seq} {message:?} was overtaken by {}", send.seq);
+            assert!(
+                ended || message.state == State::InFlight,
+                "{seq} {message:?} was overtaken by {}",
+                send.seq
+            );
         }
         let message = self.messages.get_mut(&send.seq).unwrap();
         assert!(matches!(message.state, State::Waiting | State::Failed), "{message:?} is sent");
@@ -385,7 +390,9 @@ impl Life {
         }
         assert_eq!(self.queues.totals(), Totals::default());
         assert_eq!((self.queues.devices(), self.queues.queues.len()), (0, 0), "nothing is remembered");
-        assert!(self.messages.values().all(|message| matches!(message.state, State::Accepted | State::Buried)));
+        assert!(
+            self.messages.values().all(|message| matches!(message.state, State::Accepted | State::Buried))
+        );
         assert_eq!(self.queues.oldest(), None);
         (self.ends, self.crashes)
     }
@@ -427,7 +434,7 @@ fn admit(queues: &mut Queues, seq: u64, priority: u8, limits: Limits, life_ms: u
 #[test]
 fn room_is_made_by_the_oldest_of_the_least_priority_and_never_by_a_higher_one() {
     let mut queues = Queues::new(Bounds { device_max_records: 3, ..bounds() });
-    let way = Limits { full: Full::DeadLetterOldest, max_bytes: None };
+    let way = Limits { full: WhenFull::DeadLetterOldest, max_bytes: None };
     for (seq, priority) in [(1, 9), (2, 4), (3, 0)] {
         admit(&mut queues, seq, priority, way, 1_000_000).unwrap();
     }
@@ -439,7 +446,11 @@ fn room_is_made_by_the_oldest_of_the_least_priority_and_never_by_a_higher_one() 
     assert_eq!(admit(&mut queues, 6, 0, way, 1_000_000), Err(NoRoom), "the others are above it");
     let rule = Limits { max_bytes: Some(200), ..way };
     admit(&mut queues, 7, 9, rule, 1_000_000).unwrap();
-    assert_eq!(queues.totals().records - queues.dying.len() as u64, 2, "a rule's bound goes before the usual one");
+    assert_eq!(
+        queues.totals().records - queues.dying.len() as u64,
+        2,
+        "a rule's bound goes before the usual one"
+    );
 }
 
 #[test]
@@ -466,7 +477,13 @@ fn a_hub_that_is_closed_gets_nothing_and_one_that_comes_back_is_not_paused_for()
 
 #[test]
 fn a_queue_does_not_run_too_far_ahead_of_the_disk() {
-    let mut queues = Queues::new(Bounds { max_records: 2_000, device_max_records: 2_000, max_bytes: 1 << 20, device_max_bytes: 1 << 20, ..bounds() });
+    let mut queues = Queues::new(Bounds {
+        max_records: 2_000,
+        device_max_records: 2_000,
+        max_bytes: 1 << 20,
+        device_max_bytes: 1 << 20,
+        ..bounds()
+    });
     let (now, hub) = (Instant::now(), "berlin".into());
     queues.set_open(&hub, true);
     (1..=1_000).for_each(|seq| admit(&mut queues, seq, 4, Limits::default(), 1_000_000).unwrap());

@@ -45,7 +45,18 @@ impl Life {
         let (held, bodies, _) = open(disk.clone(), settings(segments));
         assert!(bodies.is_empty());
         let model = Model::default();
-        Self { random, disk, held, model, segments, faults: false, crashes: 0, failures: 0, full: 0, moved: 0 }
+        Self {
+            random,
+            disk,
+            held,
+            model,
+            segments,
+            faults: false,
+            crashes: 0,
+            failures: 0,
+            full: 0,
+            moved: 0,
+        }
     }
 
     fn step(&mut self) {
@@ -193,7 +204,7 @@ impl Life {
         self.faults = false;
         let (held, bodies, report) = open(self.disk.clone(), settings(self.segments));
         self.held = held;
-        assert_eq!((report.damaged, report.lost), (0, 0), "a crash is no damage");
+        assert_eq!((report.damaged, report.lost), (0, 0), "a crash is no damage: {report:?}");
         let Model { there, undone, perhaps, pending, .. } = &mut self.model;
         for (seq, bytes) in there.iter() {
             assert!(bodies.get(seq) == Some(bytes), "{seq} was committed, and is not there as it was");
@@ -205,11 +216,11 @@ impl Life {
             cut |= !here;
         }
         for (seq, bytes) in bodies {
-            if !there.contains_key(&seq) {
+            there.entry(seq).or_insert_with(|| {
                 let known = undone.get(&seq).or_else(|| perhaps.get(&seq));
                 assert!(known == Some(&bytes), "{seq} should not be there");
-                there.insert(seq, bytes);
-            }
+                bytes
+            });
         }
         undone.clear();
         perhaps.clear();

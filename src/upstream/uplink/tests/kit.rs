@@ -14,7 +14,7 @@ use fieldgate_mappings::address::{Address, DeviceId};
 use fieldgate_mappings::message::{Direction, Message};
 use fieldgate_mappings::outcome::{Outcome, Rejection, Report, Verdict};
 
-use crate::config::{Target, Upstream};
+use crate::config::{Access, Target, Upstream};
 use crate::testing::{Random, Stream};
 use crate::upstream::target::OwnToken;
 use crate::upstream::uplink::{Notice, Uplink};
@@ -116,7 +116,7 @@ impl Bench {
     pub(super) fn apart(setup: Setup) -> Self {
         let config = Upstream {
             target: Target::Embedded,
-            ca_file: None,
+            access: Access::default(),
             hold: Duration::from_secs(60),
             idle_time_out: Duration::from_secs(120),
             connect_time_out: Duration::from_secs(10),
