@@ -19,7 +19,7 @@ use crate::hub::{self, HubError as EmbeddedHubError, HubHandle, HubSetup};
 use crate::listener::{self, ListenError};
 use crate::sas::SharedKey;
 use crate::shutdown::Shutdown;
-use crate::spool::Spool;
+use crate::spool::{self, Running, Spool, SpoolError};
 use crate::state::{LockedState, StateDir, StateError};
 use crate::tls::{self, Acceptor, Follow, TlsError};
 use crate::upstream::{Embedded, Hub, HubError};
@@ -58,6 +58,9 @@ pub enum AppError {
          write `connection_string_file` or `url` in [upstream], or leave `enabled` out"
     )]
     NoHub,
+    /// Messages cannot be kept on disk.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
     /// The system refused a thread, a timer or a socket.
     #[error("the system refused what the program needs: {0}")]
     System(#[from] io::Error),
@@ -129,13 +132,15 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
         return Err(AppError::NoHub);
     }
     let hubs = Hubs::new(&config, reached)?;
-    let setups = setups(&config, &rules, &hubs, &health, None)?;
+    let ended = Arc::new(Notify::new());
+    // What it holds is known before any device is served, so that nothing overtakes it.
+    let spool = start_spool(&config, &rules, &hubs, &health, shutdown, &ended)?;
+    let setups = setups(&config, &rules, &hubs, &health, spool.as_ref().map(Running::spool))?;
     let files = hubs.files().chain(setups.iter().take(1).flat_map(Setup::files)).collect();
     let console = console::bind(&config.admin)?;
     let listening = listening(&setups, &console)?;
     tracing::info!(hub = %hubs.addresses(), workers = setups.len(), "gateway started");
 
-    let ended = Arc::new(Notify::new());
     let workers: Vec<_> = setups
         .into_iter()
         .map(|setup| {
@@ -167,6 +172,10 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
             Ok(Err(error)) => Err(error.into()),
             Err(_) => Err(AppError::Worker),
         };
+    }
+    // Nobody hands it anything any more.
+    if let Some(spool) = spool {
+        spool.stop()?;
     }
     // The hub goes last, so that what was in flight found it there.
     if let Some(hub) = hub {
@@ -263,6 +272,29 @@ impl Hubs {
     }
 }
 
+/// Starts the spool, if a rule keeps messages on disk.
+fn start_spool(
+    config: &Arc<Config>,
+    rules: &RuleSet,
+    hubs: &Hubs,
+    health: &Arc<Health>,
+    shutdown: &Shutdown,
+    ended: &Arc<Notify>,
+) -> Result<Option<Running>, AppError> {
+    let wanted = rules.needs_disk();
+    let (true, Some(hub)) = (wanted, &hubs.mapped) else { return Ok(None) };
+    let directory = spool::directory(config)?;
+    let setup = spool::Setup {
+        index: config.runtime.workers().get(),
+        config: Arc::clone(config),
+        hub: Arc::clone(hub),
+        health: Arc::clone(health),
+        shutdown: shutdown.clone(),
+        ended: Arc::clone(ended),
+    };
+    Ok(Some(Running::start(&directory, setup)?))
+}
+
 /// Binds every listener, a socket for each worker, and deals them out.
 fn setups(
     config: &Arc<Config>,
@@ -280,9 +312,9 @@ fn setups(
             rules: Arc::clone(rules),
             hub: hubs.mapped.clone(),
             hubs: Arc::clone(&hubs.connectors),
+            spool: spool.cloned(),
             directory: Arc::clone(&directory),
             health: Arc::clone(health),
-            spool: spool.cloned(),
             amqp: Vec::new(),
             mqtt: Vec::new(),
             coap: Vec::new(),

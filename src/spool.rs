@@ -23,7 +23,11 @@ mod keeper;
 mod marking;
 mod queues;
 mod record;
+mod service;
 mod telemetry;
 
+pub(crate) use ask::{Answer, Ask};
 pub(crate) use handle::{Mailbox, Spool, Store, Stored};
 pub(crate) use record::{DeadLetter, DeadReason, Entry, Limits, Record, Refusal};
+pub use service::SpoolError;
+pub(crate) use service::{Running, Setup, directory};
