@@ -272,7 +272,7 @@ impl Hubs {
     }
 }
 
-/// Starts the spool, if a rule needs it.
+/// Starts the spool, if a rule keeps messages on disk.
 fn start_spool(
     config: &Arc<Config>,
     rules: &RuleSet,
@@ -281,7 +281,8 @@ fn start_spool(
     shutdown: &Shutdown,
     ended: &Arc<Notify>,
 ) -> Result<Option<Running>, AppError> {
-    let (true, Some(hub)) = (rules.needs_disk(), &hubs.mapped) else { return Ok(None) };
+    let wanted = rules.needs_disk();
+    let (true, Some(hub)) = (wanted, &hubs.mapped) else { return Ok(None) };
     let directory = spool::directory(config)?;
     let setup = spool::Setup {
         index: config.runtime.workers().get(),
@@ -311,9 +312,9 @@ fn setups(
             rules: Arc::clone(rules),
             hub: hubs.mapped.clone(),
             hubs: Arc::clone(&hubs.connectors),
+            spool: spool.cloned(),
             directory: Arc::clone(&directory),
             health: Arc::clone(health),
-            spool: spool.cloned(),
             amqp: Vec::new(),
             mqtt: Vec::new(),
             coap: Vec::new(),

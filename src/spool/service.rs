@@ -309,7 +309,7 @@ impl Service {
     fn send(&mut self) -> bool {
         let now = self.clock.now();
         let until = now.at + PATIENCE;
-        let patience = Patience { until, through_outage: false, in_order: true, hears: Hears::Everything };
+        let patience = Patience { until, through_outage: false, in_order: true, hears: Hears::Nothing };
         for _ in 0..TURN {
             let Some(sending) = self.keeper.next(now) else { return true };
             let Sending { flight, device, address, encoded, .. } = sending;
