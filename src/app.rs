@@ -287,7 +287,7 @@ fn start_spool(
     shutdown: &Shutdown,
     ended: &Arc<Notify>,
 ) -> Result<Option<Running>, AppError> {
-    let wanted = rules.deliveries().iter().any(|delivery| delivery.spools());
+    let wanted = rules.needs_disk();
     let (true, Some(hub)) = (wanted, &hubs.mapped) else { return Ok(None) };
     let directory = spool::directory(config)?;
     let setup = spool::Setup {

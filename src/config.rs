@@ -236,8 +236,21 @@ impl Config {
             return Err(source.wrong(&["spool", key], what));
         }
         let target = read_target(source, &document.upstream, base)?;
-        let Document { log, runtime, state, amqp, mqtt, coap, http, admin, hub, upstream, mappings, spool, .. } =
-            document;
+        let Document {
+            log,
+            runtime,
+            state,
+            amqp,
+            mqtt,
+            coap,
+            http,
+            admin,
+            hub,
+            upstream,
+            mappings,
+            spool,
+            ..
+        } = document;
         let profiles = profiles::resolve(source, document.ssl_profile, base)?;
         let named = document.link_route.iter().any(RouteSection::names_upstream)
             || document.listener.iter().any(ListenerSection::names_upstream);

@@ -36,9 +36,6 @@ const KEEPALIVE_TIME: Duration = Duration::from_secs(120);
 /// How long accepting pauses when the system has no descriptor or memory left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a stop waits for the disk.
-const DISK_TIME_OUT: Duration = Duration::from_secs(5);
-
 /// Threads that look up the hub's name. Each AMQP device has a hub connection of its own, so a burst of devices asks
 /// as often; with tokio's own bound it would have hundreds of threads.
 const MAX_RESOLVERS: usize = 4;
@@ -53,10 +50,10 @@ pub(crate) struct Setup {
     pub(crate) hub: Option<Arc<Hub>>,
     /// The hubs of the configuration's connectors, in their order.
     pub(crate) hubs: Arc<[Arc<Hub>]>,
-    /// Absent where no rule keeps messages on disk.
-    pub(crate) spool: Option<Spool>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) health: Arc<Health>,
+    /// Where messages wait on the disk; absent where no rule asks for it.
+    pub(crate) spool: Option<Spool>,
     /// The configuration's listeners, in their order, and what stands between their sockets and AMQP.
     pub(crate) amqp: Vec<(TcpListener, Acceptor)>,
     pub(crate) mqtt: Vec<TcpListener>,
@@ -78,9 +75,7 @@ pub(crate) struct Worker {
     pub(crate) rules: Arc<RuleSet>,
     /// Which client id is connected where, over all workers.
     pub(crate) directory: Arc<Directory>,
-    /// The way to the hub, for commands.
-    pub(crate) upstream: Upstream,
-    /// The way to the hub, for messages.
+    /// The way of what devices say.
     pub(crate) outbound: Outbound,
     /// The way of native AMQP devices.
     pub(crate) routing: Rc<Routing>,
@@ -140,7 +135,7 @@ pub(crate) fn run(setup: Setup, shutdown: &Shutdown) -> io::Result<()> {
 }
 
 async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
-    let Setup { index, config, rules, hub, hubs, spool, directory, health, amqp, mqtt, coap, http } = setup;
+    let Setup { index, config, rules, hub, hubs, directory, health, spool, amqp, mqtt, coap, http } = setup;
     let routing = Routing::start(index, &config, &hubs, Arc::clone(&health), shutdown.clone());
     let (upstream, connection) = match hub {
         Some(hub) => {
@@ -149,14 +144,12 @@ async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
         }
         None => (Upstream::unused(&config), None),
     };
-    let outbound = Outbound::new(upstream.clone(), spool);
-    let handing_over = tokio::task::spawn_local(outbound.clone().run());
+    let (outbound, sending) = Outbound::start(upstream, spool, shutdown.clone());
     let worker = Rc::new(Worker {
         mqtt: adapters::mqtt::machine_config(&config.mqtt),
         config,
         rules,
         directory,
-        upstream,
         outbound,
         routing,
         shutdown: shutdown.clone(),
@@ -195,8 +188,17 @@ async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
         () = worker.drained() => {}
         () = shutdown.aborting() => {}
     }
-    // The devices are gone: what they sent has its outcome, and the hubs may be told goodbye.
-    worker.upstream.close();
+    // The devices are gone. What nobody waits for has its outcome soon: from the hub, or from the disk.
+    worker.outbound.close();
+    if let Some(sending) = sending {
+        tokio::select! {
+            // An error is a panic, which is counted and logged where it happens.
+            _ = sending => {}
+            () = shutdown.aborting() => worker.outbound.abandon(),
+        }
+    }
+    // The hubs may be told goodbye.
+    worker.outbound.upstream().close();
     let closed = async {
         worker.routing.closed().await;
         if let Some(connection) = connection {
@@ -208,9 +210,6 @@ async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
         () = closed => {}
         () = shutdown.aborting() => {}
     }
-    // What the hub did not take is on its way to the disk; that is a matter of milliseconds, unless the disk hangs.
-    worker.outbound.close();
-    let _ = tokio::time::timeout(DISK_TIME_OUT, handing_over).await;
     Ok(())
 }
 

@@ -15,7 +15,6 @@ use fieldgate_amqp::message::{
 use fieldgate_amqp::performative::{ACCEPTED, AmqpError, Condition, DeliveryState, RELEASED, rejected};
 
 use crate::address::{Address, DeviceId};
-use crate::delivery::Delivery;
 use crate::message::{Direction, Message, MessageId, Properties, Timestamp, Value};
 use crate::outcome::{Outcome, Reason, Rejection};
 
@@ -26,20 +25,25 @@ const MAX_DESCRIPTION_BYTES: usize = 256;
 /// where there are any, and the body as one data section.
 pub fn encode(message: &Message, out: &mut BytesMut) {
     encode_header(message, out);
-    encode_sections(message, out);
+    encode_rest(message, out);
 }
 
-/// Appends the header, where it says anything.
+/// Appends the header alone, if it says anything: durability, priority and time to live, as the message has them.
 pub fn encode_header(message: &Message, out: &mut BytesMut) {
-    let priority = message.delivery.as_ref().map_or(Delivery::PRIORITY, |delivery| delivery.priority);
-    let header = Header { durable: message.durable, ttl: message.ttl, priority, ..Header::default() };
+    let header = Header {
+        durable: message.durable,
+        priority: message.priority(),
+        ttl: message.ttl,
+        ..Header::default()
+    };
     if header != Header::default() {
         put_header(out, &header);
     }
 }
 
-/// As [`encode`], without the header: that says what may change on the way.
-pub fn encode_sections(message: &Message, out: &mut BytesMut) {
+/// Appends all that [`encode`] writes after the header.
+pub fn encode_rest(message: &Message, out: &mut BytesMut) {
+    out.reserve(message.body.len() + 256);
     if !message.annotations.is_empty() {
         put_message_annotations(out, message.annotations.iter().map(encode_pair));
     }
@@ -271,8 +275,9 @@ pub fn reply(outcome: &Outcome) -> Option<Bytes> {
                 Reason::NoSuchAddress => Condition::NotFound,
                 Reason::TooLarge => Condition::MessageSizeExceeded,
                 Reason::Quota { .. } => Condition::ResourceLimitExceeded,
-                Reason::NoRoom { .. } => Condition::ResourceLimitExceeded,
                 Reason::Content => Condition::InvalidField,
+                Reason::Full { .. } => Condition::ResourceLimitExceeded,
+                Reason::Disk { .. } => Condition::InternalError,
             };
             Some(rejected(Some(&AmqpError::new(&condition, Some(&rejection.description)))))
         }

@@ -4,24 +4,20 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytestring::ByteString;
 use toml::Spanned;
 
 use crate::address::AddressBuilder;
-use crate::delivery::{Ack, Delivery, Full, WhenOffline};
-use crate::file::{
-    CommandText, Fault, LoadError, Place, PropertyText, RuleText, Source, ToText, WhenOfflineText, unknown,
-};
+use crate::delivery::{self, Delivery};
+use crate::file::{CommandText, Fault, LoadError, Place, PropertyText, RuleText, Source, ToText, unknown};
 use crate::message::Value;
 use crate::rules::{
-    AddressPart, AddressTemplate, Convention, Downlink, PropertyPart, PropertyTemplate, RuleSet, Syntax,
-    Table, Uplink, is_reserved,
+    AddressPart, AddressTemplate, Convention, Described, Downlink, PropertyPart, PropertyTemplate, RuleSet,
+    Syntax, Table, Uplink, is_reserved,
 };
 use crate::template::{Binding, Form, Segment, Template, Text, TextPiece};
 use crate::trie::Trie;
-use crate::units;
 
 /// The name that always stands for the identified device.
 const DEVICE: &str = "device";
@@ -94,7 +90,11 @@ impl Loader {
         let Some(target) = target else {
             return Err(source.error(rule.name.span(), "the rule has no `to.address`: where its messages go"));
         };
-        self.insert_uplink(source, rule, convention, &patterns, &target)
+        let delivery = delivery::delivery(source, rule)?;
+        self.insert_uplink(source, rule, convention, &patterns, &target, delivery.as_ref())?;
+        let place = source.place(rule.name.span().start);
+        self.set.described.push(Described { name: rule.name.get_ref().clone(), place, delivery });
+        Ok(())
     }
 
     fn insert_uplink(
@@ -104,8 +104,8 @@ impl Loader {
         convention: Option<Convention>,
         patterns: &[Pattern],
         target: &Spanned<String>,
+        delivery: Option<&Arc<Delivery>>,
     ) -> Result<(), Fault> {
-        let delivery = delivery(source, rule)?.map(Arc::new);
         for pattern in patterns {
             let uplink = Uplink {
                 convention,
@@ -113,7 +113,7 @@ impl Loader {
                 device: device_slot(&pattern.template),
                 address: address(source, target, &pattern.template)?,
                 properties: properties(source, rule, &pattern.template)?,
-                delivery: delivery.clone(),
+                delivery: delivery.cloned(),
             };
             let fold_case = convention.is_some() && pattern.syntax.methods.is_some();
             let table = table(&mut self.set.uplink, pattern.syntax.key, pattern.method);
@@ -122,19 +122,14 @@ impl Loader {
                 source.error(pattern.text.span(), message)
             })?;
         }
-        self.set.deliveries.extend(delivery);
         Ok(())
     }
 
     fn downlink(&mut self, source: &Source<'_>, rule: &RuleText) -> Result<(), Fault> {
         let convention = convention(source, rule)?;
+        delivery::refuse(source, rule)?;
         if let Some((name, _)) = rule.properties.iter().next() {
             return Err(source.error(name.span(), "properties are set on the way to the hub only"));
-        }
-        if let Some(delivery) = &rule.delivery {
-            let message =
-                "`delivery` is for messages to the hub: commands are delivered when the device takes them";
-            return Err(source.error(delivery.span(), message));
         }
         let mut hub = None;
         for (key, value) in &rule.from {
@@ -485,58 +480,6 @@ fn properties(
         properties.push((ByteString::from(name.get_ref().as_str()), template));
     }
     Ok(properties)
-}
-
-fn delivery(source: &Source<'_>, rule: &RuleText) -> Result<Option<Delivery>, Fault> {
-    let Some(text) = rule.delivery.as_ref().map(Spanned::get_ref) else { return Ok(None) };
-    let ack = match text.ack.as_ref().map(|ack| (ack, ack.get_ref().as_str())) {
-        None | Some((_, "on-hub-accept")) => Ack::OnHubAccept,
-        Some((_, "on-store")) => Ack::OnStore,
-        Some((ack, other)) => {
-            return Err(source.error(ack.span(), unknown("ack", other, &["on-hub-accept", "on-store"])));
-        }
-    };
-    let priority = match &text.priority {
-        None => Delivery::PRIORITY,
-        Some(priority) => u8::try_from(*priority.get_ref())
-            .ok()
-            .filter(|priority| *priority <= Delivery::MAX_PRIORITY)
-            .ok_or_else(|| source.error(priority.span(), "a priority is a number from 0 to 9"))?,
-    };
-    let when_offline = text.when_offline.as_ref().map(|text| when_offline(source, text)).transpose()?;
-    let rule = format!("{} `{}`", source.name, rule.name.get_ref()).into();
-    Ok(Some(Delivery { ack, priority, when_offline, rule }))
-}
-
-fn when_offline(source: &Source<'_>, text: &WhenOfflineText) -> Result<WhenOffline, Fault> {
-    fn read<T>(
-        source: &Source<'_>,
-        text: Option<&Spanned<String>>,
-        parse: impl Fn(&str) -> Result<T, String>,
-        is_nothing: impl Fn(&T) -> bool,
-    ) -> Result<Option<T>, Fault> {
-        let Some(text) = text else { return Ok(None) };
-        let value = parse(text.get_ref()).map_err(|message| source.error(text.span(), message))?;
-        if is_nothing(&value) {
-            return Err(
-                source.error(text.span(), "with nothing kept `when_offline` has no meaning: leave it out")
-            );
-        }
-        Ok(Some(value))
-    }
-    let full = match text.full.as_ref().map(|full| (full, full.get_ref().as_str())) {
-        None | Some((_, "refuse-new")) => Full::RefuseNew,
-        Some((_, "dead-letter-oldest")) => Full::DeadLetterOldest,
-        Some((full, other)) => {
-            let known = ["refuse-new", "dead-letter-oldest"];
-            return Err(source.error(full.span(), unknown("word", other, &known)));
-        }
-    };
-    Ok(WhenOffline {
-        max_bytes: read(source, text.max_bytes.as_ref(), units::parse_size, |bytes| *bytes == 0)?,
-        max_age: read(source, text.max_age.as_ref(), units::parse_duration, Duration::is_zero)?,
-        full,
-    })
 }
 
 fn property_text(

@@ -99,10 +99,15 @@ pub fn reply(outcome: &Outcome, retry_after: Duration) -> Reply {
                     retry_after: Some(said.unwrap_or(retry_after)),
                     ..problem(StatusCode::TOO_MANY_REQUESTS)
                 },
-                Reason::NoRoom { retry_after } => {
-                    Reply { retry_after: Some(retry_after), ..problem(StatusCode::SERVICE_UNAVAILABLE) }
-                }
                 Reason::Content => problem(StatusCode::BAD_REQUEST),
+                Reason::Full { retry_after: said } => Reply {
+                    retry_after: Some(said.unwrap_or(retry_after)),
+                    ..problem(StatusCode::INSUFFICIENT_STORAGE)
+                },
+                Reason::Disk { retry_after: said } => Reply {
+                    retry_after: Some(said.unwrap_or(retry_after)),
+                    ..problem(StatusCode::SERVICE_UNAVAILABLE)
+                },
             }
         }
         Outcome::Released => Reply {

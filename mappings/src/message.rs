@@ -10,7 +10,7 @@ use bytes::Bytes;
 use bytestring::ByteString;
 
 use crate::address::{Address, DeviceId};
-use crate::delivery::Delivery;
+use crate::delivery::{Delivery, NORMAL_PRIORITY};
 
 /// A message between one device and the hub.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,10 +31,10 @@ pub struct Message {
     pub ttl: Option<Duration>,
     /// Whether the hub must not lose it in a restart (AMQP 1.0 3.2.1).
     pub durable: bool,
-    /// What the rule says of its delivery; nothing: the device waits for the hub.
-    pub delivery: Option<Arc<Delivery>>,
     /// The payload, untouched.
     pub body: Bytes,
+    /// How its rule has it delivered; absent where the rule does not say, and for commands.
+    pub delivery: Option<Arc<Delivery>>,
 }
 
 impl Message {
@@ -49,9 +49,14 @@ impl Message {
             annotations: Vec::new(),
             ttl: None,
             durable: false,
-            delivery: None,
             body,
+            delivery: None,
         }
+    }
+
+    /// How urgent it is (AMQP 1.0 3.2.1).
+    pub fn priority(&self) -> u8 {
+        self.delivery.as_ref().map_or(NORMAL_PRIORITY, |delivery| delivery.priority)
     }
 
     /// The value of an application property.

@@ -49,9 +49,21 @@ impl Convention {
 /// All rules of all mapping files.
 #[derive(Debug, Default)]
 pub struct RuleSet {
+    /// Those for messages from devices, in the order of the files.
+    pub(crate) described: Vec<Described>,
     pub(crate) uplink: Vec<Table<Uplink>>,
     pub(crate) commands: Vec<Table<Arc<Downlink>>>,
-    pub(crate) deliveries: Vec<Arc<Delivery>>,
+}
+
+/// A rule for messages from devices, as people see it.
+#[derive(Debug, Clone)]
+pub struct Described {
+    /// Its name.
+    pub name: String,
+    /// Where it stands.
+    pub place: Place,
+    /// How its messages are delivered, where it says so.
+    pub delivery: Option<Arc<Delivery>>,
 }
 
 /// The rules that share a kind of path.
@@ -71,7 +83,6 @@ pub(crate) struct Uplink {
     pub(crate) device: Option<usize>,
     pub(crate) address: AddressTemplate,
     pub(crate) properties: Vec<(ByteString, PropertyTemplate)>,
-    /// Absent where the rule says nothing of it.
     pub(crate) delivery: Option<Arc<Delivery>>,
 }
 
@@ -126,9 +137,14 @@ impl RuleSet {
         loader.finish()
     }
 
-    /// What rules say of the delivery of their messages; a rule that says nothing is not here.
-    pub fn deliveries(&self) -> &[Arc<Delivery>] {
-        &self.deliveries
+    /// The rules for messages from devices, in the order of the files.
+    pub fn described(&self) -> &[Described] {
+        &self.described
+    }
+
+    /// Whether messages of any rule may get onto the disk.
+    pub fn needs_disk(&self) -> bool {
+        self.described.iter().filter_map(|rule| rule.delivery.as_deref()).any(Delivery::needs_disk)
     }
 
     /// The rule for a message from a device.

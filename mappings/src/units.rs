@@ -1,10 +1,10 @@
-//! Durations and sizes with their unit, as configuration and mapping files write them.
+//! Durations and sizes as people write them: a whole number with its unit.
 
 use std::time::Duration;
 
-/// What a duration looks like.
+/// What a duration looks like, for messages.
 pub const DURATION_HELP: &str = "a duration with its unit, as \"500ms\", \"10s\", \"5m\", \"1h\" or \"2d\"";
-/// What a size looks like.
+/// What a size looks like, for messages.
 pub const SIZE_HELP: &str = "a size in bytes, as 65536, \"256KiB\", \"64MiB\" or \"1GiB\"";
 
 /// Reads a duration: a whole number directly followed by `ms`, `s`, `m`, `h` or `d`.
@@ -42,6 +42,23 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(bytes_each).ok_or_else(wrong)
 }
 
+/// A duration in the largest unit that gives a whole number.
+pub fn duration_text(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")]
+        .into_iter()
+        .find(|(each, _)| millis > 0 && millis % each == 0)
+        .map_or_else(|| format!("{millis}ms"), |(each, unit)| format!("{}{unit}", millis / each))
+}
+
+/// A size in the largest unit that gives a whole number.
+pub fn size_text(bytes: u64) -> String {
+    [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]
+        .into_iter()
+        .find(|(each, _)| bytes > 0 && bytes % each == 0)
+        .map_or_else(|| format!("{bytes}B"), |(each, unit)| format!("{}{unit}", bytes / each))
+}
+
 fn split_number(text: &str) -> Option<(u64, &str)> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
@@ -71,6 +88,16 @@ mod tests {
         assert_eq!(parse_size("64 MiB"), Ok(67_108_864));
         for wrong in ["", "KiB", "1kb", "1KB", "-1", "99999999999999999999GiB", "17179869184GiB"] {
             assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_can_be_read() {
+        for text in ["0ms", "500ms", "10s", "5m", "25h", "2d"] {
+            assert_eq!(duration_text(parse_duration(text).unwrap()), text);
+        }
+        for text in ["0B", "1000B", "256KiB", "64MiB", "3GiB"] {
+            assert_eq!(size_text(parse_size(text).unwrap()), text);
         }
     }
 }

@@ -2,9 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-#[path = "rules/delivery.rs"]
-mod delivery;
-
 use bytes::Bytes;
 use fieldgate_http::{Limits, RequestHead};
 use fieldgate_mappings::mqtt::{Publish, PublishProperties};

@@ -55,12 +55,12 @@ impl Running {
         let setup = Setup {
             index: 0,
             hub: Some(Arc::new(Hub::new(&config, None).unwrap())),
-            spool: None,
             hubs: Arc::new([]),
             config,
             rules: rules(),
             directory: Arc::new(Directory::default()),
             health: Arc::new(Health::default()),
+            spool: None,
             amqp: Vec::new(),
             mqtt: Vec::new(),
             coap,

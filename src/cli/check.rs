@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use fieldgate_mappings::Delivery;
+use fieldgate_mappings::rules::{Described, RuleSet};
 use thiserror::Error;
 
 use super::CliError;
@@ -32,16 +34,30 @@ pub(super) fn run(file: Option<&Path>) -> Result<(), CliError> {
     };
     config.require_hub()?;
     certificates(&config)?;
-    config.mappings.load().map_err(Wrong::from)?;
+    let rules = config.mappings.load().map_err(Wrong::from)?;
     let name = file.map_or_else(|| "the defaults".into(), |file| file.display().to_string());
     say(&format!("{name}: good"))?;
     for (what, meaning) in summary(&config) {
         say(&format!("  {what:<9}{meaning}"))?;
     }
+    if config.maps() {
+        for line in deliveries(&rules) {
+            say(&format!("  {:<9}{line}", ""))?;
+        }
+    }
     for remark in &config.remarks {
         say(&format!("  {remark}"))?;
     }
     Ok(())
+}
+
+/// How the messages of each rule are delivered.
+fn deliveries(rules: &RuleSet) -> Vec<String> {
+    let line = |rule: &Described| {
+        let delivery = rule.delivery.as_ref().map_or_else(|| Delivery::USUAL.into(), ToString::to_string);
+        format!("  `{}` ({}:{}): {delivery}", rule.name, rule.place.file, rule.place.line)
+    };
+    rules.described().iter().map(line).collect()
 }
 
 /// Reads what the TLS profiles name.
@@ -81,7 +97,7 @@ fn summary(config: &Config) -> Vec<(&'static str, String)> {
         Target::Url(url) => url.websocket.as_deref(),
         Target::Embedded | Target::ConnectionString(_) => path(&access.transport),
     };
-    let hub = hub + &by_way_of(transport, access.proxy.as_ref());
+    let hub = hub + &by_way_of(transport, access.proxy.as_deref());
     let mut lines: Vec<(&str, String)> =
         config.listeners.iter().map(|listener| ("", amqp_listener(config, listener))).collect();
     match lines.first_mut() {
@@ -160,7 +176,7 @@ fn amqp_connector(connector: &Connector) -> String {
         Reach::Hosts(hosts) => {
             let addresses: Vec<String> = hosts.addresses.iter().map(ToString::to_string).collect();
             let transport = hosts.tls.as_deref().map_or_else(|| "plain text".into(), versions);
-            let way = by_way_of(path(&hosts.transport), hosts.proxy.as_ref());
+            let way = by_way_of(path(&hosts.transport), hosts.proxy.as_deref());
             format!("{}, {transport}{way}", addresses.join(", then "))
         }
     };
@@ -237,6 +253,23 @@ hub      hub.example:443, WebSocket at /x
 mappings the built-in azure-iot-hub.toml
 routes   `upstream`: the hub; shared by 500 devices at most, on demand, held 60 s through an outage
            both ways: $cbs, devices"
+        );
+    }
+
+    #[test]
+    fn the_check_says_how_each_rule_is_delivered() {
+        let text = "version = 1\n[[rule]]\nname = \"a\"\ndirection = \"uplink\"\nfrom.mqtt = \"a/{device}\"\n\
+            to.address = \"devices/{device}/messages/events\"\n[[rule]]\nname = \"b\"\ndirection = \"both\"\n\
+            from.mqtt = \"b/{device}\"\nto.address = \"b/{device}\"\ndelivery.ack = \"on-store\"\n";
+        let source = fieldgate_mappings::Source { name: "m.toml", text };
+        let rules = RuleSet::load(&[source]).unwrap();
+        assert_eq!(
+            deliveries(&rules),
+            [
+                "  `a` (m.toml:3): acknowledged when the hub accepts",
+                "  `b` (m.toml:8): acknowledged when the disk has it; kept until the hub accepts, \
+                 refused when full; a dead letter if the hub refuses it",
+            ]
         );
     }
 

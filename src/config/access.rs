@@ -40,7 +40,7 @@ pub struct Access {
     /// What AMQP is called in a WebSocket.
     pub subprotocol: &'static str,
     /// Absent: directly.
-    pub proxy: Option<Proxy>,
+    pub proxy: Option<Arc<Proxy>>,
 }
 
 impl Default for Access {
@@ -134,7 +134,7 @@ impl Written<'_> {
         &self,
         wrong: impl Fn(&str, String) -> ConfigError,
         base: Option<&Path>,
-    ) -> Result<Option<Proxy>, ConfigError> {
+    ) -> Result<Option<Arc<Proxy>>, ConfigError> {
         let Some(text) = self.proxy else {
             return match self.proxy_password_file {
                 None => Ok(None),
@@ -150,6 +150,7 @@ impl Written<'_> {
                     .with_help("leave it out, or write the proxy here"));
             }
             return Proxy::from_environment(|name| std::env::var(name).ok())
+                .map(|proxy| proxy.map(Arc::new))
                 .map_err(|what| wrong("proxy", format!("in the environment, {what}")));
         }
         let (mut proxy, user) = Proxy::parse(text.expose()).map_err(|what| {
@@ -175,7 +176,7 @@ impl Written<'_> {
                 return Err(wrong("proxy_password_file", what.into()).with_help(help));
             }
         }
-        Ok(Some(proxy))
+        Ok(Some(Arc::new(proxy)))
     }
 }
 

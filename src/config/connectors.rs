@@ -79,7 +79,7 @@ pub struct Hosts {
     /// What carries AMQP.
     pub transport: Transport,
     /// Absent: directly.
-    pub proxy: Option<Proxy>,
+    pub proxy: Option<Arc<Proxy>>,
 }
 
 /// A host and a port.

@@ -4,11 +4,10 @@ use std::fmt;
 use std::time::Duration;
 
 use fieldgate_mappings::units::{DURATION_HELP, SIZE_HELP};
+pub use fieldgate_mappings::units::{parse_duration, parse_size};
 use serde::de::{Error as _, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 use tracing_subscriber::filter::LevelFilter;
-
-pub use fieldgate_mappings::units::{parse_duration, parse_size};
 
 /// How much the log says, from nothing to everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]

@@ -218,8 +218,10 @@ pub(super) struct Outbox {
 impl Outbox {
     /// Notes an answer.
     pub(super) fn put(&mut self, letters: &Arc<Letters>, ticket: u64, answer: Stored) {
-        let (_, answers) =
-            self.answers.entry(Arc::as_ptr(letters).addr()).or_insert_with(|| (Arc::clone(letters), Vec::new()));
+        let (_, answers) = self
+            .answers
+            .entry(Arc::as_ptr(letters).addr())
+            .or_insert_with(|| (Arc::clone(letters), Vec::new()));
         answers.push((ticket, answer));
     }
 

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use fieldgate_mappings::address::DeviceId;
-use fieldgate_mappings::delivery::Full;
+use fieldgate_mappings::delivery::WhenFull;
 use slab::Slab;
 
 use crate::store::Place;
@@ -232,7 +232,9 @@ impl Queues {
 
     /// Each device that something is held of, with how many messages.
     pub(super) fn each_device(&self) -> impl Iterator<Item = (&Arc<str>, &DeviceId, u64)> {
-        self.devices.iter().map(|(_, device)| (&self.hubs[device.hub].name, &device.id, device.totals.records))
+        self.devices
+            .iter()
+            .map(|(_, device)| (&self.hubs[device.hub].name, &device.id, device.totals.records))
     }
 
     // Coming in.
@@ -255,7 +257,7 @@ impl Queues {
             && let totals = self.devices[device as usize].totals
             && (totals.bytes + bytes > max_bytes || totals.records >= self.bounds.device_max_records)
         {
-            let gives_way = new.limits.full == Full::DeadLetterOldest;
+            let gives_way = new.limits.full == WhenFull::DeadLetterOldest;
             if !gives_way || !self.make_room(device, new.priority) {
                 return Err(NoRoom);
             }

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fieldgate_mappings::address::{Address, DeviceId};
-use fieldgate_mappings::delivery::Full;
+use fieldgate_mappings::delivery::WhenFull;
 use fieldgate_mappings::outcome::Reason;
 use thiserror::Error;
 
@@ -137,7 +137,8 @@ impl From<&Reason> for Refused {
             Reason::NotPermitted => Self::NotPermitted,
             Reason::NoSuchAddress => Self::NoSuchAddress,
             Reason::TooLarge => Self::TooLarge,
-            Reason::Quota { .. } | Reason::NoRoom { .. } => Self::Quota,
+            // The latter two are the gateway's own, and no hub's; a message that met them is nowhere.
+            Reason::Quota { .. } | Reason::Full { .. } | Reason::Disk { .. } => Self::Quota,
             Reason::Content => Self::Content,
         }
     }
@@ -188,7 +189,7 @@ impl DeadReason {
 pub(crate) struct Limits {
     /// Bytes that its device may have in the spool; absent, the configuration's.
     pub(crate) max_bytes: Option<u64>,
-    pub(crate) full: Full,
+    pub(crate) full: WhenFull,
 }
 
 /// Why a message was not taken. It is not on the disk, and its device must hear so.

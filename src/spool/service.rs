@@ -23,7 +23,7 @@ use crate::output;
 use crate::shutdown::Shutdown;
 use crate::state::{StateDir, StateError};
 use crate::store::{self, Files, FilesError};
-use crate::upstream::{Hub, Patience, Upstream};
+use crate::upstream::{Hears, Hub, Patience, Upstream};
 
 use super::handle::Shared;
 use super::keeper::{Keeper, KeeperError, Now, Sending, Settings};
@@ -339,7 +339,8 @@ impl Service {
     /// Sends a turn's worth. True if that was all.
     fn send(&mut self) -> bool {
         let now = self.clock.now();
-        let patience = Patience { until: now.at + PATIENCE, through_outage: false };
+        let until = now.at + PATIENCE;
+        let patience = Patience { until, through_outage: false, in_order: true, hears: Hears::Nothing };
         for _ in 0..TURN {
             let Some(sending) = self.keeper.next(now) else { return true };
             let Sending { flight, device, address, encoded, .. } = sending;

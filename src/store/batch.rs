@@ -41,7 +41,7 @@ impl Batch {
     }
 
     /// The bytes to write, and after them `zeros` zero bytes, which hide what stood there before.
-    pub(super) fn to_write(&mut self, zeros: usize) -> &[u8] {
+    pub(super) fn padded(&mut self, zeros: usize) -> &[u8] {
         self.bytes.resize(self.bytes.len() + zeros, 0);
         &self.bytes
     }

@@ -13,7 +13,9 @@ pub enum OpenError {
     #[error("{0}")]
     Settings(String),
     /// A segment of a newer program.
-    #[error("{file} has format version {found}; this program knows {known}. Use the program that wrote it, or another directory")]
+    #[error(
+        "{file} has format version {found}; this program knows {known}. Use the program that wrote it, or another directory"
+    )]
     Version {
         /// Its name.
         file: String,

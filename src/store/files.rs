@@ -132,8 +132,13 @@ impl Disk for Files {
 
     fn create(&mut self, name: &str, bytes: u64) -> io::Result<File> {
         let (path, named) = self.at(name);
-        let file =
-            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(&named)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(&named)?;
         match allocate(&file, bytes) {
             Ok(()) => Ok(file),
             Err(error) => {

@@ -138,7 +138,9 @@ impl RecordHeader {
             _ => return None,
         };
         let len = u32_at(bytes, 4) & 0x00ff_ffff;
-        if kind == Kind::Copy && len < COPY_PREFIX as u32 || u32_at(bytes, 0) != Self::checksum(bytes, salt, offset) {
+        if kind == Kind::Copy && len < COPY_PREFIX as u32
+            || u32_at(bytes, 0) != Self::checksum(bytes, salt, offset)
+        {
             return None;
         }
         let first = bytes[7] & FIRST != 0;

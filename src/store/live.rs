@@ -33,10 +33,8 @@ impl SeqSet {
     /// Whether it was not there before.
     pub(super) fn insert(&mut self, seq: u64) -> bool {
         let (word, bit) = position(seq);
-        let chunk = self
-            .chunks
-            .entry(seq / CHUNK)
-            .or_insert_with(|| Box::new(Chunk { count: 0, words: [0; WORDS] }));
+        let chunk =
+            self.chunks.entry(seq / CHUNK).or_insert_with(|| Box::new(Chunk { count: 0, words: [0; WORDS] }));
         let new = chunk.words[word] & bit == 0;
         chunk.words[word] |= bit;
         chunk.count += u32::from(new);

@@ -45,6 +45,8 @@ pub struct Log<D: Disk> {
     unreadable: Vec<String>,
     useless: Vec<String>,
     pub(super) damaged: u64,
+    written: u64,
+    commits: u64,
 }
 
 /// The segment that is written.
@@ -80,6 +82,10 @@ pub struct Usage {
     pub spares: usize,
     /// Damaged spots that were met, in opening and since.
     pub damaged: u64,
+    /// Bytes that commits wrote since opening, copies included.
+    pub written: u64,
+    /// Commits since opening.
+    pub commits: u64,
 }
 
 impl<D: Disk> Log<D> {
@@ -124,6 +130,8 @@ impl<D: Disk> Log<D> {
             unreadable: found.unreadable,
             useless,
             damaged: found.report.damaged,
+            written: 0,
+            commits: 0,
         };
         Ok((log, found.report))
     }
@@ -238,6 +246,8 @@ impl<D: Disk> Log<D> {
             max_bytes: self.settings.max_bytes,
             spares: self.spares.len(),
             damaged: self.damaged,
+            written: self.written,
+            commits: self.commits,
         }
     }
 
@@ -324,7 +334,7 @@ impl<D: Disk> Log<D> {
         let segment = self.segments.get_mut(&number).expect("the head is a segment");
         let len = self.batch.len();
         let left = (segment.bytes - segment.end) as usize - len;
-        let bytes = self.batch.to_write(left.min(RECORD_HEADER));
+        let bytes = self.batch.padded(left.min(RECORD_HEADER));
         let mut written = false;
         let done = head.file.write_at(bytes, u64::from(segment.end)).and_then(|()| {
             written = true;
@@ -337,6 +347,8 @@ impl<D: Disk> Log<D> {
             self.settles.put_back(settles);
             return Err(CommitError { segment: number, written, source });
         }
+        self.written += len as u64;
+        self.commits += 1;
         segment.end += len as u32;
         segment.records += self.batch.records + self.batch.copies;
         segment.live += self.batch.records + self.batch.copies;
@@ -359,7 +371,8 @@ impl<D: Disk> Log<D> {
         let spare = self.spares.take().expect("there is at least one");
         self.seal();
         let number = self.next_segment;
-        self.next_segment = number.checked_add(1).ok_or_else(|| io::Error::other("no segment number is left"))?;
+        self.next_segment =
+            number.checked_add(1).ok_or_else(|| io::Error::other("no segment number is left"))?;
         match self.begin(number, &spare_name(spare)) {
             Ok(head) => (self.head, self.haunted) = (Some(head), None),
             Err(error) => {
@@ -416,7 +429,8 @@ impl<D: Disk> Log<D> {
         let mut batch = Batch::default();
         let delta = (self.next_seq - segment.base_seq) as u32;
         batch.push(Kind::Seal, segment.salt, segment.end, delta, &[]);
-        let sealed = head.file.write_at(batch.to_write(0), u64::from(segment.end)).and_then(|()| head.file.sync());
+        let sealed =
+            head.file.write_at(batch.padded(0), u64::from(segment.end)).and_then(|()| head.file.sync());
         match sealed {
             Ok(()) => segment.end += batch.len() as u32,
             Err(_) => (segment.broken, segment.to_cut) = (true, true),

@@ -41,7 +41,8 @@ impl<F: DiskFile> Reader<F> {
         let damaged = ReadError::Damaged { place };
         let failed = |source| ReadError::Io { place, source };
         let head = self.bytes(disk, segment, place, RECORD_HEADER).map_err(failed)?;
-        let Some(header) = head.and_then(|head| RecordHeader::decode(head, segment.salt, place.offset)) else {
+        let Some(header) = head.and_then(|head| RecordHeader::decode(head, segment.salt, place.offset))
+        else {
             return Err(damaged);
         };
         let Some(record) = self.bytes(disk, segment, place, header.total() as usize).map_err(failed)? else {

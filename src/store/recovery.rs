@@ -6,8 +6,8 @@ use std::io;
 use super::disk::{Disk, DiskFile, Entry};
 use super::error::OpenError;
 use super::format::{
-    COPY_PREFIX, HEADER_BYTES, Kind, RECORDS, Recognised, SECOND_HEADER, Salt, SegmentHeader, VERSION, number_in,
-    quarantine_name, segment_name, u64_at,
+    COPY_PREFIX, HEADER_BYTES, Kind, RECORDS, Recognised, SECOND_HEADER, Salt, SegmentHeader, VERSION,
+    number_in, quarantine_name, segment_name, u64_at,
 };
 use super::live::SeqSet;
 use super::scan::{Item, Scan, scan};
@@ -106,8 +106,14 @@ pub(super) fn recover<D: Disk>(
         unreadable: Vec::new(),
         report: Report::default(),
     };
-    let mut recovery =
-        Recovery { disk, out, settled: SeqSet::default(), ends: BTreeMap::new(), bytes: Vec::new(), sealed: true };
+    let mut recovery = Recovery {
+        disk,
+        out,
+        settled: SeqSet::default(),
+        ends: BTreeMap::new(),
+        bytes: Vec::new(),
+        sealed: true,
+    };
     let headers = recovery.headers(files)?;
     for (number, (header, salt, bytes)) in headers.into_iter().rev() {
         recovery.segment(number, &header, salt, bytes, seen)?;
@@ -145,7 +151,11 @@ impl<D: Disk> Recovery<'_, D> {
             headers.insert(number, (header, salt, file.bytes));
         }
         for (number, file) in lost {
-            self.damage(Place { segment: number, offset: 0 }, file.bytes.min(u64::from(u32::MAX)) as u32, None);
+            self.damage(
+                Place { segment: number, offset: 0 },
+                file.bytes.min(u64::from(u32::MAX)) as u32,
+                None,
+            );
             self.out.unreadable.push(file.name.clone());
         }
         Ok(headers)
@@ -247,13 +257,7 @@ impl<D: Disk> Recovery<'_, D> {
         }
     }
 
-    fn records(
-        &mut self,
-        number: u32,
-        scan: &Scan,
-        segment: &mut Segment,
-        seen: &mut dyn FnMut(Found<'_>),
-    ) {
+    fn records(&mut self, number: u32, scan: &Scan, segment: &mut Segment, seen: &mut dyn FnMut(Found<'_>)) {
         for item in &scan.items {
             let Some((seq, body)) = record(item, segment.base_seq, &self.bytes) else { continue };
             segment.records += 1;

@@ -87,9 +87,14 @@ impl Scan {
         }
         let items = self.items.iter().map(|item| (item.offset, item.header));
         let holes = self.holes.iter().filter_map(|hole| Some((hole.offset, hole.header?)));
-        let last_commit =
-            items.chain(holes).filter(|(_, header)| header.first).map(|(offset, _)| offset).max().unwrap_or(RECORDS);
-        let Some(torn) = self.holes.iter().map(|hole| hole.offset).filter(|offset| *offset >= last_commit).min()
+        let last_commit = items
+            .chain(holes)
+            .filter(|(_, header)| header.first)
+            .map(|(offset, _)| offset)
+            .max()
+            .unwrap_or(RECORDS);
+        let Some(torn) =
+            self.holes.iter().map(|hole| hole.offset).filter(|offset| *offset >= last_commit).min()
         else {
             return;
         };
@@ -107,7 +112,8 @@ impl Scan {
             lost += u64::from(header.delta.saturating_sub(expected));
             expected = header.delta + u32::from(header.kind == Kind::Record);
         }
-        let copies = self.holes.iter().filter(|hole| hole.header.is_some_and(|header| header.kind == Kind::Copy));
+        let copies =
+            self.holes.iter().filter(|hole| hole.header.is_some_and(|header| header.kind == Kind::Copy));
         let behind = self.holes.iter().filter(|hole| {
             hole.header.is_some_and(|header| header.kind == Kind::Record && header.delta >= expected)
         });
@@ -147,13 +153,13 @@ mod tests {
                 places.push(batch.push(Kind::Record, salt(), bytes.len() as u32, delta, &[&body]) as usize);
             }
             let start = bytes.len() as u32;
-            bytes.extend_from_slice(batch.to_write(0));
+            bytes.extend_from_slice(batch.padded(0));
             assert_eq!(start as usize, places[places.len() - 3]);
         }
         if seal {
             let mut batch = Batch::default();
             batch.push(Kind::Seal, salt(), bytes.len() as u32, commits * 3, &[]);
-            bytes.extend_from_slice(batch.to_write(0));
+            bytes.extend_from_slice(batch.padded(0));
         }
         bytes.extend_from_slice(&[0; 100]);
         (bytes, places)

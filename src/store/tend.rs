@@ -66,8 +66,12 @@ impl<D: Disk> Log<D> {
 
     /// Removes the segments without living records that nothing needs, the oldest first.
     pub(super) fn remove_dead(&mut self) -> io::Result<()> {
-        let dead: Vec<u32> =
-            self.segments.iter().filter(|(_, segment)| segment.live == 0).map(|(number, _)| *number).collect();
+        let dead: Vec<u32> = self
+            .segments
+            .iter()
+            .filter(|(_, segment)| segment.live == 0)
+            .map(|(number, _)| *number)
+            .collect();
         for number in dead {
             if self.is_free(number) {
                 self.remove(number)?;
@@ -155,7 +159,11 @@ impl<D: Disk> Log<D> {
     }
 
     /// One step. Whether another should follow.
-    fn empty(&mut self, emptying: &mut Emptying, moved: &mut dyn FnMut(u64, Place)) -> Result<bool, TendError> {
+    fn empty(
+        &mut self,
+        emptying: &mut Emptying,
+        moved: &mut dyn FnMut(u64, Place),
+    ) -> Result<bool, TendError> {
         let number = emptying.segment;
         if !self.segments.contains_key(&number) {
             // What it had left was settled meanwhile.
@@ -230,7 +238,10 @@ impl<D: Disk> Log<D> {
         let mut bytes = Vec::new();
         read_what_can_be(&file, &mut bytes, segment.end as usize)?;
         let scan = scan(&bytes, segment.salt, true);
-        let records = scan.items.iter().filter_map(|item| Some((record(item, segment.base_seq, &bytes)?.0, item.offset)));
+        let records = scan
+            .items
+            .iter()
+            .filter_map(|item| Some((record(item, segment.base_seq, &bytes)?.0, item.offset)));
         Ok(records.collect())
     }
 
@@ -267,7 +278,7 @@ impl<D: Disk> Log<D> {
             self.batch.copies += 1;
             copies.push((seq, Place { segment: head, offset }));
             left.pop();
-            if self.batch.len() >= STEP_BYTES {
+            if self.batch.len() >= STEP_BYTES.min(self.settings.max_batch_bytes as usize) {
                 break;
             }
         }

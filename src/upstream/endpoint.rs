@@ -17,7 +17,7 @@ use crate::tls::{self, Follow, Live, Stream, WebSocket, WebSocketError};
 /// One of the addresses of a hub.
 pub(super) struct Endpoint {
     at: HostPort,
-    proxy: Option<Proxy>,
+    proxy: Option<Arc<Proxy>>,
     /// Absent: plain TCP.
     tls: Option<(Arc<Live<ClientConfig>>, ServerName<'static>)>,
     transport: Transport,
@@ -103,7 +103,7 @@ impl Endpoint {
         at: HostPort,
         tls: Option<Arc<Live<ClientConfig>>>,
         transport: Transport,
-        proxy: Option<&Proxy>,
+        proxy: Option<&Arc<Proxy>>,
     ) -> Result<Self, HubError> {
         let tls = match tls {
             None => None,

@@ -135,12 +135,14 @@ fn status(head: &[u8]) -> Option<(u16, String)> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tokio::io::duplex;
 
     use super::*;
     use crate::config::Config;
 
-    fn proxy(url: &str) -> Proxy {
+    fn proxy(url: &str) -> Arc<Proxy> {
         let text = format!("[upstream]\nurl = \"amqps://hub.example\"\nproxy = \"{url}\"");
         Config::parse("f", &text, None).unwrap().upstream.access.proxy.unwrap()
     }

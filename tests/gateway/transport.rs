@@ -226,6 +226,37 @@ async fn bytes_that_mean_no_good_are_answered_and_bounded() {
 }
 
 #[tokio::test]
+async fn every_word_of_sasl_is_understood() {
+    within(async {
+        for mechanism in ["NONE", "ANONYMOUS", "MSSBCBS"] {
+            let upstream = format!("sasl_mechanisms = \"{mechanism}\"\n");
+            let gateway = Gateway::embedded(Lines { upstream: &upstream, ..Lines::NONE }).await;
+            let mut mqtt = gateway.mqtt(V5, "m").await;
+            let id = mqtt.event("m", b"x").await;
+            assert_eq!(mqtt.told(id).await, Told::PubAck(0), "{mechanism}");
+            gateway.stop().await;
+        }
+        let mut hub = Hub::start();
+        hub.behave(|manner| manner.user = Some(("gate", "open sesame")));
+        for (password, comes) in [("wrong", false), ("open sesame", true)] {
+            let upstream = format!(
+                "sasl_mechanisms = [\"EXTERNAL\", \"PLAIN\"]\nsasl_username = \"gate\"\nsasl_password = \"{password}\"\n"
+            );
+            let gateway = Gateway::away(&hub, Lines { upstream: &upstream, ..Lines::NONE }).await;
+            if comes {
+                gateway.health.ready().await;
+                hub.opened().await;
+            } else {
+                until_away(&gateway).await;
+                assert!(!hub.has_seen(|seen| matches!(seen, Seen::Opened { .. })));
+            }
+            gateway.stop().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn who_the_gateway_is_says_its_certificate() {
     within(async {
         let certificates = Certificates::new();

@@ -65,7 +65,7 @@ impl Host for Worker {
         credit: u32,
         sink: Rc<dyn CommandSink>,
     ) -> Subscription {
-        self.upstream.subscribe(device, address, credit, sink)
+        self.outbound.upstream().subscribe(device, address, credit, sink)
     }
 }
 

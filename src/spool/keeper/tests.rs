@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
-use fieldgate_mappings::delivery::Full;
+use fieldgate_mappings::delivery::WhenFull;
 use fieldgate_mappings::{Address, DeviceId, Direction, Message, Outcome, Reason, Rejection, Value, amqp};
 
 use super::*;

@@ -128,7 +128,7 @@ impl Life {
         let life = *self.random.pick(&[0, 900, 20_000, 1_000_000]);
         let limits = Limits {
             max_bytes: self.random.chance(3).then_some(3_000),
-            full: if self.random.chance(2) { Full::RefuseNew } else { Full::DeadLetterOldest },
+            full: if self.random.chance(2) { WhenFull::RefuseNew } else { WhenFull::DeadLetterOldest },
         };
         let new = New {
             hub: &self.hubs[key.0],
@@ -434,7 +434,7 @@ fn admit(queues: &mut Queues, seq: u64, priority: u8, limits: Limits, life_ms: u
 #[test]
 fn room_is_made_by_the_oldest_of_the_least_priority_and_never_by_a_higher_one() {
     let mut queues = Queues::new(Bounds { device_max_records: 3, ..bounds() });
-    let way = Limits { full: Full::DeadLetterOldest, max_bytes: None };
+    let way = Limits { full: WhenFull::DeadLetterOldest, max_bytes: None };
     for (seq, priority) in [(1, 9), (2, 4), (3, 0)] {
         admit(&mut queues, seq, priority, way, 1_000_000).unwrap();
     }

@@ -53,7 +53,8 @@ impl Used {
             assert!(right == Some(bytes), "{seq} was delivered, and is not what it was");
             assert_eq!(&held.read(*seq), bytes);
         }
-        let missing: BTreeSet<_> = self.there.keys().filter(|seq| !bodies.contains_key(seq)).copied().collect();
+        let missing: BTreeSet<_> =
+            self.there.keys().filter(|seq| !bodies.contains_key(seq)).copied().collect();
         // It goes on working, and no number comes again.
         let seq = held.append(b"after the damage").unwrap();
         assert!(seq > *self.there.keys().next_back().unwrap());
@@ -170,7 +171,7 @@ fn what_becomes_damaged_while_it_is_open_is_not_delivered() {
     let seq = *there.keys().nth(50).unwrap();
     let place = held.places[&seq];
     assert_eq!(held.read(seq), there[&seq]);
-    disk_of_held.edit(&format!("{:08x}.seg", place.segment), |bytes| bytes[place.offset as usize + 13] ^= 4);
+    disk_of_held.edit(&format!("{:08x}.seg", place.segment), |bytes| bytes[place.offset as usize + 20] ^= 4);
     // Somewhere else first, so that it is read again.
     held.read(*there.keys().next_back().unwrap());
     let mut into = vec![1, 2, 3];

@@ -142,7 +142,11 @@ fn a_killed_process_loses_nothing_that_was_committed() {
         let mut acknowledged = std::collections::BTreeSet::new();
         for line in fs::read(&said).unwrap().chunks_exact(9) {
             let seq = u64::from_le_bytes(line[1..].try_into().unwrap());
-            if line[0] == b'+' { acknowledged.insert(seq) } else { acknowledged.remove(&seq) };
+            if line[0] == b'+' {
+                acknowledged.insert(seq)
+            } else {
+                acknowledged.remove(&seq)
+            };
         }
         assert!(acknowledged.iter().all(|seq| bodies.contains_key(seq)), "round {round}");
     }

@@ -113,8 +113,12 @@ fn one_stuck_device_does_not_pin_the_disk() {
         }
         if round % 50 == 49 {
             held.log.commit().unwrap();
-            let ready: Vec<u64> =
-                held.places.keys().copied().filter(|seq| stuck.binary_search_by_key(seq, |(seq, _)| *seq).is_err()).collect();
+            let ready: Vec<u64> = held
+                .places
+                .keys()
+                .copied()
+                .filter(|seq| stuck.binary_search_by_key(seq, |(seq, _)| *seq).is_err())
+                .collect();
             ready.into_iter().for_each(|seq| held.settle(seq));
             held.tend();
         }

@@ -102,7 +102,7 @@ fn they_are_found_by_device_and_reason_and_in_pages() {
 fn what_waited_too_long_or_made_room_is_kept_as_well() {
     let mut world = World::new(4);
     world.open(false);
-    let limits = Limits { max_bytes: Some(200), full: Full::DeadLetterOldest };
+    let limits = Limits { max_bytes: Some(200), full: WhenFull::DeadLetterOldest };
     for text in ["a", "b", "c", "d", "e"] {
         let ticket = world.submit_with(Record { max_age: Some(Duration::from_secs(30)), ..record(0, 4, text) }, limits);
         world.turn();

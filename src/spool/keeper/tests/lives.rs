@@ -96,7 +96,7 @@ impl Life {
             let (of, priority) = (self.random.below(4), *self.random.pick(&[4, 4, 9]));
             let filler = "x".repeat(self.random.below(2_000));
             let record = record(of, priority, &format!("{} {filler}", self.given));
-            let full = if self.random.chance(8) { Full::DeadLetterOldest } else { Full::RefuseNew };
+            let full = if self.random.chance(8) { WhenFull::DeadLetterOldest } else { WhenFull::RefuseNew };
             let limits = Limits { max_bytes: self.random.chance(4).then_some(40_000), full };
             self.ledger.given.insert(self.given, (of, priority));
             stores.push(Store { ticket: self.given, entry: Entry::Message(record), limits });

@@ -139,6 +139,30 @@ async fn why_tls_fails_is_said_with_what_to_do() {
     assert!(error.starts_with(&format!("TLS with localhost:{port} failed: ")), "{error}");
 }
 
+#[tokio::test]
+async fn a_proxy_that_says_nothing_is_not_waited_for() {
+    let site = site();
+    let (listener, port) = listen().await;
+    let text = format!(
+        "[[connector]]\nname = \"A\"\nhost = \"hub.example\"\nallow_plain_text = true\nconnect_time_out = \"1s\"\n\
+         proxy = \"http://u:hidden@127.0.0.1:{port}\"\n"
+    );
+    let silent = hub(&site, &text);
+    let (error, _accepted) = tokio::join!(silent.connect(), listener.accept());
+    let error = error.unwrap_err().to_string();
+    assert_eq!(
+        error,
+        format!("no answer from hub.example:5672 through the proxy 127.0.0.1:{port} within 1 s")
+    );
+    let dead = deaf_port().await;
+    let error = hub(&site, &text.replace(&port.to_string(), &dead.to_string())).connect().await.unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains(&format!("through the proxy 127.0.0.1:{dead}: no TCP connection to it")),
+        "{error}"
+    );
+}
+
 /// Files are looked at twice before they count.
 fn look(files: impl Iterator<Item = Arc<dyn tls::Follow>> + Clone) {
     for _ in 0..2 {

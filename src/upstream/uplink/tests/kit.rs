@@ -18,7 +18,7 @@ use crate::config::{Access, Target, Upstream};
 use crate::testing::{Random, Stream};
 use crate::upstream::target::OwnToken;
 use crate::upstream::uplink::{Notice, Uplink};
-use crate::upstream::{Command, CommandSink, Patience};
+use crate::upstream::{Command, CommandSink, Hears, Patience};
 
 use super::hub::{Hub, Records, Script};
 
@@ -246,7 +246,12 @@ impl Bench {
     }
 
     pub(super) fn patience(&self, seconds: u64, through_outage: bool) -> Patience {
-        Patience { until: self.now + Duration::from_secs(seconds), through_outage }
+        Patience {
+            until: self.now + Duration::from_secs(seconds),
+            through_outage,
+            in_order: false,
+            hears: Hears::Everything,
+        }
     }
 
     /// Sends a message with so many bytes behind its ticket.
