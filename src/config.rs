@@ -46,7 +46,7 @@ pub use routes::{Direction, LinkRoute, RouteAddress};
 pub use sasl::Sasl;
 pub use sections::{
     AdminConfig, Authorise, CoapConfig, HttpConfig, HubConfig, LogConfig, MappingsConfig, MqttConfig,
-    RuntimeConfig, StateConfig,
+    RuntimeConfig, SpoolConfig, StateConfig,
 };
 use sections::{AmqpSection, UpstreamSection};
 pub use units::{Level, Secret, parse_duration, parse_size};
@@ -76,6 +76,8 @@ pub struct Config {
     pub upstream: Upstream,
     /// What a device message means.
     pub mappings: MappingsConfig,
+    /// What is kept on disk while the hub is away.
+    pub spool: SpoolConfig,
     /// Where native AMQP devices connect.
     pub listeners: Vec<Listener>,
     /// Where native AMQP devices' links go; never empty.
@@ -132,6 +134,7 @@ struct Document {
     hub: HubConfig,
     upstream: UpstreamSection,
     mappings: MappingsConfig,
+    spool: SpoolConfig,
     ssl_profile: Vec<ProfileSection>,
     listener: Vec<ListenerSection>,
     connector: Vec<ConnectorSection>,
@@ -226,12 +229,28 @@ impl Config {
         for file in &mut document.mappings.files {
             *file = beside(base, file);
         }
-        if let Some(path) = &mut document.state.directory {
+        for path in [&mut document.state.directory, &mut document.spool.directory].into_iter().flatten() {
             *path = beside(base, path);
         }
+        if let Some((key, what)) = document.spool.fault() {
+            return Err(source.wrong(&["spool", key], what));
+        }
         let target = read_target(source, &document.upstream, base)?;
-        let Document { log, runtime, state, amqp, mqtt, coap, http, admin, hub, upstream, mappings, .. } =
-            document;
+        let Document {
+            log,
+            runtime,
+            state,
+            amqp,
+            mqtt,
+            coap,
+            http,
+            admin,
+            hub,
+            upstream,
+            mappings,
+            spool,
+            ..
+        } = document;
         let profiles = profiles::resolve(source, document.ssl_profile, base)?;
         let named = document.link_route.iter().any(RouteSection::names_upstream)
             || document.listener.iter().any(ListenerSection::names_upstream);
@@ -263,6 +282,7 @@ impl Config {
             hub,
             upstream,
             mappings,
+            spool,
             listeners,
             connectors,
             link_routes,

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::num::{NonZeroU8, NonZeroU16, NonZeroU32, NonZeroUsize};
+use std::num::{NonZeroU8, NonZeroU16, NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -487,6 +487,84 @@ impl Default for UpstreamSection {
 pub struct MappingsConfig {
     /// Mapping files, relative to the configuration file; empty: the built-in `azure-iot-hub.toml`.
     pub files: Vec<PathBuf>,
+}
+
+/// `[spool]`: what is kept on disk while the hub is away, for rules whose `delivery` asks for it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SpoolConfig {
+    /// Absent: `spool` in the state directory.
+    pub directory: Option<PathBuf>,
+    /// What its files may take; a quarter of it is room to work in.
+    #[serde(deserialize_with = "units::size")]
+    pub max_bytes: u64,
+    /// Messages; each takes 24 bytes of memory.
+    pub max_records: NonZeroU64,
+    /// No message waits longer. It becomes a dead letter then.
+    #[serde(deserialize_with = "units::duration")]
+    pub max_age: Duration,
+    /// Of one device, where its rule says nothing else.
+    #[serde(deserialize_with = "units::size")]
+    pub device_max_bytes: u64,
+    /// Messages of one device.
+    pub device_max_records: NonZeroU64,
+    /// How long messages are gathered for one write at most.
+    #[serde(deserialize_with = "units::duration")]
+    pub commit_delay: Duration,
+    /// Messages of the spool that were sent and have no outcome; half a KiB of memory each, and their bytes.
+    pub max_in_flight: NonZeroUsize,
+    /// Dead letters; the oldest go first.
+    #[serde(deserialize_with = "units::size")]
+    pub dead_letter_max_bytes: u64,
+    /// Each takes 50 bytes of memory.
+    pub dead_letter_max_records: NonZeroU64,
+    /// Older ones go.
+    #[serde(deserialize_with = "units::duration")]
+    pub dead_letter_max_age: Duration,
+}
+
+impl Default for SpoolConfig {
+    fn default() -> Self {
+        let many = |number: u64| NonZeroU64::MIN.saturating_add(number - 1);
+        Self {
+            directory: None,
+            max_bytes: 512 << 20,
+            max_records: many(1_000_000),
+            max_age: Duration::from_secs(7 * 86_400),
+            device_max_bytes: 64 << 20,
+            device_max_records: many(100_000),
+            commit_delay: Duration::from_millis(2),
+            max_in_flight: nonzero(1_000),
+            dead_letter_max_bytes: 64 << 20,
+            dead_letter_max_records: many(10_000),
+            dead_letter_max_age: Duration::from_secs(30 * 86_400),
+        }
+    }
+}
+
+impl SpoolConfig {
+    /// The least that the files need: four segments of 8 MiB.
+    pub(super) const LEAST_BYTES: u64 = 32 << 20;
+
+    /// Bytes that messages may take. What is left beside them and the dead letters is the log's room to work in.
+    #[must_use]
+    pub fn message_bytes(&self) -> u64 {
+        (self.max_bytes / 4 * 3).saturating_sub(self.dead_letter_max_bytes)
+    }
+
+    /// What is wrong between its keys: the key, and what to do.
+    pub(super) fn fault(&self) -> Option<(&'static str, String)> {
+        if self.max_bytes < Self::LEAST_BYTES {
+            return Some(("max_bytes", format!("{} bytes are too few: at least \"32MiB\"", self.max_bytes)));
+        }
+        if self.dead_letter_max_bytes > self.max_bytes / 2 {
+            return Some((
+                "dead_letter_max_bytes",
+                format!("{} bytes are more than half of `max_bytes`", self.dead_letter_max_bytes),
+            ));
+        }
+        None
+    }
 }
 
 pub(super) const fn nonzero(value: usize) -> NonZeroUsize {

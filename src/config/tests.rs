@@ -64,9 +64,10 @@ fn what_the_sample_leaves_out_is_known() {
 
 #[test]
 fn the_sample_shows_every_key() {
-    for section in
-        ["log", "runtime", "state", "amqp", "mqtt", "coap", "http", "admin", "hub", "upstream", "mappings"]
-    {
+    for section in [
+        "log", "runtime", "state", "amqp", "mqtt", "coap", "http", "admin", "hub", "upstream", "mappings",
+        "spool",
+    ] {
         let part = sample().split(&format!("\n[{section}]")).nth(1).unwrap();
         shows_every_key(part.split("\n[").next().unwrap(), section, &format!("[{section}]"));
     }

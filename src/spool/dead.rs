@@ -91,7 +91,8 @@ mod tests {
     fn letters(bounds: DeadBounds, sizes: &[u64]) -> DeadLetters {
         let mut letters = DeadLetters::new(bounds);
         for (seq, bytes) in (1..).zip(sizes) {
-            letters.insert(seq, Dead { place: Place { segment: 1, offset: 0 }, bytes: *bytes, died: 100 + seq });
+            letters
+                .insert(seq, Dead { place: Place { segment: 1, offset: 0 }, bytes: *bytes, died: 100 + seq });
         }
         letters
     }

@@ -56,11 +56,14 @@ pub(super) struct Shared {
     number: AtomicU64,
 }
 
+/// Questions, and where their answers go.
+pub(super) type Asked = Vec<(Ask, oneshot::Sender<Answer>)>;
+
 /// What came and was not yet looked at.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     pub(super) batches: Vec<(Arc<Letters>, Vec<Store>)>,
-    pub(super) asks: Vec<(Ask, oneshot::Sender<Answer>)>,
+    pub(super) asks: Asked,
     /// Nobody looks any more.
     closed: bool,
 }
@@ -215,8 +218,10 @@ pub(super) struct Outbox {
 impl Outbox {
     /// Notes an answer.
     pub(super) fn put(&mut self, letters: &Arc<Letters>, ticket: u64, answer: Stored) {
-        let (_, answers) =
-            self.answers.entry(Arc::as_ptr(letters).addr()).or_insert_with(|| (Arc::clone(letters), Vec::new()));
+        let (_, answers) = self
+            .answers
+            .entry(Arc::as_ptr(letters).addr())
+            .or_insert_with(|| (Arc::clone(letters), Vec::new()));
         answers.push((ticket, answer));
     }
 

@@ -24,13 +24,14 @@ use crate::telemetry::emit;
 
 use super::ask;
 use super::dead::{Dead, DeadBounds, DeadLetters};
-use super::handle::{Inbox, Letters, Outbox, Shared, Store, Stored};
+use super::handle::{Asked, Inbox, Letters, Outbox, Shared, Store, Stored};
 use super::queues::{Admitted, Bounds, Dying, New, NoRoom, Queues};
 use super::record::{DeadReason, Entry, Limits, Record, Refusal};
 use super::telemetry::{
     BatchCommitted, CommitFailed, DeadLetterDropped, DiskRecovered, MessageDied, MessageRefused, RefusedBy,
 };
 
+pub(super) use open::KeeperError;
 pub(super) use sending::Sending;
 
 /// How long after a failure of the disk nothing is tried.
@@ -120,8 +121,9 @@ enum What {
 }
 
 impl<D: Disk> Keeper<D> {
-    /// Takes what came from the workers. Each message has its answer after the commit that it is part of.
-    pub(super) fn take(&mut self, inbox: Inbox, now: Now) {
+    /// Takes what came from the workers, and gives back what people asked. Each message has its answer after the commit
+    /// that it is part of.
+    pub(super) fn take(&mut self, inbox: Inbox, now: Now) -> Asked {
         for (letters, stores) in inbox.batches {
             for store in stores {
                 self.take_one(&letters, store, now);
@@ -129,6 +131,12 @@ impl<D: Disk> Keeper<D> {
         }
         // Refusals need no commit.
         self.outbox.deliver();
+        inbox.asks
+    }
+
+    /// What the handles share with this.
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     fn take_one(&mut self, letters: &Arc<Letters>, store: Store, now: Now) {

@@ -232,7 +232,9 @@ impl Queues {
 
     /// Each device that something is held of, with how many messages.
     pub(super) fn each_device(&self) -> impl Iterator<Item = (&Arc<str>, &DeviceId, u64)> {
-        self.devices.iter().map(|(_, device)| (&self.hubs[device.hub].name, &device.id, device.totals.records))
+        self.devices
+            .iter()
+            .map(|(_, device)| (&self.hubs[device.hub].name, &device.id, device.totals.records))
     }
 
     // Coming in.

@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use crate::telemetry::{
-    Counter, EncodeLabelSet, EncodeLabelValue, Family, Gauge, Happening, Histogram, LabelValueEncoder, counter,
-    counters, gauge, histogram,
+    Counter, EncodeLabelSet, EncodeLabelValue, Family, Gauge, Happening, Histogram, LabelValueEncoder,
+    counter, counters, gauge, histogram,
 };
 
 use super::record::DeadReason;
@@ -43,7 +43,10 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     dead_letter_bytes: gauge("spool_dead_letter_bytes", "Their bytes on the disk"),
     appended: counter("spool_appended", "Messages that were stored"),
     drained: counter("spool_drained", "Messages of the spool that the hub accepted"),
-    resent: counter("spool_resent", "Messages of the spool that were sent with the mark of a possible repeat"),
+    resent: counter(
+        "spool_resent",
+        "Messages of the spool that were sent with the mark of a possible repeat",
+    ),
     died: counters("spool_died", "Messages that became dead letters"),
     dead_letters_dropped: counter("spool_dead_letters_dropped", "Dead letters that were too many or too old"),
     refused: counters("spool_refused", "Messages that were not stored"),
@@ -233,7 +236,11 @@ impl Happening for MessageDied {
     fn emit(self) {
         let Self { seq, reason } = self;
         METRICS.died.get_or_create(&ByDeath { reason }).inc();
-        tracing::warn!(seq, reason = reason.name(), "a message became a dead letter; `fieldgate dead-letter show` tells more");
+        tracing::warn!(
+            seq,
+            reason = reason.name(),
+            "a message became a dead letter; `fieldgate dead-letter show` tells more"
+        );
     }
 }
 
@@ -275,7 +282,9 @@ pub(super) struct Levels {
 
 impl Happening for Levels {
     fn emit(self) {
-        let set = |gauge: &Gauge, value: u64| drop(gauge.set(i64::try_from(value).unwrap_or(i64::MAX)));
+        let set = |gauge: &Gauge, value: u64| {
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        };
         set(&METRICS.records, self.records);
         set(&METRICS.bytes, self.bytes);
         set(&METRICS.devices, self.devices as u64);

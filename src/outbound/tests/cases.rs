@@ -331,25 +331,35 @@ fn at_the_stop_what_the_hub_does_not_answer_for_goes_to_the_disk() {
 }
 
 #[test]
+fn one_batch_of_a_device_is_with_the_disk_at_a_time() {
+    let world = World::new();
+    (1..=2).for_each(|ticket| world.send(ticket, storing(), Hears::Everything));
+    world.turn();
+    world.send(3, storing(), Hears::Everything);
+    world.send_message(World::message("other", "4", Some(storing())), Hears::Everything, 4);
+    world.turn();
+    let batches = || world.disk.borrow().batches.iter().map(|batch| batch.len()).collect::<Vec<_>>();
+    assert_eq!(batches(), [2, 1], "the other device does not wait");
+    world.disk_answers(Stored::Stored);
+    assert_eq!(batches(), [1, 1]);
+    world.disk_answers(Stored::Stored);
+    assert_eq!(batches(), [1, 1], "the answer to the first batch is whole");
+    assert_eq!(world.disk_stores(), [("4".into(), false), ("3".into(), false)]);
+}
+
+#[test]
 fn a_late_acceptance_spares_the_disk_what_it_does_not_have() {
     let mut world = World::new();
-    world.send_message(World::message("d", "0", Some(burying())), Hears::Everything, 0);
-    world.hub.borrow_mut().pending.clear();
-    world.send(1, storing(), Hears::Everything);
-    world.turn();
-    world.send(2, storing(), Hears::Everything);
-    world.turn();
-    assert_eq!(world.disk.borrow().batches.len(), 1, "one batch of a device at a time");
-    assert_eq!(world.disk_stores(), [("1".into(), false), ("2".into(), false)]);
-    world.drain();
-    world.heard();
-    (3..=4).for_each(|ticket| world.send(ticket, spooling(), Hears::Everything));
-    world.outbound.shared.lanes.borrow_mut().stop(world.now);
-    world.outbound.shared.lanes.borrow_mut().handle_timeout(world.now);
+    (1..=2).for_each(|ticket| world.send(ticket, spooling(), Hears::Everything));
+    {
+        let mut lanes = world.outbound.shared.lanes.borrow_mut();
+        lanes.stop(world.now);
+        lanes.handle_timeout(world.now);
+    }
     world.hub_answers(Outcome::Accepted);
-    assert_eq!(world.heard(), [(3, Outcome::Accepted)]);
+    assert_eq!(world.heard(), [(1, Outcome::Accepted)]);
     world.pass(Duration::ZERO);
-    assert_eq!(world.disk_stores(), [("4".into(), true)]);
+    assert_eq!(world.disk_stores(), [("2".into(), true)]);
 }
 
 #[test]

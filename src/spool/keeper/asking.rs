@@ -66,7 +66,9 @@ impl<D: Disk> Keeper<D> {
         let (page, mut next) = self.page(which, after);
         let mut letters = Vec::new();
         for (seq, dead) in page {
-            let Some(letter) = self.letter(seq, dead, false).filter(|letter| which.means(letter)) else { continue };
+            let Some(letter) = self.letter(seq, dead, false).filter(|letter| which.means(letter)) else {
+                continue;
+            };
             if letters.len() >= most {
                 next = letters.last().map(|last: &Letter| last.seq);
                 break;
@@ -146,7 +148,9 @@ impl<D: Disk> Keeper<D> {
         let record = entry.record();
         let mut head = Vec::new();
         entry.encode_head(&mut head);
-        let Ok(admitted) = self.admit(record, head.len(), Limits::default()) else { return Replayed::Refused };
+        let Ok(admitted) = self.admit(record, head.len(), Limits::default()) else {
+            return Replayed::Refused;
+        };
         match self.append(&head, &record.message, now) {
             Ok((at, place)) => {
                 self.shared.held.add(&record.hub, &record.device, 1);

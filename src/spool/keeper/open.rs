@@ -148,7 +148,9 @@ impl<D: Disk> Keeper<D> {
 
     /// The last commit. What is in flight stays in the log.
     pub(in crate::spool) fn close(mut self, now: Now) {
-        self.take(self.shared.take(), now);
+        for (ask, answer) in self.take(self.shared.take(), now) {
+            let _ = answer.send(self.answer(&ask, true, now));
+        }
         self.commit(now);
         self.shared.close();
         if let Err(error) = self.log.close() {

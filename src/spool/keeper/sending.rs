@@ -133,7 +133,12 @@ impl<D: Disk> Keeper<D> {
     }
 }
 
-fn encode(bytes: &[u8], marks: Marks<'_>, max_age: Duration, out: &mut BytesMut) -> Result<Address, Unsendable> {
+fn encode(
+    bytes: &[u8],
+    marks: Marks<'_>,
+    max_age: Duration,
+    out: &mut BytesMut,
+) -> Result<Address, Unsendable> {
     let content = |error: &dyn std::fmt::Display| Unsendable::Content(error.to_string());
     let body = Body::decode(bytes).map_err(|error| content(&error))?;
     if body.expires_at(max_age) <= marks.now {

@@ -215,7 +215,8 @@ impl<D: Disk> Keeper<D> {
         let read = self.log.read(place, seq, &mut self.body).is_ok();
         let body = if read { Body::decode(&self.body).ok() } else { None };
         // What was just written cannot be read: then it is found by its number.
-        let known = body.is_some_and(|body| self.queues.moved(body.hub, body.device, body.priority, seq, place));
+        let known =
+            body.is_some_and(|body| self.queues.moved(body.hub, body.device, body.priority, seq, place));
         if !known {
             self.queues.moved_somewhere(seq, place);
         }

@@ -18,7 +18,7 @@ use crate::config::{Access, Target, Upstream};
 use crate::testing::{Random, Stream};
 use crate::upstream::target::OwnToken;
 use crate::upstream::uplink::{Notice, Uplink};
-use crate::upstream::{Hears, Command, CommandSink, Patience};
+use crate::upstream::{Command, CommandSink, Hears, Patience};
 
 use super::hub::{Hub, Records, Script};
 
