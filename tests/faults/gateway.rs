@@ -248,7 +248,7 @@ fn read(
         let Ok(line) = line else { return };
         // Without its log the gateway is judged all the same.
         let _ = writeln!(log, "{line}");
-        if line.contains("panicked at")
+        if line.contains("ended by a panic")
             && let Ok(mut complaints) = complaints.lock()
         {
             complaints.push(line.clone());
