@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use crate::adapters::Directory;
 use crate::config::{Config, MappingsError, Target};
 use crate::console::{self, Component, Health, Status};
+use crate::control;
 use crate::hub::{self, HubError as EmbeddedHubError, HubHandle, HubSetup};
 use crate::listener::{self, ListenError};
 use crate::sas::SharedKey;
@@ -152,10 +153,15 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
         })
         .collect::<Result<_, _>>()?;
     tell(Started { health: Arc::clone(&health), listening });
+    let mut router = control::Router::default();
+    if let Some(spool) = &spool {
+        spool::add_routes(&mut router, spool.spool());
+    }
     let until = async {
         tokio::select! {
             () = shutdown.draining() => {}
             () = ended.notified() => {}
+            () = serve_tools(&config, router) => {}
             () = tls::follow(files) => {}
         }
     };
@@ -366,6 +372,19 @@ fn serve_console(
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(console::serve(bound, Arc::clone(health), until))
+}
+
+/// Serves the control socket on the calling thread, where there is something to control. Without it the gateway works,
+/// and the tools do not.
+async fn serve_tools(config: &Config, router: control::Router) {
+    if !router.is_empty() {
+        let state = StateDir::locate(config.state.directory.as_deref());
+        match state.map_err(Into::into).and_then(|state| control::bind(&state)) {
+            Ok(bound) => return control::serve(bound, router).await,
+            Err(error) => tracing::warn!(%error, "there is no control socket"),
+        }
+    }
+    std::future::pending().await
 }
 
 /// Tells that a thread has ended, however it did.

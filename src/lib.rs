@@ -8,6 +8,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod console;
+mod control;
 pub mod demo;
 pub mod hub;
 pub mod listener;

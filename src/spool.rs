@@ -15,7 +15,7 @@
 //!
 //! Not here: which messages go through the disk (that is the worker's `Outbound`), and how bytes lie on it (the log).
 
-mod ask;
+pub(crate) mod ask;
 mod dead;
 mod handle;
 mod held;
@@ -23,11 +23,13 @@ mod keeper;
 mod marking;
 mod queues;
 mod record;
+mod remote;
 mod service;
 mod telemetry;
 
-pub(crate) use ask::{Answer, Ask};
+pub(crate) use ask::{Answer, Ask, Disk, Done, Letter, Status, Which};
 pub(crate) use handle::{Mailbox, Spool, Store, Stored};
 pub(crate) use record::{DeadLetter, DeadReason, Entry, Limits, Record, Refusal};
+pub(crate) use remote::{add_routes, ask};
 pub use service::SpoolError;
-pub(crate) use service::{Running, Setup, directory};
+pub(crate) use service::{Offline, Running, Setup, directory};

@@ -19,17 +19,13 @@ pub(crate) enum Ask {
 }
 
 /// Which dead letters are meant: those to which all that is said applies.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Which {
     /// This one alone.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) seq: Option<u64>,
     /// Of this device.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) device: Option<String>,
     /// For this reason.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<String>,
 }
 

@@ -152,6 +152,37 @@ impl Running {
     }
 }
 
+/// A spool that no process runs, held by a tool.
+pub(crate) struct Offline {
+    keeper: Keeper<Files>,
+    clock: Clock,
+}
+
+impl Offline {
+    /// Takes hold of a directory; nothing if there is no spool in it.
+    ///
+    /// # Errors
+    /// When it cannot be used; a process that has it is named.
+    pub(crate) fn open(directory: &Path, config: &SpoolConfig) -> Result<Option<Self>, SpoolError> {
+        if !directory.try_exists()? {
+            return Ok(None);
+        }
+        let (keeper, _) = open(directory, config)?;
+        Ok(Some(Self { keeper, clock: Clock::new() }))
+    }
+
+    /// Answers.
+    pub(crate) fn ask(&mut self, ask: &ask::Ask) -> ask::Answer {
+        self.keeper.answer(ask, false, self.clock.now())
+    }
+
+    /// Lets it go.
+    pub(crate) fn close(self) {
+        let now = self.clock.now();
+        self.keeper.close(now);
+    }
+}
+
 /// Whatever ends the thread, nobody waits for it.
 struct Last {
     shared: Arc<Shared>,

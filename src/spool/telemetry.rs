@@ -282,7 +282,9 @@ pub(super) struct Levels {
 
 impl Happening for Levels {
     fn emit(self) {
-        let set = |gauge: &Gauge, value: u64| drop(gauge.set(i64::try_from(value).unwrap_or(i64::MAX)));
+        let set = |gauge: &Gauge, value: u64| {
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        };
         set(&METRICS.records, self.records);
         set(&METRICS.bytes, self.bytes);
         set(&METRICS.devices, self.devices as u64);

@@ -32,8 +32,8 @@ pub(crate) enum Fault {
     Sync,
     /// A change of names, or making that durable, fails.
     Directory,
-    /// A read fails.
-    Read,
+    /// A file cannot be cut.
+    Truncate,
 }
 
 /// A handle on the simulated disk.
@@ -384,10 +384,7 @@ impl Disk for SimDisk {
 
 impl DiskFile for SimFile {
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
-        let (state, fault) = self.disk.alive(&[Fault::Read])?;
-        if fault.is_some() {
-            return Err(broken("a sector cannot be read"));
-        }
+        let (state, _) = self.disk.alive(&[])?;
         let bytes = &state.nodes[self.node].bytes;
         let from = bytes.get(offset as usize..).unwrap_or_default();
         let read = from.len().min(into.len());
@@ -433,7 +430,10 @@ impl DiskFile for SimFile {
     }
 
     fn truncate(&self, bytes: u64) -> io::Result<()> {
-        let (mut state, _) = self.disk.alive(&[])?;
+        let (mut state, fault) = self.disk.alive(&[Fault::Truncate])?;
+        if fault.is_some() {
+            return Err(broken("the file cannot be cut"));
+        }
         let node = &mut state.nodes[self.node];
         node.bytes.truncate(bytes as usize);
         // That the crash may bring the old end back is worth a test; a later sync makes it durable.

@@ -278,7 +278,7 @@ impl<D: Disk> Log<D> {
             self.batch.copies += 1;
             copies.push((seq, Place { segment: head, offset }));
             left.pop();
-            if self.batch.len() >= STEP_BYTES {
+            if self.batch.len() >= STEP_BYTES.min(self.settings.max_batch_bytes as usize) {
                 break;
             }
         }

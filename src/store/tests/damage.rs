@@ -171,7 +171,7 @@ fn what_becomes_damaged_while_it_is_open_is_not_delivered() {
     let seq = *there.keys().nth(50).unwrap();
     let place = held.places[&seq];
     assert_eq!(held.read(seq), there[&seq]);
-    disk_of_held.edit(&format!("{:08x}.seg", place.segment), |bytes| bytes[place.offset as usize + 13] ^= 4);
+    disk_of_held.edit(&format!("{:08x}.seg", place.segment), |bytes| bytes[place.offset as usize + 20] ^= 4);
     // Somewhere else first, so that it is read again.
     held.read(*there.keys().next_back().unwrap());
     let mut into = vec![1, 2, 3];

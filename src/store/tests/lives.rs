@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::sim::{Fault, Loss, SimDisk};
-use super::super::{AppendError, Log};
+use super::super::{AppendError, Log, Settings};
 use super::{Held, Random, SEGMENT, body, open, settings};
 
 /// What the log was told, and what it may therefore answer.
@@ -28,7 +28,9 @@ struct Life {
     disk: SimDisk,
     held: Held<SimDisk>,
     model: Model,
-    segments: u64,
+    settings: Settings,
+    /// Of a thousand steps, how many are crashes, and how many order a fault.
+    roughness: u64,
     /// Faults may be waiting to strike.
     faults: bool,
     crashes: u32,
@@ -42,7 +44,10 @@ impl Life {
         let mut random = Random::new(seed);
         let segments = 5 + random.below(12);
         let disk = SimDisk::new(seed, (segments + 2) * u64::from(SEGMENT));
-        let (held, bodies, _) = open(disk.clone(), settings(segments));
+        let max_batch_bytes = 2048 << random.below(5);
+        let settings = Settings { max_batch_bytes, ..settings(segments) };
+        let roughness = [4, 25][random.below(2) as usize];
+        let (held, bodies, _) = open(disk.clone(), settings.clone());
         assert!(bodies.is_empty());
         let model = Model::default();
         Self {
@@ -50,7 +55,8 @@ impl Life {
             disk,
             held,
             model,
-            segments,
+            settings,
+            roughness,
             faults: false,
             crashes: 0,
             failures: 0,
@@ -60,19 +66,21 @@ impl Life {
     }
 
     fn step(&mut self) {
-        match self.random.below(1000) {
-            0..450 => self.append(),
-            450..620 => self.commit(),
-            620..850 => self.settle(),
-            850..900 => self.read(),
-            900..980 => self.tend(),
-            980..984 => self.reopen(),
-            984..990 => self.crash(),
-            990..996 => self.fault(),
-            _ => {
-                let segments = self.random.below(self.segments + 3);
+        let random = self.random.below(1000);
+        match random {
+            0..420 => self.append(),
+            420..570 => self.commit(),
+            570..770 => self.settle(),
+            770..800 => self.read(),
+            800..920 => self.tend(),
+            920..924 => self.reopen(),
+            924..930 => {
+                let segments = self.random.below(self.settings.max_bytes / u64::from(SEGMENT) + 3);
                 self.disk.set_capacity(segments * u64::from(SEGMENT));
             }
+            _ if random - 930 < self.roughness => self.crash(),
+            _ if random - 930 < 2 * self.roughness => self.fault(),
+            _ => self.tend(),
         }
     }
 
@@ -179,8 +187,8 @@ impl Life {
     }
 
     fn fault(&mut self) {
-        let kinds = [Fault::Write, Fault::FullWrite, Fault::Sync, Fault::Directory];
-        let kind = kinds[self.random.below(4) as usize];
+        let kinds = [Fault::Write, Fault::FullWrite, Fault::Sync, Fault::Directory, Fault::Truncate];
+        let kind = kinds[self.random.below(5) as usize];
         self.disk.fail(kind, self.random.below(4) as u32);
         self.faults = true;
     }
@@ -202,7 +210,7 @@ impl Life {
     fn again(&mut self, loss: Loss) {
         self.disk = self.disk.crash(loss);
         self.faults = false;
-        let (held, bodies, report) = open(self.disk.clone(), settings(self.segments));
+        let (held, bodies, report) = open(self.disk.clone(), self.settings.clone());
         self.held = held;
         assert_eq!((report.damaged, report.lost), (0, 0), "a crash is no damage: {report:?}");
         let Model { there, undone, perhaps, pending, .. } = &mut self.model;

@@ -54,6 +54,39 @@ fn what_failed_never_comes_back_once_something_else_was_committed() {
 }
 
 #[test]
+fn what_tells_where_a_failed_segment_ends_stays_as_long_as_that() {
+    let mut reached = 0;
+    for seed in 0..20 {
+        let (disk, mut held, first) = begun(400 + seed);
+        let void = format!("void {seed}");
+        held.log.append(&[void.as_bytes()]).unwrap();
+        disk.fail(Fault::Sync, 0);
+        held.log.commit().unwrap_err();
+        let (_, bodies, _) = open(disk.copy().crash(Loss::All), settings(16));
+        reached += usize::from(bodies.len() == 2);
+        // The file cannot be cut either, and the segment behind it is dead soon.
+        for _ in 0..20 {
+            disk.fail(Fault::Truncate, 0);
+        }
+        for round in 0..5000_u32 {
+            let seq = held.append(&round.to_le_bytes()).unwrap();
+            if round % 100 == 99 {
+                held.log.commit().unwrap();
+                let done: Vec<u64> = held.places.range(first + 1..).map(|(seq, _)| *seq).collect();
+                done.into_iter().for_each(|seq| held.settle(seq));
+                held.log.commit().unwrap();
+                held.log.remove_dead().unwrap();
+            }
+            assert!(seq > first);
+        }
+        let (_, bodies, report) = open(disk.crash(Loss::All), settings(16));
+        assert_eq!((bodies.len(), report.damaged), (1, 0));
+        assert_eq!(bodies[&first], b"committed before");
+    }
+    assert!(reached > 3, "the disk has what failed in {reached} cases only");
+}
+
+#[test]
 fn a_segment_that_cannot_be_made_refuses_one_append_only() {
     for after in 0..4 {
         for fault in [Fault::Directory, Fault::Sync, Fault::Write] {
