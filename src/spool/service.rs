@@ -129,7 +129,8 @@ impl Running {
                 .enable_all()
                 .max_blocking_threads(MAX_RESOLVERS)
                 .build()?;
-            LocalSet::new().block_on(&runtime, Service::new(keeper, &setup).run(stopped));
+            // Made inside, because it spawns its connection's task.
+            LocalSet::new().block_on(&runtime, async { Service::new(keeper, &setup).run(stopped).await });
             Ok(())
         })?;
         Ok(Self { spool, stop, thread })
