@@ -56,7 +56,8 @@ pub(crate) fn add_routes(router: &mut Router, spool: &Spool) {
     add(Method::GET, "/spool", |_| Ok(Ask::Status));
     add(Method::GET, "/dead-letters", |asked| {
         let which = Which { seq: None, device: text(asked, "device")?, reason: text(asked, "reason")? };
-        let most = number(asked, "most")?.map_or(MOST, |most| usize::try_from(most).unwrap_or(MOST).min(MOST));
+        let most =
+            number(asked, "most")?.map_or(MOST, |most| usize::try_from(most).unwrap_or(MOST).min(MOST));
         Ok(Ask::List { which, after: number(asked, "after")?.unwrap_or(0), most })
     });
     add(Method::GET, "/dead-letters/letter", |asked| match number(asked, "seq")? {

@@ -59,7 +59,8 @@ fn after_a_failure_the_rest_is_sent_again_in_order_and_marked_with_the_same_id()
     let mut world = World::new(4);
     ["a", "b", "c", "d"].into_iter().for_each(|text| drop(world.store(record(0, 4, text))));
     world.send();
-    let ids: Vec<_> = world.in_flight.iter().map(|(_, message, _)| message.properties.message_id.clone()).collect();
+    let ids: Vec<_> =
+        world.in_flight.iter().map(|(_, message, _)| message.properties.message_id.clone()).collect();
     assert_eq!(world.answer(Outcome::Accepted), Some(("a".into(), false)));
     world.answer(Outcome::Unknown);
     world.answer(Outcome::Released);
@@ -68,7 +69,8 @@ fn after_a_failure_the_rest_is_sent_again_in_order_and_marked_with_the_same_id()
     assert!(world.in_flight.is_empty(), "the queue pauses");
     world.pass(100);
     world.send();
-    let again: Vec<_> = world.in_flight.iter().map(|(_, message, _)| message.properties.message_id.clone()).collect();
+    let again: Vec<_> =
+        world.in_flight.iter().map(|(_, message, _)| message.properties.message_id.clone()).collect();
     assert_eq!(again, ids[1..3]);
     assert_eq!(world.drain(), [("b".into(), true), ("c".into(), true)]);
 }
@@ -165,7 +167,9 @@ fn on_a_stop_all_that_was_handed_in_is_answered() {
     assert_eq!(mailbox.poll(&cx), Poll::Ready(vec![(ticket, Stored::Stored)]));
     let late = Store { ticket: 7, entry: Entry::Message(record(1, 4, "c")), limits: Limits::default() };
     spool.submit(&mailbox, vec![late]);
-    assert!(matches!(mailbox.poll(&cx), Poll::Ready(answers) if matches!(answers[..], [(7, Stored::Refused(_))])));
+    assert!(
+        matches!(mailbox.poll(&cx), Poll::Ready(answers) if matches!(answers[..], [(7, Stored::Refused(_))]))
+    );
     assert!(!spool.holds(HUB, &device(1)));
     let mut world = World::on(disk.crash(Loss::All), settings());
     assert_eq!(texts(&world.drain()), ["a", "b"]);
