@@ -93,6 +93,8 @@ struct Process {
     child: Child,
     started: Option<oneshot::Receiver<()>>,
     reader: JoinHandle<()>,
+    /// Closed when it has said its last.
+    ended: watch::Receiver<()>,
 }
 
 impl Gateway {
@@ -145,8 +147,12 @@ impl Gateway {
         writeln!(log, "--- life {}, process {}", self.lives, child.id())?;
         let (tell, started) = oneshot::channel();
         let complaints = Arc::clone(&self.complaints);
-        let reader = std::thread::spawn(move || read(BufReader::new(stderr), log, tell, &complaints));
-        self.process = Some(Process { child, started: Some(started), reader });
+        let (end, ended) = watch::channel(());
+        let reader = std::thread::spawn(move || {
+            let _end = end;
+            read(BufReader::new(stderr), log, tell, &complaints);
+        });
+        self.process = Some(Process { child, started: Some(started), reader, ended });
         Ok(())
     }
 
@@ -167,6 +173,15 @@ impl Gateway {
     pub(crate) async fn start(&mut self) -> Result<()> {
         self.spawn()?;
         self.started().await
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) async fn ended(&self) {
+        match &self.process {
+            // An error is how it is told.
+            Some(process) => drop(process.ended.clone().changed().await),
+            None => std::future::pending().await,
+        }
     }
 
     /// Ends its life at once.

@@ -150,11 +150,15 @@ impl Site {
 
     /// Waits until the ledger says so; that it does not, in time, is a law broken.
     pub(crate) async fn until(&self, what: &str, is_it: impl Fn(&Ledger) -> bool) -> bool {
-        let in_time = self.ledger.until(PATIENCE, is_it).await;
+        let in_time = tokio::select! {
+            in_time = self.ledger.until(PATIENCE, is_it) => in_time,
+            // Whoever kills it next hears how it ended.
+            () = self.gateway.ended() => false,
+        };
         self.demand(in_time, || {
             let ledger = self.ledger.lock();
             format!(
-                "waited {} s in vain until {what}: {} not acknowledged, {} not at the hub",
+                "waited in vain until {what} (at most {} s): {} not acknowledged, {} not at the hub",
                 PATIENCE.as_secs(),
                 ledger.open(),
                 ledger.missing()
