@@ -164,7 +164,9 @@ fn lose_writes(path: &Path, writes: &[Write], synced: Option<u64>, rng: &mut Rng
         }
     }
     // What stands past the last length that was synced may not be there at all.
-    if let Some(synced) = synced.filter(|synced| all && *synced < file.metadata().map_or(0, |about| about.len())) {
+    if let Some(synced) =
+        synced.filter(|synced| all && *synced < file.metadata().map_or(0, |about| about.len()))
+    {
         file.set_len(synced)?;
     }
     Ok(lost)
@@ -273,7 +275,9 @@ mod tests {
             let mut names: Vec<_> = fs::read_dir(&spool)
                 .unwrap()
                 .map(|entry| entry.unwrap().path())
-                .map(|path| format!("{}={}", path.file_name().unwrap().display(), fs::read_to_string(&path).unwrap()))
+                .map(|path| {
+                    format!("{}={}", path.file_name().unwrap().display(), fs::read_to_string(&path).unwrap())
+                })
                 .collect();
             names.sort();
             seen.insert(names.join(" "));

@@ -24,7 +24,8 @@ impl Shim {
         std::fs::create_dir_all(&control)?;
         let (source, library) = (directory.join("shim.c"), directory.join("shim.so"));
         std::fs::write(&source, SOURCE)?;
-        let done = Command::new("cc").args(["-O2", "-shared", "-fPIC", "-o"]).arg(&library).arg(&source).output();
+        let done =
+            Command::new("cc").args(["-O2", "-shared", "-fPIC", "-o"]).arg(&library).arg(&source).output();
         let done = done.map_err(|error| format!("cc, the C compiler: {error}"))?;
         if !done.status.success() {
             return Err(format!("cc: {}", String::from_utf8_lossy(&done.stderr)).into());
@@ -50,7 +51,11 @@ impl Shim {
     /// From now on syncs fail, or do not.
     pub(crate) fn fail_syncs(&self, fail: bool) -> Result<()> {
         let file = self.control.join("fail-sync");
-        if fail { std::fs::write(file, "")? } else { std::fs::remove_file(file)? }
+        if fail {
+            std::fs::write(file, "")?
+        } else {
+            std::fs::remove_file(file)?
+        }
         Ok(())
     }
 }

@@ -33,7 +33,8 @@ pub(crate) async fn run(options: &Options, directory: &Path) -> Result<(Site, Fi
     let spools: Vec<Kind> = options.kinds.iter().copied().filter(|kind| *kind != Kind::Direct).collect();
     let does_spool = !spools.is_empty();
     // A device whose messages wait for the hub makes none meanwhile.
-    let options = Options { kinds: if does_spool { spools } else { options.kinds.clone() }, ..options.clone() };
+    let options =
+        Options { kinds: if does_spool { spools } else { options.kinds.clone() }, ..options.clone() };
     let hold = format!("hold = \"{}s\"", away.as_secs() + 60);
     let plan = Plan { upstream: hold, ..Plan::new(DEVICES, RATE) };
     let mut site = Site::new(&options, directory, &plan)?;
@@ -86,8 +87,12 @@ pub(crate) async fn run(options: &Options, directory: &Path) -> Result<(Site, Fi
         site.demand(waiting as f64 >= expected * 0.9, || {
             format!("only {waiting} messages were taken while the hub was away, of {expected}")
         });
-        site.demand(rate >= DRAIN * RATE, || format!("{rate:.0} messages a second were drained; they come at {RATE}"));
-        site.demand(during.p99 <= LIVE, || format!("live acknowledgements took {:?} (p99) meanwhile", during.p99));
+        site.demand(rate >= DRAIN * RATE, || {
+            format!("{rate:.0} messages a second were drained; they come at {RATE}")
+        });
+        site.demand(during.p99 <= LIVE, || {
+            format!("live acknowledgements took {:?} (p99) meanwhile", during.p99)
+        });
     }
     Ok((site, figures))
 }

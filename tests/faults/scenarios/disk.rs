@@ -31,7 +31,8 @@ pub(crate) async fn run(options: &Options, directory: &Path) -> Result<(Site, Fi
     let state = disk.path.join("state");
     let shim = Shim::compile(directory, state.join("spool"), disk.path.join("control"))?;
     let does_spool = options.kinds.iter().any(|kind| *kind != Kind::Direct);
-    let sections = if does_spool { format!("[spool]\nmax_bytes = \"{SPOOL_MIB}MiB\"") } else { String::new() };
+    let sections =
+        if does_spool { format!("[spool]\nmax_bytes = \"{SPOOL_MIB}MiB\"") } else { String::new() };
     let environment = shim.environment(false);
     let plan = Plan { bytes: BYTES, environment, state: Some(state), sections, ..Plan::new(DEVICES, RATE) };
     let mut site = Site::new(options, directory, &plan)?;
@@ -87,6 +88,7 @@ pub(crate) async fn run(options: &Options, directory: &Path) -> Result<(Site, Fi
 async fn works_again(site: &Site, should: bool) {
     if should {
         let goal = site.ledger.lock().acknowledgements.len() + DEVICES;
-        site.until("the gateway works again by itself", |it: &Ledger| it.acknowledgements.len() >= goal).await;
+        site.until("the gateway works again by itself", |it: &Ledger| it.acknowledgements.len() >= goal)
+            .await;
     }
 }
