@@ -46,7 +46,7 @@ impl Life {
         let disk = SimDisk::new(seed, (segments + 2) * u64::from(SEGMENT));
         let max_batch_bytes = 2048 << random.below(5);
         let settings = Settings { max_batch_bytes, ..settings(segments) };
-        let roughness = [4, 25][random.below(2) as usize];
+        let roughness = [1, 4, 25][random.below(3) as usize];
         let (held, bodies, _) = open(disk.clone(), settings.clone());
         assert!(bodies.is_empty());
         let model = Model::default();
@@ -243,7 +243,7 @@ impl Life {
 #[test]
 fn what_was_committed_and_not_settled_is_there() {
     let mut seen = (0, 0, 0, 0);
-    for seed in 0..400 {
+    for seed in 0..800 {
         let mut life = Life::new(seed);
         for _ in 0..1500 {
             life.step();
