@@ -36,6 +36,8 @@ mod recipe;
 mod routes;
 #[path = "gateway/shared.rs"]
 mod shared;
+#[path = "gateway/spool.rs"]
+mod spool;
 #[path = "gateway/stop.rs"]
 mod stop;
 #[path = "gateway/takeover.rs"]

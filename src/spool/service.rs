@@ -344,7 +344,7 @@ impl Service {
         let patience = Patience { until, through_outage: false, in_order: true, hears: Hears::Nothing };
         for _ in 0..TURN {
             let Some(sending) = self.keeper.next(now) else { return true };
-            let Sending { flight, device, address, encoded, .. } = sending;
+            let Sending { flight, device, address, encoded } = sending;
             let verdict = Verdict::new(Rc::clone(&self.ledger) as Rc<dyn Report>, flight);
             self.upstream.send_encoded(&device, &address, encoded, patience, verdict);
         }
