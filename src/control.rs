@@ -163,7 +163,8 @@ async fn answer(request: Request<Incoming>, router: &Router) -> Response<Full<By
     let (head, body) = request.into_parts();
     let reply = match Limited::new(body, MAX_BODY_BYTES).collect().await {
         Ok(body) => {
-            let asked = Asked { query: head.uri.query().unwrap_or_default().to_owned(), body: body.to_bytes() };
+            let asked =
+                Asked { query: head.uri.query().unwrap_or_default().to_owned(), body: body.to_bytes() };
             router.answer(&head.method, head.uri.path(), asked).await
         }
         Err(error) => Reply::wrong(StatusCode::BAD_REQUEST, &format!("the body cannot be read: {error}")),

@@ -95,7 +95,15 @@ pub(super) fn run(command: &Command) -> Result<(), CliError> {
         Command::Replay(chosen) => with_desk(&chosen.place, |desk| {
             let done = each(desk, chosen, |which, after| Ask::Replay { which, after })?;
             let running = desk.is_running();
-            tell(&done, chosen.json, if running { "queued to be sent again" } else { "queued; the gateway sends them when it runs" })
+            tell(
+                &done,
+                chosen.json,
+                if running {
+                    "queued to be sent again"
+                } else {
+                    "queued; the gateway sends them when it runs"
+                },
+            )
         }),
         Command::Drop(chosen) => with_desk(&chosen.place, |desk| {
             let done = each(desk, chosen, |which, after| Ask::Drop { which, after })?;
@@ -141,7 +149,10 @@ fn line(letter: &Letter) -> String {
 fn print_one(desk: &mut Desk, show: &Show) -> Result<(), CliError> {
     let Answer::Show(letter) = desk.ask(&Ask::Show { seq: show.number })? else { return Err(CliError::No) };
     let Some(letter) = letter else {
-        complain(&format!("there is no dead letter {}; `fieldgate dead-letter list` shows their numbers", show.number));
+        complain(&format!(
+            "there is no dead letter {}; `fieldgate dead-letter list` shows their numbers",
+            show.number
+        ));
         return Err(CliError::No);
     };
     if show.json {
@@ -158,7 +169,12 @@ fn describe(letter: &Letter) -> String {
         format!("died         {}, {} ago", time(letter.died_at), duration(Duration::from_millis(age))),
         format!("reason       {}: {}", harmless(&letter.reason), harmless(&letter.description)),
         format!("rule         {}", harmless(&letter.rule)),
-        format!("for          {} at hub {}, priority {}", harmless(&letter.address), harmless(&letter.hub), letter.priority),
+        format!(
+            "for          {} at hub {}, priority {}",
+            harmless(&letter.address),
+            harmless(&letter.hub),
+            letter.priority
+        ),
         format!("stored       {}, {}", time(letter.stored_at), size(letter.bytes as u64)),
     ];
     match message(letter) {

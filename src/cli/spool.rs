@@ -94,7 +94,11 @@ fn describe(status: &Status, running: bool) -> String {
             Some(false) => "not connected",
             None => "no gateway runs",
         };
-        lines.push(format!("hub           {}: {way}, {} waiting", harmless(&hub.name), count(hub.records, "message")));
+        lines.push(format!(
+            "hub           {}: {way}, {} waiting",
+            harmless(&hub.name),
+            count(hub.records, "message")
+        ));
     }
     if !running && status.hubs.is_empty() {
         lines.push("hub           no gateway runs".into());
@@ -115,7 +119,10 @@ fn describe(status: &Status, running: bool) -> String {
         size(status.disk_max_bytes)
     ));
     if status.damaged > 0 {
-        lines.push(format!("damaged       {}; copies are in the spool's quarantine", count(status.damaged, "spot")));
+        lines.push(format!(
+            "damaged       {}; copies are in the spool's quarantine",
+            count(status.damaged, "spot")
+        ));
     }
     lines.join("\n")
 }

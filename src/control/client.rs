@@ -42,7 +42,9 @@ pub(crate) enum ClientError {
     #[error("the running gateway says: {0}")]
     Refused(String),
     /// The answer is not of this program's kind.
-    #[error("the running gateway answers in words that this program does not know: {0}; are both of one version?")]
+    #[error(
+        "the running gateway answers in words that this program does not know: {0}; are both of one version?"
+    )]
     Content(String),
 }
 

@@ -37,8 +37,9 @@ impl Asked {
     /// # Errors
     /// An answer that says what is wrong with it.
     pub(crate) fn json<T: DeserializeOwned>(&self) -> Result<T, Reply> {
-        serde_json::from_slice(&self.body)
-            .map_err(|error| Reply::wrong(StatusCode::BAD_REQUEST, &format!("the body is not as it should be: {error}")))
+        serde_json::from_slice(&self.body).map_err(|error| {
+            Reply::wrong(StatusCode::BAD_REQUEST, &format!("the body is not as it should be: {error}"))
+        })
     }
 
     /// A value of the query, as it is written there: percent-encoded.

@@ -12,12 +12,13 @@ mod tending;
 mod tests;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::mem;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use fieldgate_mappings::address::DeviceId;
 
 use crate::store::{AppendError, Disk, Log, Place};
 use crate::telemetry::emit;
@@ -95,10 +96,25 @@ pub(super) struct Keeper<D: Disk> {
 /// What was appended and not committed.
 #[derive(Debug, Default)]
 struct Batch {
-    appended: Vec<Appended>,
+    appended: Pending,
     since: Option<Instant>,
     /// How many messages the last one had.
     last: usize,
+}
+
+/// Those of a batch that have no answer. Dropped, by a bug, their workers hear that it failed.
+#[derive(Debug, Default)]
+struct Pending(VecDeque<Appended>);
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        for Appended { what, .. } in &self.0 {
+            if let What::Message { answer, .. } | What::DeadLetter { answer, .. } = what {
+                let (letters, ticket) = answer;
+                letters.deliver([(*ticket, Stored::Refused(Refusal::Failed { retry_after: DISK_PAUSE }))]);
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -125,8 +141,14 @@ impl<D: Disk> Keeper<D> {
     /// that it is part of.
     pub(super) fn take(&mut self, inbox: Inbox, now: Now) -> Asked {
         for (letters, stores) in inbox.batches {
+            // Behind one that was refused none of its device may be taken: it would overtake it.
+            let mut refused = Vec::new();
             for store in stores {
-                self.take_one(&letters, store, now);
+                let behind = refused.iter().find(|(device, _)| *device == store.entry.record().device);
+                let behind = behind.map(|(_, by)| *by);
+                if let Err(by) = self.take_one(&letters, store, behind, now) {
+                    refused.push(by);
+                }
             }
         }
         // Refusals need no commit.
@@ -139,7 +161,14 @@ impl<D: Disk> Keeper<D> {
         &self.shared
     }
 
-    fn take_one(&mut self, letters: &Arc<Letters>, store: Store, now: Now) {
+    /// Gives whose message was refused, and why, if the later ones of its device must be as well.
+    fn take_one(
+        &mut self,
+        letters: &Arc<Letters>,
+        store: Store,
+        behind: Option<RefusedBy>,
+        now: Now,
+    ) -> Result<(), (DeviceId, RefusedBy)> {
         let Store { ticket, mut entry, limits } = store;
         match &mut entry {
             Entry::Message(record) => record.stored_at = now.unix_ms,
@@ -148,37 +177,48 @@ impl<D: Disk> Keeper<D> {
             }
         }
         let answer = (Arc::clone(letters), ticket);
-        if self.disk_is_paused(now) {
-            return self.refuse(&entry, &answer, RefusedBy::Failing);
-        }
         let mut head = mem::take(&mut self.head);
         head.clear();
         entry.encode_head(&mut head);
-        match &entry {
-            Entry::Message(record) => match self.admit(record, head.len(), limits) {
-                Ok(admitted) => match self.append(&head, &record.message, now) {
+        let paused = self.disk_is_paused(now).then_some(RefusedBy::Failing);
+        let taken = match behind.or(paused) {
+            Some(by) => Err(by),
+            None => self.take_entry(&entry, limits, &head, answer.clone(), now),
+        };
+        self.head = head;
+        self.release_left();
+        let Err(by) = taken else { return Ok(()) };
+        self.refuse(&entry, &answer, by);
+        // One that is too large is refused for good: nothing waits for it.
+        if by == RefusedBy::TooLarge { Ok(()) } else { Err((entry.record().device.clone(), by)) }
+    }
+
+    fn take_entry(
+        &mut self,
+        entry: &Entry,
+        limits: Limits,
+        head: &[u8],
+        answer: (Arc<Letters>, u64),
+        now: Now,
+    ) -> Result<(), RefusedBy> {
+        match entry {
+            Entry::Message(record) => {
+                let admitted = self.admit(record, head.len(), limits).map_err(|NoRoom| RefusedBy::Bounds)?;
+                match self.append(head, &record.message, now) {
                     Ok((seq, place)) => self.appended(seq, place, What::Message { admitted, answer }, now),
                     Err(by) => {
                         self.queues.give_back(admitted);
-                        self.refuse(&entry, &answer, by);
+                        return Err(by);
                     }
-                },
-                Err(NoRoom) => self.refuse(&entry, &answer, RefusedBy::Bounds),
-            },
-            Entry::DeadLetter(letter) => {
-                let bytes = head.len() + letter.record.message.len();
-                match self.append(&head, &letter.record.message, now) {
-                    Ok((seq, place)) => {
-                        let dead = dead(place, bytes, now);
-                        let what = What::DeadLetter { dead, reason: letter.reason, answer };
-                        self.appended(seq, place, what, now);
-                    }
-                    Err(by) => self.refuse(&entry, &answer, by),
                 }
             }
+            Entry::DeadLetter(letter) => {
+                let (seq, place) = self.append(head, &letter.record.message, now)?;
+                let dead = dead(place, head.len() + letter.record.message.len(), now);
+                self.appended(seq, place, What::DeadLetter { dead, reason: letter.reason, answer }, now);
+            }
         }
-        self.head = head;
-        self.release_left();
+        Ok(())
     }
 
     fn admit(&mut self, record: &Record, head: usize, limits: Limits) -> Result<Admitted, NoRoom> {
@@ -243,14 +283,14 @@ impl<D: Disk> Keeper<D> {
 
     fn appended(&mut self, seq: u64, place: Place, what: What, now: Now) {
         self.batch.since.get_or_insert(now.at);
-        self.batch.appended.push(Appended { seq, place, what });
+        self.batch.appended.0.push_back(Appended { seq, place, what });
     }
 
     /// Writes and syncs the batch, and what was settled; then all of the batch has its answer.
     pub(super) fn commit(&mut self, now: Now) {
-        let batch = mem::take(&mut self.batch.appended);
-        self.batch.since = None;
-        self.batch.last = batch.len();
+        let mut batch = mem::take(&mut self.batch.appended);
+        let records = batch.0.len();
+        (self.batch.since, self.batch.last) = (None, records);
         let begun = Instant::now();
         match self.log.commit() {
             Ok(()) => {
@@ -262,14 +302,18 @@ impl<D: Disk> Keeper<D> {
                     self.disk = ask::Disk::Good;
                     emit(DiskRecovered);
                 }
-                let messages = batch.iter().filter(|of| matches!(of.what, What::Message { .. })).count();
+                let messages = batch.0.iter().filter(|of| matches!(of.what, What::Message { .. })).count();
                 emit(BatchCommitted { messages, took: begun.elapsed() });
-                batch.into_iter().for_each(|appended| self.stored(appended, now));
+                while let Some(appended) = batch.0.pop_front() {
+                    self.stored(appended, now);
+                }
                 self.drop_excess(now);
             }
             Err(error) => {
-                self.disk_failed(batch.len(), &error, now);
-                batch.into_iter().for_each(|appended| self.not_stored(appended));
+                self.disk_failed(records, &error, now);
+                while let Some(appended) = batch.0.pop_front() {
+                    self.not_stored(appended);
+                }
             }
         }
         self.outbox.deliver();

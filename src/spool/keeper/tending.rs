@@ -75,7 +75,7 @@ impl<D: Disk> Keeper<D> {
             || self.queues.wants_sync() && self.settling_since.is_some();
         let batch = self.batch.since.is_some_and(|since| {
             since + self.settings.commit_delay <= now.at
-                || self.batch.appended.len() >= self.batch.last
+                || self.batch.appended.0.len() >= self.batch.last
                 || self.log.bytes_waiting() >= super::ENOUGH_BYTES
         });
         batch || settles && !self.disk_is_paused(now)

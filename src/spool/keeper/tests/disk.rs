@@ -56,6 +56,39 @@ fn a_full_disk_refuses_and_drains_and_takes_again() {
 }
 
 #[test]
+fn behind_one_that_found_no_room_none_of_its_device_is_taken() {
+    let mut world = World::new(7);
+    let limits = Limits { max_bytes: Some(200), full: WhenFull::RefuseNew };
+    let store = |ticket, of, body: &str| Store { ticket, entry: Entry::Message(record(of, 4, body)), limits };
+    let long = "x".repeat(300);
+    let batch = vec![store(1, 0, "a"), store(2, 0, &long), store(3, 0, "b"), store(4, 1, "c")];
+    world.spool.submit(&world.mailbox, batch);
+    world.turn();
+    world.pass(2);
+    world.turn();
+    let mut answers = world.answers();
+    answers.sort_by_key(|(ticket, _)| *ticket);
+    let stored: Vec<_> = answers.iter().map(|(_, answer)| *answer == Stored::Stored).collect();
+    assert_eq!(stored, [true, false, false, true]);
+}
+
+#[test]
+fn a_thread_that_is_gone_has_answered() {
+    let mut world = World::new(8);
+    for n in 0..3 {
+        world.store(record(n, 4, "a"));
+    }
+    world.keeper.batch.last = 9;
+    let ticket = world.submit(record(0, 4, "b"));
+    world.turn();
+    assert_eq!(world.answers(), []);
+    let World { keeper, mailbox, .. } = world;
+    drop(keeper);
+    let failed = Stored::Refused(Refusal::Failed { retry_after: DISK_PAUSE });
+    assert_eq!(mailbox.poll(&Context::from_waker(Waker::noop())), Poll::Ready(vec![(ticket, failed)]));
+}
+
+#[test]
 fn a_dead_letter_that_finds_no_room_is_not_lost() {
     let mut world = World::new(3);
     world.store(record(0, 4, "a"));
@@ -80,7 +113,9 @@ fn a_dead_letter_that_finds_no_room_is_not_lost() {
 #[test]
 fn a_damaged_record_costs_itself() {
     let mut world = World::new(4);
-    ["aaaa", "bbbb", "cccc"].into_iter().for_each(|text| drop(world.store(record(0, 4, text))));
+    for text in ["aaaa", "bbbb", "cccc"] {
+        world.store(record(0, 4, text));
+    }
     let name = world.disk.names().into_iter().find(|name| name.ends_with(".seg")).unwrap();
     world.disk.edit(&name, |bytes| {
         let at = bytes.windows(4).position(|window| window == b"bbbb").unwrap();

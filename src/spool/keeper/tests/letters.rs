@@ -5,7 +5,9 @@ use super::*;
 /// Three messages, of which the hub refuses the second.
 fn with_one_dead(seed: u64) -> World {
     let mut world = World::new(seed);
-    ["a", "b", "c"].into_iter().for_each(|text| drop(world.store(record(0, 4, text))));
+    for text in ["a", "b", "c"] {
+        world.store(record(0, 4, text));
+    }
     world.send();
     world.answer(Outcome::Accepted);
     world.answer(World::rejected());
@@ -22,12 +24,17 @@ fn a_refused_message_is_kept_with_what_was_said_and_is_not_sent_again() {
         let letters = world.letters();
         let [letter] = &letters[..] else { panic!("{letters:?}") };
         assert_eq!((&*letter.reason, &*letter.description), ("content", "the hub dislikes it"));
-        assert_eq!((&*letter.device, &*letter.rule, &*letter.address), ("d0", "m.toml `r`", "devices/d0/messages/events"));
+        assert_eq!(
+            (&*letter.device, &*letter.rule, &*letter.address),
+            ("d0", "m.toml `r`", "devices/d0/messages/events")
+        );
         assert_eq!((letter.bytes, &letter.message), (record(0, 4, "b").message.len(), &None));
-        let Answer::Show(Some(shown)) = world.keeper.answer(&Ask::Show { seq: letter.seq }, true, world.now) else {
+        let Answer::Show(Some(shown)) = world.keeper.answer(&Ask::Show { seq: letter.seq }, true, world.now)
+        else {
             panic!();
         };
-        let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, shown.message.unwrap());
+        let bytes =
+            base64::Engine::decode(&base64::engine::general_purpose::STANDARD, shown.message.unwrap());
         assert_eq!(bytes.unwrap(), record(0, 4, "b").message);
         world.pass(100);
         world.turn();
@@ -104,7 +111,8 @@ fn what_waited_too_long_or_made_room_is_kept_as_well() {
     world.open(false);
     let limits = Limits { max_bytes: Some(200), full: WhenFull::DeadLetterOldest };
     for text in ["a", "b", "c", "d", "e"] {
-        let ticket = world.submit_with(Record { max_age: Some(Duration::from_secs(30)), ..record(0, 4, text) }, limits);
+        let ticket = world
+            .submit_with(Record { max_age: Some(Duration::from_secs(30)), ..record(0, 4, text) }, limits);
         world.turn();
         world.pass(2);
         world.turn();

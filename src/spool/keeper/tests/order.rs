@@ -41,7 +41,9 @@ fn a_device_is_held_from_the_moment_it_is_handed_in_until_the_hub_has_it() {
 fn nothing_is_sent_before_it_is_synced() {
     let mut world = World::new(3);
     // The next batch waits for as many as this one had.
-    (0..3).for_each(|n| drop(world.submit(record(n, 4, "first"))));
+    for n in 0..3 {
+        world.submit(record(n, 4, "first"));
+    }
     world.turn();
     world.submit(record(5, 4, "a"));
     world.turn();
@@ -57,9 +59,12 @@ fn nothing_is_sent_before_it_is_synced() {
 #[test]
 fn after_a_failure_the_rest_is_sent_again_in_order_and_marked_with_the_same_id() {
     let mut world = World::new(4);
-    ["a", "b", "c", "d"].into_iter().for_each(|text| drop(world.store(record(0, 4, text))));
+    for text in ["a", "b", "c", "d"] {
+        world.store(record(0, 4, text));
+    }
     world.send();
-    let ids: Vec<_> = world.in_flight.iter().map(|(_, message, _)| message.properties.message_id.clone()).collect();
+    let ids: Vec<_> =
+        world.in_flight.iter().map(|(_, message, _)| message.properties.message_id.clone()).collect();
     assert_eq!(world.answer(Outcome::Accepted), Some(("a".into(), false)));
     world.answer(Outcome::Unknown);
     world.answer(Outcome::Released);
@@ -68,7 +73,8 @@ fn after_a_failure_the_rest_is_sent_again_in_order_and_marked_with_the_same_id()
     assert!(world.in_flight.is_empty(), "the queue pauses");
     world.pass(100);
     world.send();
-    let again: Vec<_> = world.in_flight.iter().map(|(_, message, _)| message.properties.message_id.clone()).collect();
+    let again: Vec<_> =
+        world.in_flight.iter().map(|(_, message, _)| message.properties.message_id.clone()).collect();
     assert_eq!(again, ids[1..3]);
     assert_eq!(world.drain(), [("b".into(), true), ("c".into(), true)]);
 }
@@ -76,7 +82,9 @@ fn after_a_failure_the_rest_is_sent_again_in_order_and_marked_with_the_same_id()
 #[test]
 fn after_a_crash_what_may_have_been_sent_is_marked() {
     let mut world = World::new(5);
-    ["a", "b", "c"].into_iter().for_each(|text| drop(world.store(record(0, 4, text))));
+    for text in ["a", "b", "c"] {
+        world.store(record(0, 4, text));
+    }
     world.send();
     world.answer(Outcome::Accepted);
     world.restart(Loss::None);
@@ -109,11 +117,15 @@ fn two_workers_share_a_write() {
 #[test]
 fn settles_gather_for_a_tenth_of_a_second() {
     let mut world = World::new(8);
-    (0..5).for_each(|_| drop(world.store(record(0, 4, "a"))));
+    for _ in 0..5 {
+        world.store(record(0, 4, "a"));
+    }
     world.turn();
     let (_, before) = world.disk.work();
     world.send();
-    (0..5).for_each(|_| drop(world.answer(Outcome::Accepted)));
+    for _ in 0..5 {
+        world.answer(Outcome::Accepted);
+    }
     world.turn();
     assert_eq!(world.disk.work().1, before);
     let due = world.keeper.poll_timeout();
@@ -165,7 +177,9 @@ fn on_a_stop_all_that_was_handed_in_is_answered() {
     assert_eq!(mailbox.poll(&cx), Poll::Ready(vec![(ticket, Stored::Stored)]));
     let late = Store { ticket: 7, entry: Entry::Message(record(1, 4, "c")), limits: Limits::default() };
     spool.submit(&mailbox, vec![late]);
-    assert!(matches!(mailbox.poll(&cx), Poll::Ready(answers) if matches!(answers[..], [(7, Stored::Refused(_))])));
+    assert!(
+        matches!(mailbox.poll(&cx), Poll::Ready(answers) if matches!(answers[..], [(7, Stored::Refused(_))]))
+    );
     assert!(!spool.holds(HUB, &device(1)));
     let mut world = World::on(disk.crash(Loss::All), settings());
     assert_eq!(texts(&world.drain()), ["a", "b"]);
