@@ -50,6 +50,8 @@ pub(super) struct Lanes {
     /// When what the hub has not answered for goes to the disk.
     give_up_at: Option<Instant>,
     given_up: bool,
+    /// The gateway stops: nobody waits for room any more.
+    stopping: bool,
 }
 
 /// One device's messages.
@@ -188,7 +190,7 @@ impl Lanes {
             }
             (State::Submitted, Stored::Refused(refusal)) => {
                 lane.submitted -= 1;
-                let again = refusal != Refusal::TooLarge && kept.waits_for_room(now);
+                let again = refusal != Refusal::TooLarge && !self.stopping && kept.waits_for_room(now);
                 emit(StoreRefused { device: &kept.record.device, refusal, again });
                 if again {
                     kept.state = State::Waiting;
@@ -258,9 +260,16 @@ impl Lanes {
         self.blocked.front().map(|(at, _)| *at).into_iter().chain(self.give_up_at).min()
     }
 
-    /// The gateway stops: from `give_up_at` on the hub is not waited for.
+    /// The gateway stops: from `give_up_at` on the hub is not waited for. Who waits for room asks for the last time.
     pub(super) fn stop(&mut self, give_up_at: Instant) {
+        self.stopping = true;
         self.give_up_at = Some(give_up_at);
+        for (_, device) in self.blocked.drain(..) {
+            if let Some(lane) = self.lanes.get_mut(&device) {
+                lane.blocked = false;
+                lane.touch(&device, &mut self.touched);
+            }
+        }
     }
 
     /// What the hub has not answered for is unknown.

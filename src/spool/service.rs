@@ -129,6 +129,7 @@ impl Running {
                 .enable_all()
                 .max_blocking_threads(MAX_RESOLVERS)
                 .build()?;
+            // Made inside, because it spawns its connection's task.
             LocalSet::new().block_on(&runtime, async { Service::new(keeper, &setup).run(stopped).await });
             Ok(())
         })?;
@@ -249,7 +250,6 @@ impl Service {
         let link = Arc::new(Health::default());
         // The workers' connections are theirs to tell of.
         (0..setup.index).for_each(|worker| link.set_upstream(worker, Status::Up));
-        link.set_upstream(setup.index, Status::Starting);
         let (upstream, connection) = Upstream::start(
             setup.index,
             &setup.config,
@@ -344,7 +344,7 @@ impl Service {
         let patience = Patience { until, through_outage: false, in_order: true, hears: Hears::Nothing };
         for _ in 0..TURN {
             let Some(sending) = self.keeper.next(now) else { return true };
-            let Sending { flight, device, address, encoded } = sending;
+            let Sending { flight, device, address, encoded, .. } = sending;
             let verdict = Verdict::new(Rc::clone(&self.ledger) as Rc<dyn Report>, flight);
             self.upstream.send_encoded(&device, &address, encoded, patience, verdict);
         }

@@ -221,6 +221,20 @@ fn who_waited_for_room_long_enough_goes_with_those_behind() {
 }
 
 #[test]
+fn at_the_stop_nobody_waits_for_room() {
+    let world = World::new();
+    (1..=2).for_each(|ticket| world.send(ticket, storing(), Hears::Acceptance));
+    world.turn();
+    (0..2).for_each(|_| drop(world.disk_answers(full())));
+    world.outbound.shared.lanes.borrow_mut().stop(world.now + STOP_GRACE);
+    world.turn();
+    assert_eq!(world.heard(), []);
+    world.disk_answers(full());
+    assert_eq!(world.heard(), [(1, Outcome::Released), (2, Outcome::Released)]);
+    assert!(world.outbound.shared.lanes.borrow().is_empty());
+}
+
+#[test]
 fn a_refusal_of_the_hub_becomes_a_dead_letter_where_the_rule_or_the_protocol_asks() {
     let buries = || Delivery { on_error: OnError::DeadLetter, ..spooling() };
     let content = || rejected(Reason::Content);
