@@ -59,7 +59,7 @@ impl<D: Disk> Log<D> {
                 return Err(error);
             }
         };
-        if emptying.left.is_some() || more && self.segments.contains_key(&emptying.segment) {
+        if (emptying.left.is_some() || more) && self.segments.contains_key(&emptying.segment) {
             self.emptying = Some(emptying);
         }
         Ok(more)
