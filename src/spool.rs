@@ -31,5 +31,5 @@ pub(crate) use ask::{Answer, Ask, Disk, Done, Letter, Status, Which};
 pub(crate) use handle::{Mailbox, Spool, Store, Stored};
 pub(crate) use record::{DeadLetter, DeadReason, Entry, Limits, Record, Refusal};
 pub(crate) use remote::{add_routes, ask};
-pub use service::SpoolError;
+pub(crate) use service::SpoolError;
 pub(crate) use service::{Offline, Running, Setup, directory};

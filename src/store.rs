@@ -76,6 +76,7 @@ mod disk;
 mod error;
 mod files;
 mod format;
+mod head;
 mod live;
 mod log;
 mod reader;

@@ -38,6 +38,8 @@ mod routes;
 mod shared;
 #[path = "gateway/spool.rs"]
 mod spool;
+#[path = "gateway/spool_tools.rs"]
+mod spool_tools;
 #[path = "gateway/stop.rs"]
 mod stop;
 #[path = "gateway/takeover.rs"]

@@ -45,17 +45,17 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
 /// A duration in the largest unit that gives a whole number.
 pub fn duration_text(duration: Duration) -> String {
     let millis = duration.as_millis();
-    [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")]
+    [(86_400_000_u128, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")]
         .into_iter()
-        .find(|(each, _)| millis > 0 && millis % each == 0)
+        .find(|(each, _)| millis > 0 && millis.is_multiple_of(*each))
         .map_or_else(|| format!("{millis}ms"), |(each, unit)| format!("{}{unit}", millis / each))
 }
 
 /// A size in the largest unit that gives a whole number.
 pub fn size_text(bytes: u64) -> String {
-    [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]
+    [(1_u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")]
         .into_iter()
-        .find(|(each, _)| bytes > 0 && bytes % each == 0)
+        .find(|(each, _)| bytes > 0 && bytes.is_multiple_of(*each))
         .map_or_else(|| format!("{bytes}B"), |(each, unit)| format!("{}{unit}", bytes / each))
 }
 

@@ -56,6 +56,9 @@ pub(super) struct Shared {
     number: AtomicU64,
 }
 
+/// Tickets, and what became of them.
+type Answers = Vec<(u64, Stored)>;
+
 /// Questions, and where their answers go.
 pub(super) type Asked = Vec<(Ask, oneshot::Sender<Answer>)>;
 
@@ -76,7 +79,7 @@ pub(super) struct Letters {
 
 #[derive(Debug, Default)]
 struct Gathered {
-    answers: Vec<(u64, Stored)>,
+    answers: Answers,
     waker: Option<Waker>,
 }
 
@@ -212,7 +215,7 @@ impl Letters {
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     /// By the address of the mailbox, which is kept.
-    answers: HashMap<usize, (Arc<Letters>, Vec<(u64, Stored)>)>,
+    answers: HashMap<usize, (Arc<Letters>, Answers)>,
 }
 
 impl Outbox {
@@ -235,7 +238,7 @@ impl Outbox {
 
 impl Mailbox {
     /// The answers that came, at least one; or wakes the task when there are some.
-    pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<Vec<(u64, Stored)>> {
+    pub(crate) fn poll(&self, cx: &Context<'_>) -> Poll<Answers> {
         let mut gathered = lock(&self.letters.state);
         if gathered.answers.is_empty() {
             gathered.waker = Some(cx.waker().clone());

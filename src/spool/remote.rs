@@ -8,8 +8,6 @@
 //! POST /dead-letters/drop     {"after":0,"seq":7}        forget them
 //! ```
 
-use std::future::Future;
-
 use hyper::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 
@@ -83,19 +81,17 @@ fn text(asked: &Asked, name: &str) -> Result<Option<String>, Reply> {
     asked.query(name).map(|text| percent::decode(text).ok_or_else(wrong)).transpose()
 }
 
-fn answer(spool: Spool, ask: Result<Ask, Reply>) -> impl Future<Output = Reply> {
-    async move {
-        let ask = match ask {
-            Ok(ask) => ask,
-            Err(wrong) => return wrong,
-        };
-        match spool.ask(ask).await {
-            Some(Answer::Status(status)) => Reply::json(&status),
-            Some(Answer::List(list)) => Reply::json(&list),
-            Some(Answer::Show(letter)) => Reply::json(&letter),
-            Some(Answer::Done(done)) => Reply::json(&done),
-            None => Reply::wrong(StatusCode::SERVICE_UNAVAILABLE, "the spool has stopped"),
-        }
+async fn answer(spool: Spool, ask: Result<Ask, Reply>) -> Reply {
+    let ask = match ask {
+        Ok(ask) => ask,
+        Err(wrong) => return wrong,
+    };
+    match spool.ask(ask).await {
+        Some(Answer::Status(status)) => Reply::json(&status),
+        Some(Answer::List(list)) => Reply::json(&list),
+        Some(Answer::Show(letter)) => Reply::json(&letter),
+        Some(Answer::Done(done)) => Reply::json(&done),
+        None => Reply::wrong(StatusCode::SERVICE_UNAVAILABLE, "the spool has stopped"),
     }
 }
 

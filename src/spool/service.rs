@@ -250,7 +250,6 @@ impl Service {
         let link = Arc::new(Health::default());
         // The workers' connections are theirs to tell of.
         (0..setup.index).for_each(|worker| link.set_upstream(worker, Status::Up));
-        link.set_upstream(setup.index, Status::Starting);
         let (upstream, connection) = Upstream::start(
             setup.index,
             &setup.config,

@@ -148,6 +148,12 @@ impl SimDisk {
         }
         state.durable_names = names.clone();
         state.names = names;
+        let named: Vec<usize> = state.names.values().copied().collect();
+        for at in 0..state.nodes.len() {
+            if !named.contains(&at) {
+                state.nodes[at] = Node::default();
+            }
+        }
         for at in 0..state.nodes.len() {
             let mut node = std::mem::take(&mut state.nodes[at]);
             node.dirty.sort_unstable();
@@ -228,14 +234,18 @@ impl SimDisk {
         if state.epoch != self.epoch {
             return Err(io::Error::other("the machine crashed"));
         }
-        for (after, kind) in &mut state.faults {
-            if kinds.contains(kind) && *after > 0 {
-                *after -= 1;
-            } else if kinds.contains(kind) {
-                let kind = *kind;
-                state.faults.retain(|(after, other)| (*after, *other) != (0, kind));
-                return Ok((state, Some(kind)));
+        let mut due = None;
+        for (at, (after, kind)) in
+            state.faults.iter_mut().enumerate().filter(|(_, (_, kind))| kinds.contains(kind))
+        {
+            match after {
+                0 => due = Some((at, *kind)),
+                _ => *after -= 1,
             }
+        }
+        if let Some((at, kind)) = due {
+            state.faults.remove(at);
+            return Ok((state, Some(kind)));
         }
         Ok((state, None))
     }

@@ -5,7 +5,8 @@ use std::io;
 use super::disk::Disk;
 use super::error::TendError;
 use super::format::{COPY_PREFIX, Kind, segment_name};
-use super::log::{Log, Purpose};
+use super::head::Purpose;
+use super::log::Log;
 use super::recovery::{read_what_can_be, record};
 use super::scan::scan;
 use super::{Place, ReadError};
@@ -58,7 +59,7 @@ impl<D: Disk> Log<D> {
                 return Err(error);
             }
         };
-        if emptying.left.is_some() || more && self.segments.contains_key(&emptying.segment) {
+        if (emptying.left.is_some() || more) && self.segments.contains_key(&emptying.segment) {
             self.emptying = Some(emptying);
         }
         Ok(more)

@@ -23,7 +23,6 @@ const READ_PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(in crate::spool) struct Sending<'a> {
     pub(in crate::spool) flight: u64,
-    pub(in crate::spool) hub: Arc<str>,
     pub(in crate::spool) device: DeviceId,
     pub(in crate::spool) address: Address,
     /// The sections of the message.
@@ -55,8 +54,8 @@ impl<D: Disk> Keeper<D> {
         if send.marked {
             emit(MessageResent);
         }
-        let Send { flight, hub, device, .. } = send;
-        Some(Sending { flight, hub, device, address, encoded: &self.encoded })
+        let Send { flight, device, .. } = send;
+        Some(Sending { flight, device, address, encoded: &self.encoded })
     }
 
     /// Reads and encodes a message; or ends it.

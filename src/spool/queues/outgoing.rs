@@ -23,7 +23,6 @@ pub(in crate::spool) struct Send {
     pub(in crate::spool) place: Place,
     /// It may have been sent before.
     pub(in crate::spool) marked: bool,
-    pub(in crate::spool) hub: Arc<str>,
     pub(in crate::spool) device: DeviceId,
 }
 
@@ -82,7 +81,6 @@ impl Queues {
                 seq: entry.seq(),
                 place: entry.place(),
                 marked: entry.is_marked(),
-                hub: Arc::clone(&hub.name),
                 device: self.devices[queue.device as usize].id.clone(),
             });
         }

@@ -75,7 +75,9 @@ fn behind_one_that_found_no_room_none_of_its_device_is_taken() {
 #[test]
 fn a_thread_that_is_gone_has_answered() {
     let mut world = World::new(8);
-    (0..3).for_each(|n| drop(world.store(record(n, 4, "a"))));
+    for n in 0..3 {
+        world.store(record(n, 4, "a"));
+    }
     world.keeper.batch.last = 9;
     let ticket = world.submit(record(0, 4, "b"));
     world.turn();
@@ -111,7 +113,9 @@ fn a_dead_letter_that_finds_no_room_is_not_lost() {
 #[test]
 fn a_damaged_record_costs_itself() {
     let mut world = World::new(4);
-    ["aaaa", "bbbb", "cccc"].into_iter().for_each(|text| drop(world.store(record(0, 4, text))));
+    for text in ["aaaa", "bbbb", "cccc"] {
+        world.store(record(0, 4, text));
+    }
     let name = world.disk.names().into_iter().find(|name| name.ends_with(".seg")).unwrap();
     world.disk.edit(&name, |bytes| {
         let at = bytes.windows(4).position(|window| window == b"bbbb").unwrap();

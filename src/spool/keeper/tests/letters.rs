@@ -5,7 +5,9 @@ use super::*;
 /// Three messages, of which the hub refuses the second.
 fn with_one_dead(seed: u64) -> World {
     let mut world = World::new(seed);
-    ["a", "b", "c"].into_iter().for_each(|text| drop(world.store(record(0, 4, text))));
+    for text in ["a", "b", "c"] {
+        world.store(record(0, 4, text));
+    }
     world.send();
     world.answer(Outcome::Accepted);
     world.answer(World::rejected());

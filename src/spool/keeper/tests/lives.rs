@@ -118,10 +118,10 @@ impl Life {
             10 => (World::rejected(), false),
             _ => (Outcome::Rejected(Rejection::new(Reason::Quota { retry_after: None }, "later")), false),
         };
-        if let Some((text, marked)) = self.world.answer(outcome) {
-            if at_hub {
-                self.ledger.got(&text, marked);
-            }
+        if let Some((text, marked)) = self.world.answer(outcome)
+            && at_hub
+        {
+            self.ledger.got(&text, marked);
         }
     }
 

@@ -41,7 +41,9 @@ fn a_device_is_held_from_the_moment_it_is_handed_in_until_the_hub_has_it() {
 fn nothing_is_sent_before_it_is_synced() {
     let mut world = World::new(3);
     // The next batch waits for as many as this one had.
-    (0..3).for_each(|n| drop(world.submit(record(n, 4, "first"))));
+    for n in 0..3 {
+        world.submit(record(n, 4, "first"));
+    }
     world.turn();
     world.submit(record(5, 4, "a"));
     world.turn();
@@ -57,7 +59,9 @@ fn nothing_is_sent_before_it_is_synced() {
 #[test]
 fn after_a_failure_the_rest_is_sent_again_in_order_and_marked_with_the_same_id() {
     let mut world = World::new(4);
-    ["a", "b", "c", "d"].into_iter().for_each(|text| drop(world.store(record(0, 4, text))));
+    for text in ["a", "b", "c", "d"] {
+        world.store(record(0, 4, text));
+    }
     world.send();
     let ids: Vec<_> =
         world.in_flight.iter().map(|(_, message, _)| message.properties.message_id.clone()).collect();
@@ -78,7 +82,9 @@ fn after_a_failure_the_rest_is_sent_again_in_order_and_marked_with_the_same_id()
 #[test]
 fn after_a_crash_what_may_have_been_sent_is_marked() {
     let mut world = World::new(5);
-    ["a", "b", "c"].into_iter().for_each(|text| drop(world.store(record(0, 4, text))));
+    for text in ["a", "b", "c"] {
+        world.store(record(0, 4, text));
+    }
     world.send();
     world.answer(Outcome::Accepted);
     world.restart(Loss::None);
@@ -111,11 +117,15 @@ fn two_workers_share_a_write() {
 #[test]
 fn settles_gather_for_a_tenth_of_a_second() {
     let mut world = World::new(8);
-    (0..5).for_each(|_| drop(world.store(record(0, 4, "a"))));
+    for _ in 0..5 {
+        world.store(record(0, 4, "a"));
+    }
     world.turn();
     let (_, before) = world.disk.work();
     world.send();
-    (0..5).for_each(|_| drop(world.answer(Outcome::Accepted)));
+    for _ in 0..5 {
+        world.answer(Outcome::Accepted);
+    }
     world.turn();
     assert_eq!(world.disk.work().1, before);
     let due = world.keeper.poll_timeout();
