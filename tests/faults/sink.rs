@@ -40,6 +40,9 @@ use super::sabotage::Sabotage;
 /// What each link may have under way.
 const CREDIT: u32 = 100;
 
+/// How long the hub may take to read what a gateway that is gone has sent.
+const HUNG_UP: Duration = Duration::from_secs(60);
+
 /// How often links are held against the tokens.
 const TOKEN_LOOK: Duration = Duration::from_millis(500);
 
@@ -60,6 +63,8 @@ struct Common {
     ledger: Shared,
     tokens: AtomicU64,
     sabotage: Mutex<super::sabotage::State>,
+    /// How many connections there are.
+    open: watch::Sender<usize>,
 }
 
 /// The hub, and the line that leads to it.
@@ -86,8 +91,13 @@ impl Sink {
         let hub: SocketAddr = listener.local_addr()?;
         let cutter = Cutter::new(hub, orders)?;
         let port = cutter.port;
-        let common =
-            Arc::new(Common { manner, ledger, tokens: AtomicU64::default(), sabotage: Mutex::default() });
+        let common = Arc::new(Common {
+            manner,
+            ledger,
+            tokens: AtomicU64::default(),
+            sabotage: Mutex::default(),
+            open: watch::Sender::default(),
+        });
         let serving = Arc::clone(&common);
         let thread = std::thread::Builder::new().name("hub".into()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -104,6 +114,24 @@ impl Sink {
     pub(crate) fn line(&self, how: Line) {
         let line = self.line.as_ref().expect("it is taken when the hub is dropped");
         line.send_replace(how);
+    }
+
+    /// Waits until the hub has read all that a gateway sent that is gone, and has seen its connections end. Otherwise it
+    /// could read of the next life first, which no gateway could help. The line is whole meanwhile, for nobody.
+    pub(crate) async fn hung_up(&self) -> Result<()> {
+        let line = self.line.as_ref().expect("it is taken when the hub is dropped");
+        let before = line.send_replace(None);
+        let mut open = self.common.open.subscribe();
+        let ended = tokio::time::timeout(HUNG_UP, open.wait_for(|open| *open == 0)).await;
+        line.send_replace(before);
+        match ended {
+            Ok(_) => Ok(()),
+            Err(_) => Err(format!(
+                "the hub has connections of a gateway that is gone, {} s after its end",
+                HUNG_UP.as_secs()
+            )
+            .into()),
+        }
     }
 
     /// How many tokens were put.
@@ -158,6 +186,7 @@ struct Hub {
 
 impl Hub {
     fn new(common: Arc<Common>) -> Self {
+        common.open.send_modify(|open| *open += 1);
         Self {
             common,
             links: HashMap::new(),
@@ -301,6 +330,12 @@ impl Hub {
                 machine.detach(link, true, Some(error));
             }
         }
+    }
+}
+
+impl Drop for Hub {
+    fn drop(&mut self) {
+        self.common.open.send_modify(|open| *open -= 1);
     }
 }
 

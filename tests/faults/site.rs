@@ -132,6 +132,13 @@ impl Site {
         self.sink.line(line);
     }
 
+    /// Ends the gateway's life at once. What it sent is read when this returns.
+    pub(crate) async fn kill(&mut self) -> Result<()> {
+        self.gateway.kill()?;
+        self.note(format_args!("killed"));
+        self.sink.hung_up().await
+    }
+
     /// One of the ways in which the line is cut.
     pub(crate) fn any_cut(&mut self) -> How {
         *self.rng.pick(&[How::Reset, How::Close, How::Silence])

@@ -35,7 +35,7 @@ pub(crate) async fn run(options: &Options, directory: &Path) -> Result<(Site, Fi
             () = sleep_until(end.into()) => {}
             () = weather(&mut site, hub) => {}
         }
-        site.gateway.kill()?;
+        site.kill().await?;
         let loss = crash(&shim, &mut site.rng)?;
         site.note(format_args!("crashed: {loss:?}"));
         sum = Loss { sectors: sum.sectors + loss.sectors, changes: sum.changes + loss.changes };

@@ -52,7 +52,7 @@ pub(crate) async fn run(options: &Options, directory: &Path) -> Result<(Site, Fi
         sleep(site.rng.millis(500, 1500)).await;
         if round % 2 == 1 {
             site.note(format_args!("killed while the disk is full"));
-            site.gateway.kill()?;
+            site.kill().await?;
             site.gateway.start().await?;
         }
         disk.empty()?;
@@ -64,7 +64,7 @@ pub(crate) async fn run(options: &Options, directory: &Path) -> Result<(Site, Fi
         shim.fail_syncs(true)?;
         sleep(site.rng.millis(300, 1000)).await;
         if round % 2 == 0 {
-            site.gateway.kill()?;
+            site.kill().await?;
             let loss = crate::crash::crash(&shim, &mut site.rng)?;
             site.note(format_args!("crashed: {loss:?}"));
             shim.fail_syncs(false)?;

@@ -45,14 +45,13 @@ pub(crate) async fn run(options: &Options, directory: &Path) -> Result<(Site, Fi
             () = sleep_until(end.into()) => {}
             () = weather(&mut site, hub) => {}
         }
-        site.gateway.kill()?;
-        site.note(format_args!("killed"));
+        site.kill().await?;
         let starting = Instant::now();
         site.gateway.spawn()?;
         if site.rng.below(10) == 0 {
             // Some do not live to see it.
             sleep_until((starting + site.rng.millis(0, 30)).into()).await;
-            site.gateway.kill()?;
+            site.kill().await?;
             site.gateway.spawn()?;
         }
         site.gateway.started().await?;
