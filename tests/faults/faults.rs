@@ -78,7 +78,7 @@ async fn judge(scenario: Scenario, options: &Options) -> Result<bool> {
             all.add("kept", ledger.broken.is_empty());
             all.add("sent", ledger.sendings());
             all.add("acknowledged", ledger.acknowledgements.len());
-            all.add("at_hub", ledger.accepted_at.len());
+            all.add("at_hub", ledger.accepted);
             all.add("repeats", ledger.repeats);
             all.add("refusals", ledger.refusals);
             all.add("seconds", format_args!("{:.1}", begun.elapsed().as_secs_f64()));

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::ledger::Acknowledgement;
+use super::ledger::{Acknowledgement, Kind};
 
 /// Names and values, in their order; written as JSON.
 #[derive(Debug, Default)]
@@ -46,11 +46,11 @@ pub(crate) struct Latency {
 }
 
 impl Latency {
-    /// Of what was sent between the two moments.
-    pub(crate) fn between(all: &[Acknowledgement], from: Instant, to: Instant) -> Self {
+    /// Of what direct devices, or all others, sent between the two moments.
+    pub(crate) fn between(all: &[Acknowledgement], direct: bool, from: Instant, to: Instant) -> Self {
         let sent = |one: &&Acknowledgement| {
             let sent = one.at.checked_sub(one.after).unwrap_or(one.at);
-            from <= sent && sent < to
+            from <= sent && sent < to && (one.kind == Kind::Direct) == direct
         };
         let mut times: Vec<Duration> = all.iter().filter(sent).map(|one| one.after).collect();
         times.sort_unstable();

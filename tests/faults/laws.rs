@@ -103,7 +103,7 @@ mod tests {
     fn arrive(ledger: &mut Ledger, key: Key, marks: Marks) {
         let known = ledger.arrived(&address(key.device), &message(key), marks);
         assert_eq!(known, Some(key));
-        ledger.accepted(key, Instant::now());
+        ledger.accepted(key);
     }
 
     fn told(ledger: &mut Ledger, key: Key) {
@@ -153,6 +153,22 @@ mod tests {
         ledger.out(again, 1);
         arrive(&mut ledger, again, Marks::default());
         assert_eq!(laws(ledger), []);
+    }
+
+    #[test]
+    fn what_a_failed_sync_left_may_come_late_and_marked() {
+        for (syncs_fail, marks, broken) in [
+            (true, resent("a"), &[][..]),
+            (true, id("a"), &[Law::InOrder]),
+            (false, resent("a"), &[Law::InOrder]),
+        ] {
+            let (mut ledger, keys) = sent(Kind::OnStore, 2);
+            ledger.syncs_fail = syncs_fail;
+            ledger.told(keys[0], Told::Refused, Instant::now());
+            arrive(&mut ledger, keys[1], id("b"));
+            arrive(&mut ledger, keys[0], marks);
+            assert_eq!(laws(ledger), broken);
+        }
     }
 
     #[test]

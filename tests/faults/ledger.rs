@@ -39,6 +39,12 @@ pub(crate) struct Marks {
     pub(crate) message_id: Option<String>,
 }
 
+impl Marks {
+    fn are_of_a_repeat(&self) -> bool {
+        self.resent && self.delivery_count > 0
+    }
+}
+
 #[derive(Debug)]
 struct Sending {
     number: u32,
@@ -72,9 +78,10 @@ struct Account {
     last_number: Option<u32>,
 }
 
-/// An acknowledgement: when, and how long after the sending.
+/// An acknowledgement: to what kind of device, when, and how long after the sending.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Acknowledgement {
+    pub(crate) kind: Kind,
     pub(crate) at: Instant,
     pub(crate) after: Duration,
 }
@@ -87,8 +94,10 @@ pub(crate) struct Ledger {
     devices: Vec<Account>,
     pub(crate) broken: Broken,
     pub(crate) acknowledgements: Vec<Acknowledgement>,
-    /// When the hub accepted each sending for the first time.
-    pub(crate) accepted_at: Vec<Instant>,
+    /// How many sendings the hub has accepted, each counted once, and how many of them of devices whose messages may
+    /// wait on the disk.
+    pub(crate) accepted: usize,
+    pub(crate) accepted_of_spools: usize,
     pub(crate) refusals: u64,
     /// Messages that have come to the hub more than once, through the gateway's doing.
     pub(crate) repeats: u64,
@@ -96,6 +105,11 @@ pub(crate) struct Ledger {
     open: usize,
     /// Sendings that are acknowledged and have not come to the hub.
     missing: usize,
+    /// Messages that were refused and have come all the same, as they may where syncs fail.
+    pub(crate) left_over: u64,
+    /// Syncs fail in this run: what was refused for that may be on the disk after a crash all the same. Then it comes
+    /// late, as a repeat.
+    pub(crate) syncs_fail: bool,
     changed: Arc<Notify>,
 }
 
@@ -143,11 +157,14 @@ impl Ledger {
             devices: kinds.iter().map(account).collect(),
             broken: Broken::default(),
             acknowledgements: Vec::new(),
-            accepted_at: Vec::new(),
+            accepted: 0,
+            accepted_of_spools: 0,
             refusals: 0,
             repeats: 0,
             open: 0,
             missing: 0,
+            left_over: 0,
+            syncs_fail: false,
             changed: Arc::default(),
         }
     }
@@ -202,7 +219,7 @@ impl Ledger {
             }
             Told::Acknowledged => {
                 let after = now.saturating_duration_since(sending.begun);
-                self.acknowledgements.push(Acknowledgement { at: now, after });
+                self.acknowledgements.push(Acknowledgement { kind: account.kind, at: now, after });
                 self.missing += usize::from(!sending.accepted);
                 self.open -= usize::from(!std::mem::replace(&mut number.acknowledged, true));
             }
@@ -225,7 +242,11 @@ impl Ledger {
             return None;
         };
         let account = &mut self.devices[key.device as usize];
-        if account.sendings[key.serial as usize].arrivals == 0 {
+        let sending = &account.sendings[key.serial as usize];
+        let is_left_over = self.syncs_fail && sending.told == Some(Told::Refused) && marks.are_of_a_repeat();
+        if is_left_over {
+            self.left_over += 1;
+        } else if sending.arrivals == 0 {
             account.in_order(key, self.begun, &mut self.broken);
         } else {
             self.repeats += 1;
@@ -236,10 +257,12 @@ impl Ledger {
     }
 
     /// The hub has taken a message, and says so next.
-    pub(crate) fn accepted(&mut self, key: Key, now: Instant) {
-        let sending = &mut self.devices[key.device as usize].sendings[key.serial as usize];
+    pub(crate) fn accepted(&mut self, key: Key) {
+        let account = &mut self.devices[key.device as usize];
+        let sending = &mut account.sendings[key.serial as usize];
         if !std::mem::replace(&mut sending.accepted, true) {
-            self.accepted_at.push(now);
+            self.accepted += 1;
+            self.accepted_of_spools += usize::from(account.kind != Kind::Direct);
             self.missing -= usize::from(sending.told == Some(Told::Acknowledged));
             self.changed.notify_waiters();
         }
@@ -324,7 +347,7 @@ impl Sending {
 
     /// A delivery of it has come: does it bear the marks that it should?
     fn marked(&mut self, kind: Kind, key: Key, marks: Marks, broken: &mut Broken) {
-        let is_marked = marks.resent && marks.delivery_count > 0;
+        let is_marked = marks.are_of_a_repeat();
         self.arrivals += 1;
         self.unmarked += u32::from(!is_marked);
         if self.unmarked > self.lives {

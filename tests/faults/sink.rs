@@ -51,6 +51,8 @@ const TOKEN_LOOK: Duration = Duration::from_millis(500);
 pub(crate) struct Manner {
     /// How long it thinks about a delivery: so much of the load is without an outcome at any time.
     pub(crate) thought: Duration,
+    /// How much later than the last one of the same connection each delivery has its outcome, at the least.
+    pub(crate) pace: Duration,
     /// The key that tokens are signed with; without one nobody is asked for any.
     pub(crate) key: Option<SharedKey>,
     pub(crate) sabotage: Option<Sabotage>,
@@ -182,6 +184,8 @@ struct Hub {
     grants: Vec<Grant>,
     next_look: Instant,
     thoughts: VecDeque<Thought>,
+    /// When the last one is to have its outcome.
+    busy_until: Instant,
 }
 
 impl Hub {
@@ -195,6 +199,7 @@ impl Hub {
             grants: Vec::new(),
             next_look: Instant::now(),
             thoughts: VecDeque::new(),
+            busy_until: Instant::now(),
         }
     }
 
@@ -237,7 +242,9 @@ impl Hub {
             return machine.detach(link, true, Some(error));
         }
         let key = self.note(&address, &payload);
-        self.thoughts.push_back(Thought { until: now + self.common.manner.thought, link, delivery_id, key });
+        let Manner { thought, pace, .. } = self.common.manner;
+        self.busy_until = (now + thought).max(self.busy_until + pace);
+        self.thoughts.push_back(Thought { until: self.busy_until, link, delivery_id, key });
     }
 
     /// Notes a message, unless that is what the sabotage is about.
@@ -252,7 +259,7 @@ impl Hub {
         for (address, body) in state.instead(sabotage, address, body, &mut marks) {
             let key = ledger.arrived(&address, &body, marks.clone());
             if let Some(key) = key {
-                ledger.accepted(key, Instant::now());
+                ledger.accepted(key);
             }
             noted = key;
         }
@@ -379,7 +386,7 @@ impl Party for Hub {
             }
             if let Some(inward) = self.links.get_mut(&thought.link) {
                 if let Some(key) = thought.key {
-                    self.common.ledger.lock().accepted(key, now);
+                    self.common.ledger.lock().accepted(key);
                 }
                 inward.receiver.accept(machine, thought.delivery_id, thought.delivery_id);
             }

@@ -52,7 +52,12 @@ impl Plan {
             rate,
             window: 8,
             bytes: BYTES,
-            manner: Manner { thought: Duration::from_millis(5), key: None, sabotage: None },
+            manner: Manner {
+                thought: Duration::from_millis(5),
+                pace: Duration::ZERO,
+                key: None,
+                sabotage: None,
+            },
             upstream: String::new(),
             sections: String::new(),
             connection_string: None,

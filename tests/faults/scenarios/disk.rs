@@ -36,6 +36,7 @@ pub(crate) async fn run(options: &Options, directory: &Path) -> Result<(Site, Fi
     let environment = shim.environment(false);
     let plan = Plan { bytes: BYTES, environment, state: Some(state), sections, ..Plan::new(DEVICES, RATE) };
     let mut site = Site::new(options, directory, &plan)?;
+    site.ledger.lock().syncs_fail = true;
     site.gateway.start().await?;
     site.until("every device is heard", |it| it.unheard() == 0).await;
     let mut told = Vec::new();
@@ -78,6 +79,7 @@ pub(crate) async fn run(options: &Options, directory: &Path) -> Result<(Site, Fi
     let mut figures = Figures::default();
     figures.add("disk", format_args!("{:?}", disk.what));
     figures.add("rounds", rounds);
+    figures.add("left_over", site.ledger.lock().left_over);
     figures.add_time("told_full_within", told.into_iter().max().unwrap_or(Duration::ZERO));
     // The gateway is gone, and its log is elsewhere.
     drop(disk);
