@@ -99,6 +99,8 @@ pub(crate) struct Ledger {
     pub(crate) accepted: usize,
     pub(crate) accepted_of_spools: usize,
     pub(crate) refusals: u64,
+    /// How many of them to devices whose messages may wait on the disk.
+    pub(crate) refusals_of_spools: u64,
     /// Messages that have come to the hub more than once, through the gateway's doing.
     pub(crate) repeats: u64,
     /// Numbers that were begun and are not acknowledged.
@@ -160,6 +162,7 @@ impl Ledger {
             accepted: 0,
             accepted_of_spools: 0,
             refusals: 0,
+            refusals_of_spools: 0,
             repeats: 0,
             open: 0,
             missing: 0,
@@ -215,6 +218,7 @@ impl Ledger {
         match told {
             Told::Refused => {
                 self.refusals += 1;
+                self.refusals_of_spools += u64::from(account.kind != Kind::Direct);
                 number.refused = true;
             }
             Told::Acknowledged => {

@@ -46,8 +46,8 @@ pub(crate) async fn run(options: &Options, directory: &Path) -> Result<(Site, Fi
         let taken = disk.fill()?;
         site.note(format_args!("round {round}: the disk is full, {taken} bytes were left"));
         if does_spool {
-            let (from, before) = (Instant::now(), site.ledger.lock().refusals);
-            site.until("devices are told that the disk is full", |it| it.refusals > before).await;
+            let (from, before) = (Instant::now(), site.ledger.lock().refusals_of_spools);
+            site.until("devices are told that the disk is full", |it| it.refusals_of_spools > before).await;
             told.push(from.elapsed());
         }
         sleep(site.rng.millis(500, 1500)).await;
