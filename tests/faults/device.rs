@@ -104,9 +104,12 @@ impl Device {
             let Ok(Some(this)) = life.wait_for(Option::is_some).await.map(|life| *life) else { return };
             let mut same = life.clone();
             tokio::select! {
+                // First of all: a datagram over the old socket would reach the next life, beside the same message over
+                // the new one, and nothing orders the two.
+                biased;
+                _ = same.wait_for(|life| *life != Some(this)) => {}
                 // Why a connection ended is no concern of a device: it comes back.
                 _ = self.session(this) => {}
-                _ = same.wait_for(|life| *life != Some(this)) => {}
             }
             let lost = std::mem::take(&mut self.in_flight);
             self.pending.extend(lost.iter().map(|key| key.number));

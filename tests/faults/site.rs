@@ -21,7 +21,10 @@ use super::rng::Rng;
 use super::sink::{Manner, Sink};
 
 /// How long the end of a run may take: everything acknowledged, and everything at the hub.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// And where it is to come to no end, because what is waited for was taken away on purpose.
+const PATIENCE_WITH_SABOTAGE: Duration = Duration::from_secs(15);
 
 /// What a scenario wants.
 #[derive(Clone, Debug)]
@@ -75,6 +78,7 @@ pub(crate) struct Site {
     pub(crate) ledger: Shared,
     pub(crate) rng: Rng,
     pub(crate) kinds: Vec<Kind>,
+    patience: Duration,
     orders: watch::Sender<Orders>,
     devices: Vec<JoinHandle<()>>,
     begun: Instant,
@@ -122,7 +126,8 @@ impl Site {
             .collect();
         let events = RefCell::new(File::create(directory.join("events.log"))?);
         let begun = Instant::now();
-        Ok(Self { gateway, sink, ledger, rng, kinds, orders, devices, begun, events })
+        let patience = if options.sabotage.is_some() { PATIENCE_WITH_SABOTAGE } else { PATIENCE };
+        Ok(Self { gateway, sink, ledger, rng, kinds, patience, orders, devices, begun, events })
     }
 
     /// Notes what is done to the site, for whoever looks for the cause of something.
@@ -163,7 +168,7 @@ impl Site {
     /// Waits until the ledger says so; that it does not, in time, is a law broken.
     pub(crate) async fn until(&self, what: &str, is_it: impl Fn(&Ledger) -> bool) -> bool {
         let in_time = tokio::select! {
-            in_time = self.ledger.until(PATIENCE, is_it) => in_time,
+            in_time = self.ledger.until(self.patience, is_it) => in_time,
             // Whoever kills it next hears how it ended.
             () = self.gateway.ended() => false,
         };
@@ -171,7 +176,7 @@ impl Site {
             let ledger = self.ledger.lock();
             format!(
                 "waited in vain until {what} (at most {} s): {} not acknowledged, {} not at the hub",
-                PATIENCE.as_secs(),
+                self.patience.as_secs(),
                 ledger.open(),
                 ledger.missing()
             )
