@@ -12,6 +12,7 @@ mod control;
 pub mod demo;
 pub mod hub;
 pub mod listener;
+mod lock_file;
 mod outbound;
 mod output;
 mod router;
