@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod console;
 pub mod demo;
+mod devices;
 pub mod hub;
 pub mod listener;
 mod output;

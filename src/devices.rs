@@ -1,0 +1,140 @@
+//! The devices that the gateway knows: how each proves that it is the one it says it is, which hub it belongs to, and
+//! with what the gateway speaks for it there.
+//!
+//! They stand in `devices.toml`. [`Registry`] reads it, watches it, and shows what holds now as one [`Devices`] that
+//! never changes; a file that is not good leaves the last good one in force.
+//!
+//! The embedded hub has a registry of its own ([`crate::hub`]), which this is not: this one is the gateway's, whatever
+//! the hub.
+
+mod device;
+mod file;
+mod password;
+
+use std::collections::HashMap;
+use std::hash::RandomState;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::config::ConfigError;
+
+pub(crate) use device::{Device, Mark, Proof, SpeaksWith};
+pub(crate) use file::Known;
+
+/// All devices at one moment. Shared, and never changed.
+#[derive(Debug, Default)]
+pub(crate) struct Devices {
+    /// By id, in its order.
+    devices: Box<[Device]>,
+    /// Whose a certificate is: an index into `devices`.
+    by_certificate: HashMap<Proof, u32>,
+    generation: u64,
+}
+
+impl Devices {
+    fn new(devices: Vec<Device>, by_certificate: HashMap<Proof, u32>) -> Self {
+        Self { devices: devices.into(), by_certificate, generation: 0 }
+    }
+
+    /// The device of this id.
+    pub(crate) fn get(&self, id: &str) -> Option<&Device> {
+        let at = self.devices.binary_search_by(|device| device.id.as_str().cmp(id)).ok()?;
+        Some(&self.devices[at])
+    }
+
+    /// All of them, by id.
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &Device> {
+        self.devices.iter()
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.devices.len()
+    }
+
+    /// Grows with every change; 0 where there is no file.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+}
+
+/// The devices of a file, as the file is now.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    path: Option<PathBuf>,
+    known: Known,
+    now: watch::Sender<Arc<Devices>>,
+    /// What marks of proofs are made with.
+    secret: RandomState,
+}
+
+/// Hears of every change of a registry.
+#[derive(Clone, Debug)]
+pub(crate) struct Changes(watch::Receiver<Arc<Devices>>);
+
+impl Changes {
+    /// Waits until the devices are others than those last seen, and gives them. Never, once the registry is gone.
+    /// Cancel safe.
+    pub(crate) async fn changed(&mut self) -> Arc<Devices> {
+        match self.0.changed().await {
+            Ok(()) => Arc::clone(&self.0.borrow_and_update()),
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+impl Registry {
+    /// A registry without devices, and without a file.
+    pub(crate) fn empty() -> Arc<Self> {
+        Arc::new(Self::with(None, Known::default(), Devices::default()))
+    }
+
+    /// The devices of this file; none while there is no file.
+    ///
+    /// # Errors
+    /// File, line, and what would be right.
+    pub(crate) fn load(path: &Path, known: Known) -> Result<Arc<Self>, ConfigError> {
+        let devices = match file::load(path, &known)? {
+            Some(devices) => Devices { generation: 1, ..devices },
+            None => Devices::default(),
+        };
+        Ok(Arc::new(Self::with(Some(path.to_owned()), known, devices)))
+    }
+
+    fn with(path: Option<PathBuf>, known: Known, devices: Devices) -> Self {
+        let now = watch::Sender::new(Arc::new(devices));
+        Self { path, known, now, secret: RandomState::new() }
+    }
+
+    /// The devices as they are now.
+    pub(crate) fn snapshot(&self) -> Arc<Devices> {
+        Arc::clone(&self.now.borrow())
+    }
+
+    /// The generation of the devices as they are now.
+    pub(crate) fn generation(&self) -> u64 {
+        self.now.borrow().generation
+    }
+
+    /// Hears of every change from now on.
+    pub(crate) fn changes(&self) -> Changes {
+        Changes(self.now.subscribe())
+    }
+
+    /// Reads the file again. The former devices stay in force where it is not good, or gone.
+    ///
+    /// # Errors
+    /// File, line, and what would be right.
+    pub(crate) fn reload(&self) -> Result<(), ConfigError> {
+        let Some(path) = &self.path else { return Ok(()) };
+        let Some(devices) = file::load(path, &self.known)? else {
+            return Err(ConfigError::new(path.display().to_string(), "is gone")
+                .with_help("an empty file, where there are to be no devices"));
+        };
+        let generation = self.generation() + 1;
+        self.now.send_replace(Arc::new(Devices { generation, ..devices }));
+        Ok(())
+    }
+}
