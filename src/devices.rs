@@ -7,21 +7,36 @@
 //! The embedded hub has a registry of its own ([`crate::hub`]), which this is not: this one is the gateway's, whatever
 //! the hub.
 
+mod certificate;
 mod device;
 mod file;
+mod gate;
+mod limits;
 mod password;
+mod passwords;
+mod roster;
+mod telemetry;
+mod watching;
 
 use std::collections::HashMap;
 use std::hash::RandomState;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::watch as channel;
 
 use crate::config::ConfigError;
+use crate::telemetry::emit;
 
+use telemetry::RegistryLoaded;
+
+pub(crate) use certificate::Certificate;
 pub(crate) use device::{Device, Mark, Proof, SpeaksWith};
 pub(crate) use file::Known;
+pub(crate) use gate::{Attempt, Denied, Gate, GateSettings, Judged, Pass, Pending, Shown};
+pub(crate) use limits::LimitSettings;
+pub(crate) use roster::{Over, Roster, Stay};
+pub(crate) use watching::watch;
 
 /// All devices at one moment. Shared, and never changed.
 #[derive(Debug, Default)]
@@ -30,18 +45,32 @@ pub(crate) struct Devices {
     devices: Box<[Device]>,
     /// Whose a certificate is: an index into `devices`.
     by_certificate: HashMap<Proof, u32>,
+    has_slow_password: bool,
     generation: u64,
 }
 
 impl Devices {
     fn new(devices: Vec<Device>, by_certificate: HashMap<Proof, u32>) -> Self {
-        Self { devices: devices.into(), by_certificate, generation: 0 }
+        let mut proofs = devices.iter().flat_map(|device| &device.proofs);
+        let has_slow_password = proofs.any(|proof| matches!(proof, Proof::Password(hash) if hash.is_slow()));
+        Self { devices: devices.into(), by_certificate, has_slow_password, generation: 0 }
     }
 
     /// The device of this id.
     pub(crate) fn get(&self, id: &str) -> Option<&Device> {
         let at = self.devices.binary_search_by(|device| device.id.as_str().cmp(id)).ok()?;
         Some(&self.devices[at])
+    }
+
+    /// The device that this certificate is registered for.
+    pub(crate) fn of_certificate(&self, certificate: &Certificate) -> Option<&Device> {
+        let index = certificate.proofs().find_map(|proof| self.by_certificate.get(&proof))?;
+        self.devices.get(*index as usize)
+    }
+
+    /// Whether any password takes its time to be verified.
+    fn has_slow_password(&self) -> bool {
+        self.has_slow_password
     }
 
     /// All of them, by id.
@@ -65,14 +94,16 @@ impl Devices {
 pub(crate) struct Registry {
     path: Option<PathBuf>,
     known: Known,
-    now: watch::Sender<Arc<Devices>>,
+    /// How the file was before it was first read.
+    stamp: Option<file::Stamp>,
+    now: channel::Sender<Arc<Devices>>,
     /// What marks of proofs are made with.
     secret: RandomState,
 }
 
 /// Hears of every change of a registry.
 #[derive(Clone, Debug)]
-pub(crate) struct Changes(watch::Receiver<Arc<Devices>>);
+pub(crate) struct Changes(channel::Receiver<Arc<Devices>>);
 
 impl Changes {
     /// Waits until the devices are others than those last seen, and gives them. Never, once the registry is gone.
@@ -88,7 +119,7 @@ impl Changes {
 impl Registry {
     /// A registry without devices, and without a file.
     pub(crate) fn empty() -> Arc<Self> {
-        Arc::new(Self::with(None, Known::default(), Devices::default()))
+        Arc::new(Self::with(None, None, Known::default(), Devices::default()))
     }
 
     /// The devices of this file; none while there is no file.
@@ -96,16 +127,19 @@ impl Registry {
     /// # Errors
     /// File, line, and what would be right.
     pub(crate) fn load(path: &Path, known: Known) -> Result<Arc<Self>, ConfigError> {
+        let stamp = file::Stamp::of(path);
         let devices = match file::load(path, &known)? {
             Some(devices) => Devices { generation: 1, ..devices },
             None => Devices::default(),
         };
-        Ok(Arc::new(Self::with(Some(path.to_owned()), known, devices)))
+        Ok(Arc::new(Self::with(Some(path.to_owned()), stamp, known, devices)))
     }
 
-    fn with(path: Option<PathBuf>, known: Known, devices: Devices) -> Self {
-        let now = watch::Sender::new(Arc::new(devices));
-        Self { path, known, now, secret: RandomState::new() }
+    fn with(path: Option<PathBuf>, stamp: Option<file::Stamp>, known: Known, devices: Devices) -> Self {
+        let (held, generation) = (devices.len(), devices.generation);
+        emit(RegistryLoaded { path: path.as_deref(), devices: held, generation });
+        let now = channel::Sender::new(Arc::new(devices));
+        Self { path, known, stamp, now, secret: RandomState::new() }
     }
 
     /// The devices as they are now.
@@ -116,6 +150,11 @@ impl Registry {
     /// The generation of the devices as they are now.
     pub(crate) fn generation(&self) -> u64 {
         self.now.borrow().generation
+    }
+
+    /// The mark of a proof.
+    fn mark(&self, proof: &Proof) -> Mark {
+        proof.mark(&self.secret)
     }
 
     /// Hears of every change from now on.
@@ -134,6 +173,7 @@ impl Registry {
                 .with_help("an empty file, where there are to be no devices"));
         };
         let generation = self.generation() + 1;
+        emit(RegistryLoaded { path: Some(path), devices: devices.len(), generation });
         self.now.send_replace(Arc::new(Devices { generation, ..devices }));
         Ok(())
     }

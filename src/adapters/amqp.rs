@@ -10,7 +10,6 @@
 //! comes with a password, which only the hub can judge. Its `open` then is the hub connection's and
 //! the hub's is its answer; otherwise the gateway opens for itself on either side.
 
-mod certificate;
 mod connectors;
 mod device;
 mod end;

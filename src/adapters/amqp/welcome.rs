@@ -20,11 +20,11 @@ use fieldgate_amqp::sasl::{PlainCredentials, SaslCode};
 use tokio::net::TcpStream;
 
 use crate::config::Mode;
+use crate::devices::Certificate;
 use crate::telemetry::emit;
 use crate::tls::Stream;
 use crate::worker::Worker;
 
-use super::certificate;
 use super::connectors::Connector;
 use super::listeners::Listener;
 use super::party::Party;
@@ -95,7 +95,7 @@ async fn receive(
         emit(TlsRefused { peer, listener: &listener.name, error });
         Lost::Never
     })?;
-    let identity = certificate::peer(&stream);
+    let identity = Certificate::of_peer(&stream).map(|certificate| certificate.identity());
     let mechanisms = listener.mechanisms(identity.is_some());
     let config = Arc::clone(&listener.machine);
     let mut machine = Connection::server(config, mechanisms, listener.allow_bare, since);
