@@ -38,8 +38,8 @@ pub use qpid::{Import, Remark};
 use routes::RouteSection;
 pub use routes::{Direction, LinkRoute, RouteAddress};
 pub use sections::{
-    AdminConfig, Authorise, CoapConfig, HttpConfig, HubConfig, LogConfig, MappingsConfig, MqttConfig,
-    RuntimeConfig, StateConfig,
+    AdminConfig, Authorise, CoapConfig, DevicesConfig, HttpConfig, HubConfig, LogConfig, MappingsConfig,
+    MqttConfig, RuntimeConfig, StateConfig,
 };
 use sections::{AmqpSection, UpstreamSection};
 pub use units::{Level, Secret, parse_duration, parse_size};
@@ -61,6 +61,8 @@ pub struct Config {
     pub coap: CoapConfig,
     /// HTTP devices.
     pub http: HttpConfig,
+    /// The device registry.
+    pub devices: DevicesConfig,
     /// Metrics and health.
     pub admin: AdminConfig,
     /// The embedded hub; whether `run` starts it says [`Config::runs_hub`].
@@ -122,6 +124,7 @@ struct Document {
     mqtt: MqttConfig,
     coap: CoapConfig,
     http: HttpConfig,
+    devices: DevicesConfig,
     admin: AdminConfig,
     hub: HubConfig,
     upstream: UpstreamSection,
@@ -220,12 +223,27 @@ impl Config {
         for file in &mut document.mappings.files {
             *file = beside(base, file);
         }
-        for path in [&mut document.upstream.ca_file, &mut document.state.directory].into_iter().flatten() {
+        let paths =
+            [&mut document.upstream.ca_file, &mut document.state.directory, &mut document.devices.file];
+        for path in paths.into_iter().flatten() {
             *path = beside(base, path);
         }
         let target = read_target(source, &document.upstream, base)?;
-        let Document { log, runtime, state, amqp, mqtt, coap, http, admin, hub, upstream, mappings, .. } =
-            document;
+        let Document {
+            log,
+            runtime,
+            state,
+            amqp,
+            mqtt,
+            coap,
+            http,
+            devices,
+            admin,
+            hub,
+            upstream,
+            mappings,
+            ..
+        } = document;
         let profiles = profiles::resolve(source, document.ssl_profile, base)?;
         let named = document.link_route.iter().any(RouteSection::names_upstream)
             || document.listener.iter().any(ListenerSection::names_upstream);
@@ -252,6 +270,7 @@ impl Config {
             mqtt,
             coap,
             http,
+            devices,
             admin,
             hub,
             upstream,

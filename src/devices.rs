@@ -33,7 +33,7 @@ use telemetry::RegistryLoaded;
 pub(crate) use certificate::Certificate;
 pub(crate) use device::{Device, Mark, Proof, SpeaksWith};
 pub(crate) use file::Known;
-pub(crate) use gate::{Attempt, Denied, Gate, GateSettings, Judged, Pass, Pending, Shown};
+pub(crate) use gate::{Attempt, By, Denied, Gate, GateSettings, Judged, Pass, Pending, Shown};
 pub(crate) use limits::LimitSettings;
 pub(crate) use roster::{Over, Roster, Stay};
 pub(crate) use watching::watch;

@@ -19,6 +19,7 @@ use crate::adapters::amqp::{self, Routing};
 use crate::adapters::{self, Directory};
 use crate::config::Config;
 use crate::console::Health;
+use crate::devices::{Gate, Roster};
 use crate::shutdown::Shutdown;
 use crate::telemetry::{Protocol, emit};
 use crate::tls::Acceptor;
@@ -49,6 +50,8 @@ pub(crate) struct Setup {
     /// The hubs of the configuration's connectors, in their order.
     pub(crate) hubs: Arc<[Arc<Hub>]>,
     pub(crate) directory: Arc<Directory>,
+    /// Who decides which device is let in.
+    pub(crate) gate: Arc<Gate>,
     pub(crate) health: Arc<Health>,
     /// The configuration's listeners, in their order, and what stands between their sockets and AMQP.
     pub(crate) amqp: Vec<(TcpListener, Acceptor)>,
@@ -64,6 +67,8 @@ pub(crate) struct Worker {
     pub(crate) rules: Arc<RuleSet>,
     /// Which client id is connected where, over all workers.
     pub(crate) directory: Arc<Directory>,
+    /// The devices that are in.
+    pub(crate) roster: Rc<Roster>,
     pub(crate) upstream: Upstream,
     /// The way of native AMQP devices.
     pub(crate) routing: Rc<Routing>,
@@ -123,7 +128,9 @@ pub(crate) fn run(setup: Setup, shutdown: &Shutdown) -> io::Result<()> {
 }
 
 async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
-    let Setup { index, config, rules, hub, hubs, directory, health, amqp, mqtt, coap, http } = setup;
+    let Setup { index, config, rules, hub, hubs, directory, gate, health, amqp, mqtt, coap, http } = setup;
+    let roster = Roster::new(&gate);
+    let keeping = tokio::task::spawn_local(Rc::clone(&roster).keep());
     let routing = Routing::start(index, &config, &hubs, Arc::clone(&health), shutdown.clone());
     let (upstream, connection) = match hub {
         Some(hub) => {
@@ -137,6 +144,7 @@ async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
         config,
         rules,
         directory,
+        roster,
         upstream,
         routing,
         shutdown: shutdown.clone(),
@@ -175,6 +183,7 @@ async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
         () = worker.drained() => {}
         () = shutdown.aborting() => {}
     }
+    keeping.abort();
     // The devices are gone: what they sent has its outcome, and the hubs may be told goodbye.
     worker.upstream.close();
     let closed = async {

@@ -138,6 +138,7 @@ fn amqp_listener(config: &Config, listener: &Listener) -> String {
     }
     let tokens = match listener.authorise {
         Authorise::Token => "devices bring tokens",
+        Authorise::Registry => "devices are registered",
         Authorise::Any => "devices need no token",
     };
     let bound = listener.connector.and_then(|index| config.connectors.get(index));

@@ -17,7 +17,7 @@ use fieldgate_mappings::DeviceId;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 
-use crate::config::{ConfigError, Secret, Source, nearest};
+use crate::config::{Config, ConfigError, Secret, Source, nearest};
 use crate::sas::SharedKey;
 
 use super::Devices;
@@ -89,6 +89,8 @@ struct Head {
     version: Option<u32>,
 }
 
+/// The hub of `[upstream]`, which mapped messages go to.
+const UPSTREAM: &str = "upstream";
 /// The version of the form.
 const VERSION: u32 = 1;
 
@@ -180,6 +182,17 @@ fn is_header(line: &str) -> bool {
 pub(crate) struct Known {
     /// The names of the connectors.
     pub(crate) hubs: Vec<Arc<str>>,
+}
+
+impl Known {
+    /// What a configuration has.
+    pub(crate) fn of(config: &Config) -> Self {
+        let mut hubs: Vec<Arc<str>> = config.connectors.iter().map(|it| Arc::clone(&it.name)).collect();
+        if !hubs.iter().any(|hub| **hub == *UPSTREAM) {
+            hubs.push(UPSTREAM.into());
+        }
+        Self { hubs }
+    }
 }
 
 /// Reads and checks the file; nothing where there is none.

@@ -78,15 +78,23 @@ pub(crate) enum By {
 }
 
 impl By {
+    /// All words for them.
+    pub(super) const NAMES: [&str; 5] = ["word", "unproven", "token", "password", "certificate"];
+
+    /// The place of its word among those.
+    pub(super) const fn index(self) -> usize {
+        match self {
+            Self::Word => 0,
+            Self::Unproven => 1,
+            Self::Token(_) => 2,
+            Self::Password(_) => 3,
+            Self::Certificate(_) => 4,
+        }
+    }
+
     /// The word in labels and logs.
     pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::Word => "word",
-            Self::Unproven => "unproven",
-            Self::Token(_) => "token",
-            Self::Password(_) => "password",
-            Self::Certificate(_) => "certificate",
-        }
+        Self::NAMES[self.index()]
     }
 
     fn mark(self) -> Option<Mark> {

@@ -31,7 +31,9 @@ struct ByResult {
 }
 
 struct Metrics {
-    authentications: Family<ByResult, Counter>,
+    /// By protocol and by what, each in the order of its enum: counted for each request.
+    admitted: [[Counter; By::NAMES.len()]; 4],
+    denied: Family<ByResult, Counter>,
     cut_off: Family<ByResult, Counter>,
     slow_hashes: Counter,
     devices: Gauge,
@@ -40,14 +42,25 @@ struct Metrics {
     is_good: Gauge,
 }
 
-static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
-    authentications: counters("authentications", "Devices that said who they are, by what came of it"),
-    cut_off: counters("devices_cut_off", "Devices that were let in and may not stay, by reason"),
-    slow_hashes: counter("password_hashes", "Passwords that were verified the slow way"),
-    devices: gauge("registry_devices", "Devices in the registry"),
-    generation: gauge("registry_generation", "How often the registry has been read since the start"),
-    bad_files: counter("registry_refused", "Times that the registry's file had changed and was not good"),
-    is_good: gauge("registry_good", "1 while the registry is what its file says, 0 while that is not good"),
+static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
+    let authentications = counters("authentications", "Devices that said who they are, by what came of it");
+    Metrics {
+        admitted: [Protocol::Amqp, Protocol::Mqtt, Protocol::Coap, Protocol::Http].map(|protocol| {
+            By::NAMES.map(|result| {
+                authentications.get_or_create(&ByResult { protocol, result: Word(result) }).clone()
+            })
+        }),
+        denied: authentications,
+        cut_off: counters("devices_cut_off", "Devices that were let in and may not stay, by reason"),
+        slow_hashes: counter("password_hashes", "Passwords that were verified the slow way"),
+        devices: gauge("registry_devices", "Devices in the registry"),
+        generation: gauge("registry_generation", "How often the registry has been read since the start"),
+        bad_files: counter("registry_refused", "Times that the registry's file had changed and was not good"),
+        is_good: gauge(
+            "registry_good",
+            "1 while the registry is what its file says, 0 while that is not good",
+        ),
+    }
 });
 
 /// A device was let in.
@@ -61,7 +74,7 @@ pub(super) struct DeviceAdmitted<'a> {
 impl Happening for DeviceAdmitted<'_> {
     fn emit(self) {
         let Self { protocol, peer, device, by } = self;
-        METRICS.authentications.get_or_create(&ByResult { protocol, result: Word(by.name()) }).inc();
+        METRICS.admitted[protocol as usize][by.index()].inc();
         // HTTP and CoAP devices say with each request who they are.
         tracing::debug!(protocol = protocol.name(), %peer, device, by = by.name(), "device let in");
     }
@@ -79,7 +92,7 @@ impl Happening for DeviceDenied<'_> {
     fn emit(self) {
         let Self { protocol, peer, device, denied } = self;
         let result = denied.name();
-        METRICS.authentications.get_or_create(&ByResult { protocol, result: Word(result) }).inc();
+        METRICS.denied.get_or_create(&ByResult { protocol, result: Word(result) }).inc();
         tracing::warn!(protocol = protocol.name(), %peer, device, why = %denied, "device not let in");
     }
 }

@@ -117,7 +117,7 @@ impl Access {
     pub(crate) fn admit(&self, attach: &Attach, now_unix: u64) -> Result<Admitted, AmqpError> {
         let written = &named_node(attach)?;
         match self.authorise {
-            Authorise::Token => self.admit_by_token(attach, written, now_unix),
+            Authorise::Token | Authorise::Registry => self.admit_by_token(attach, written, now_unix),
             Authorise::Any => self.admit_any(attach, written),
         }
     }
