@@ -131,7 +131,7 @@ async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
     let Setup { index, config, rules, hub, hubs, directory, gate, health, amqp, mqtt, coap, http } = setup;
     let roster = Roster::new(&gate);
     let keeping = tokio::task::spawn_local(Rc::clone(&roster).keep());
-    let routing = Routing::start(index, &config, &hubs, Arc::clone(&health), shutdown.clone());
+    let routing = Routing::start(index, &config, &hubs, &gate, Arc::clone(&health), shutdown.clone());
     let (upstream, connection) = match hub {
         Some(hub) => {
             let (upstream, connection) = Upstream::start(index, &config, &hub, health, shutdown.clone());

@@ -22,7 +22,7 @@ use super::device::{Device, Mark, Proof};
 use super::limits::{LimitSettings, Limits};
 use super::password::PasswordHash;
 use super::passwords::{Answer, Passwords};
-use super::telemetry::{DeviceAdmitted, DeviceDenied};
+use super::telemetry::{DeviceAdmitted, DeviceCutOff, DeviceDenied};
 use super::{Devices, Registry};
 
 /// When somebody is to come again for whom there is no time now.
@@ -106,7 +106,7 @@ impl By {
 }
 
 /// A device that was let in, and what that stands on.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pass {
     pub(crate) device: DeviceId,
     pub(crate) protocol: Protocol,
@@ -465,6 +465,15 @@ impl Gate {
                 Err(self.deny(attempt, denied, Instant::now()))
             }
         }
+    }
+
+    /// Whether a device that was let in may stay; the operator is told if it may not.
+    pub(crate) fn may_stay(&self, pass: &Pass) -> bool {
+        let over = self.still(&self.registry.snapshot(), pass).err();
+        if let Some(over) = over {
+            emit(DeviceCutOff { protocol: pass.protocol, device: pass.device.as_str(), over });
+        }
+        over.is_none()
     }
 
     /// Whether a device that was let in may stay.

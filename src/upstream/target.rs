@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fieldgate_amqp::connection::ClientSecurity;
+use fieldgate_mappings::DeviceId;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use thiserror::Error;
@@ -13,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::config::{Config, Connector, HostPort, Reach, Sasl, Secret, Target};
-use crate::sas::{ConnectionString, ConnectionStringError, Signer};
+use crate::sas::{ConnectionString, ConnectionStringError, SharedKey, Signer};
 use crate::tls::{self, Roots, Stream, TlsError};
 
 /// The port of AMQP over TLS (IANA `amqps`).
@@ -258,6 +259,28 @@ impl Hub {
         let text = signer.token(resource, expiry);
         // Ahead of time: a fifth of the life is left for a hub that is away.
         Some(OwnToken { name: resource.clone(), text, renew_in: self.token_ttl * 4 / 5 })
+    }
+
+    /// How long tokens live that the gateway signs.
+    pub(crate) fn token_ttl(&self) -> Duration {
+        self.token_ttl
+    }
+
+    /// A token for one device, good until `expires_unix` (seconds since 1970): signed with the device's `key`, else with
+    /// the policy's. Nothing where the gateway has neither.
+    pub(crate) fn device_token(
+        &self,
+        device: &DeviceId,
+        key: Option<&SharedKey>,
+        expires_unix: u64,
+    ) -> Option<Secret> {
+        let resource = format!("{}/devices/{device}", self.name);
+        let text = match (key, &self.credential) {
+            (Some(key), _) => Signer::new(None, key.clone()).token(&resource, expires_unix),
+            (None, Credential::SharedKey { signer, .. }) => signer.token(&resource, expires_unix),
+            (None, _) => return None,
+        };
+        Some(Secret::new(text))
     }
 
     /// TCP, and TLS where it is spoken, to the first address that answers.
