@@ -35,7 +35,7 @@ pub(crate) use device::{Device, Mark, Proof, SpeaksWith};
 pub(crate) use file::Known;
 pub(crate) use gate::{Attempt, By, Denied, Gate, GateSettings, Judged, Pass, Pending, Shown};
 pub(crate) use limits::LimitSettings;
-pub(crate) use roster::{Over, Roster, Stay};
+pub(crate) use roster::{Roster, Stay};
 pub(crate) use watching::watch;
 
 /// All devices at one moment. Shared, and never changed.

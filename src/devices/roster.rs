@@ -4,7 +4,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -187,17 +186,6 @@ impl Stay {
             seat.waker = Some(cx.waker().clone());
         }
         Poll::Pending
-    }
-
-    /// Waits until the device may not stay. Cancel safe.
-    pub(crate) async fn over(&self) -> Over {
-        poll_fn(|cx| self.poll_over(cx)).await
-    }
-
-    /// Puts another proof in the place of the one that the stay stands on: a token that was renewed.
-    pub(crate) fn renew(&mut self, pass: Pass) {
-        let renewed = self.roster.enter(pass);
-        *self = renewed;
     }
 }
 

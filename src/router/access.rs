@@ -191,14 +191,13 @@ impl Access {
         routed(connector, attach, permit, written, &sent)
     }
 
-    /// The device whose address a device that proves nothing names. Where there is a registry the address must have one
-    /// reading: whose it is decides.
+    /// The device whose address is named by one that proves nothing. Where there is a registry the address must have
+    /// one reading: whose it is decides.
     fn claimed_device(&self, path: &str) -> Result<Option<DeviceId>, AmqpError> {
-        if self.rules.registrar.as_ref().is_none_or(|registrar| registrar.is_empty()) {
-            return Ok(None);
-        }
+        let Some(registrar) = &self.rules.registrar else { return Ok(None) };
         match canonical(path) {
             Ok(canonical) => Ok(canonical.path.device()),
+            Err(_) if registrar.is_empty() => Ok(None),
             Err(fault) => Err(refuse(&Condition::NotFound, &fault.to_string())),
         }
     }
