@@ -9,6 +9,7 @@
 
 mod certificate;
 mod device;
+pub(crate) mod edit;
 mod file;
 mod gate;
 mod limits;
@@ -35,6 +36,7 @@ pub(crate) use device::{Device, Mark, Proof, SpeaksWith};
 pub(crate) use file::Known;
 pub(crate) use gate::{Attempt, By, Denied, Gate, GateSettings, Judged, Pass, Pending, Shown};
 pub(crate) use limits::LimitSettings;
+pub(crate) use password::PasswordHash;
 pub(crate) use roster::{Roster, Stay};
 pub(crate) use watching::watch;
 

@@ -4,10 +4,13 @@ use std::fmt;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use fieldgate_mappings::DeviceId;
 
 use crate::sas::SharedKey;
 
+use super::certificate::thumbprint_text;
 use super::password::PasswordHash;
 
 /// A device that is registered. About 300 bytes with a key, a hub and two attributes.
@@ -76,6 +79,29 @@ impl Proof {
             Self::Thumbprint(_) => "certificate-thumbprint",
             Self::Psk(_) => "psk",
             Self::Nothing => "none",
+        }
+    }
+
+    /// The key of its list in the file.
+    pub(crate) const fn key(&self) -> Option<&'static str> {
+        match self {
+            Self::SasKey(_) => Some("sas_keys"),
+            Self::Password(_) => Some("passwords"),
+            Self::CommonName(_) | Self::Thumbprint(_) => Some("certificates"),
+            Self::Psk(_) => Some("psk"),
+            Self::Nothing => None,
+        }
+    }
+
+    /// What stands for it in the file: a secret, mostly.
+    pub(crate) fn written(&self) -> String {
+        match self {
+            Self::SasKey(key) => key.to_base64(),
+            Self::Password(hash) => hash.as_str().to_owned(),
+            Self::CommonName(name) => format!("CN={name}"),
+            Self::Thumbprint(thumbprint) => thumbprint_text(thumbprint),
+            Self::Psk(key) => BASE64.encode(key),
+            Self::Nothing => String::new(),
         }
     }
 

@@ -197,7 +197,7 @@ impl Access {
         let Some(registrar) = &self.rules.registrar else { return Ok(None) };
         match canonical(path) {
             Ok(canonical) => Ok(canonical.path.device()),
-            Err(_) if registrar.is_empty() => Ok(None),
+            Err(_) if registrar.is_empty() || !is_below_devices(path) => Ok(None),
             Err(fault) => Err(refuse(&Condition::NotFound, &fault.to_string())),
         }
     }
@@ -453,6 +453,11 @@ fn split_absolute(address: &str) -> (&str, Option<&str>, &str) {
     let Some((scheme, rest)) = address.split_once("://") else { return ("", None, address) };
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     (&address[..scheme.len() + 3], Some(authority), path)
+}
+
+/// Whether some hub might take the path for a device's.
+fn is_below_devices(path: &str) -> bool {
+    decoded(path).trim_start_matches(['/', '\\', '.']).to_ascii_lowercase().starts_with("devices")
 }
 
 /// A segment without its escapes, and as it is where they are none.
