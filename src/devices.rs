@@ -24,6 +24,7 @@ use std::hash::RandomState;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use fieldgate_mappings::{ActsFor, DeviceId};
 use tokio::sync::watch as channel;
 
 use crate::config::ConfigError;
@@ -48,6 +49,7 @@ pub(crate) struct Devices {
     /// Whose a certificate is: an index into `devices`.
     by_certificate: HashMap<Proof, u32>,
     has_slow_password: bool,
+    /// Grows with every change; 0 where there is no file.
     generation: u64,
 }
 
@@ -62,6 +64,11 @@ impl Devices {
     pub(crate) fn get(&self, id: &str) -> Option<&Device> {
         let at = self.devices.binary_search_by(|device| device.id.as_str().cmp(id)).ok()?;
         Some(&self.devices[at])
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.devices.len()
     }
 
     /// The device that this certificate is registered for.
@@ -79,15 +86,12 @@ impl Devices {
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = &Device> {
         self.devices.iter()
     }
+}
 
-    /// How many there are.
-    pub(crate) fn len(&self) -> usize {
-        self.devices.len()
-    }
-
-    /// Grows with every change; 0 where there is no file.
-    pub(crate) fn generation(&self) -> u64 {
-        self.generation
+impl ActsFor for Devices {
+    fn may_act(&self, gateway: &DeviceId, group: &str, device: &DeviceId) -> bool {
+        let both = self.get(gateway.as_str()).zip(self.get(device.as_str()));
+        both.is_some_and(|(gateway, device)| device.lets_act(gateway, group))
     }
 }
 

@@ -31,7 +31,7 @@ mod template;
 mod time;
 mod trie;
 
-pub use address::{Address, DeviceId, Identity};
+pub use address::{ActsFor, Address, DeviceId, Identity};
 pub use bytestring::ByteString;
 pub use message::{Direction, Message, MessageId, Properties, Timestamp, Value};
 pub use outcome::{Outcome, Reason, Rejection, Report, Verdict};

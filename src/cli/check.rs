@@ -10,7 +10,9 @@ use crate::config::{
     Authorise, Config, Connect, Connector, Direction, Listener, MappingsError, Mode, Reach, SslProfile,
     Target, TlsVersion,
 };
+use crate::devices::{Known, Registry};
 use crate::output::say;
+use crate::state::StateDir;
 use crate::tls::{self, Roots, TlsError};
 
 /// What a start would stumble over.
@@ -35,16 +37,28 @@ pub(super) fn run(file: Option<&Path>) -> Result<(), CliError> {
         tls::client(&Roots::File(file.clone())).map_err(Wrong::from)?;
     }
     certificates(&config)?;
+    let devices = devices(&config)?;
     config.mappings.load().map_err(Wrong::from)?;
     let name = file.map_or_else(|| "the defaults".into(), |file| file.display().to_string());
     say(&format!("{name}: good"))?;
-    for (what, meaning) in summary(&config) {
+    for (what, meaning) in summary(&config).into_iter().chain(devices) {
         say(&format!("  {what:<9}{meaning}"))?;
     }
     for remark in &config.remarks {
         say(&format!("  {remark}"))?;
     }
     Ok(())
+}
+
+/// Reads the device registry, where there is one.
+fn devices(config: &Config) -> Result<Option<(&'static str, String)>, CliError> {
+    let file = match (&config.devices.file, StateDir::locate(config.state.directory.as_deref())) {
+        (Some(file), _) => file.clone(),
+        (None, Ok(state)) if state.devices_file().exists() => state.devices_file(),
+        (None, _) => return Ok(None),
+    };
+    let registry = Registry::load(&file, Known::of(config))?;
+    Ok(Some(("devices", format!("{} registered in {}", registry.snapshot().len(), file.display()))))
 }
 
 /// Reads what the TLS profiles name.

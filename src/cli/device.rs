@@ -360,7 +360,7 @@ fn rotate(book: &mut Book, asked: Rotate) -> Result<(), CliError> {
     made.tell(
         &asked.id,
         &file,
-        if asked.drop_old { "has no former key any more" } else { "has a new key" },
+        if asked.drop_old { "has no former credentials any more" } else { "has new credentials" },
         asked.json,
     )
 }

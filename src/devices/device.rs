@@ -133,14 +133,15 @@ impl SpeaksWith {
 
 impl Device {
     /// The value of an attribute.
+    #[cfg(test)]
     pub(crate) fn attribute(&self, name: &str) -> Option<&str> {
-        let at = self.attributes.binary_search_by(|(known, _)| (**known).cmp(name)).ok()?;
-        Some(&self.attributes[at].1)
+        self.attributes.iter().find(|(known, _)| **known == *name).map(|(_, value)| &**value)
     }
 
-    /// Whether `gateway` may act for this device: both are enabled, and it is in one of the groups that may.
-    pub(crate) fn lets_act(&self, gateway: &Device) -> bool {
-        self.enabled && gateway.enabled && self.via.iter().any(|group| gateway.groups.contains(group))
+    /// Whether `gateway` may act for this device as one of this group: both are enabled, and know the group.
+    pub(crate) fn lets_act(&self, gateway: &Device, group: &str) -> bool {
+        let knows = |groups: &[Arc<str>]| groups.iter().any(|its| **its == *group);
+        self.enabled && gateway.enabled && knows(&self.via) && knows(&gateway.groups)
     }
 
     /// Whether it need not prove anything where that is allowed.

@@ -408,6 +408,9 @@ fn hide(mut error: ConfigError) -> ConfigError {
     error
 }
 
+/// Names and values.
+type Attributes = Box<[(Arc<str>, Arc<str>)]>;
+
 struct Reader<'a> {
     known: &'a Known,
     /// Texts that several devices have.
@@ -466,10 +469,7 @@ impl Reader<'_> {
         })
     }
 
-    fn attributes(
-        &mut self,
-        written: &BTreeMap<String, String>,
-    ) -> Result<Box<[(Arc<str>, Arc<str>)]>, Fault> {
+    fn attributes(&mut self, written: &BTreeMap<String, String>) -> Result<Attributes, Fault> {
         let fault =
             |what: String| Fault::new("attributes", what, "names and short texts, as { site = \"berlin\" }");
         if written.len() > MAX_NAMES {

@@ -20,6 +20,9 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Watches until the stop.
 pub(crate) async fn watch(registry: Arc<Registry>, health: Arc<Health>, shutdown: Shutdown) {
     let Some(path) = registry.path.clone() else { return };
+    if registry.generation() > 0 {
+        health.set(Component::Devices, Status::Up);
+    }
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut watched = Watched { read: registry.stamp, seen: registry.stamp };

@@ -131,11 +131,16 @@ impl<S: Fn(Message, Patience, Verdict)> Requests<S> {
             Ok(Err(error)) => return Err(Refusal::Body(error)),
             Err(_) => return Err(Violation::TimedOut.into()),
         };
-        let identity = proven.as_ref().map_or(Identity::Claimed, |pass| Identity::Is(&pass.device));
+        let others = self.rules.has_via().then(|| self.roster.devices());
+        let identity = match (&proven, &others) {
+            (Some(pass), Some(others)) => Identity::MayActFor(&pass.device, &**others),
+            (Some(pass), None) => Identity::Is(&pass.device),
+            (None, _) => Identity::Claimed,
+        };
         match self.rules.map_http(identity, &head, body) {
             Ok(message) => {
-                claim.agrees_with(&message.device)?;
                 if proven.is_none() {
+                    claim.agrees_with(&message.device)?;
                     // The path alone has said who it is.
                     self.judge(&message.device, Shown::Nothing).await?;
                 }

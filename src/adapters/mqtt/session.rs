@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use fieldgate_mappings::address::DeviceId;
+use fieldgate_mappings::address::{DeviceId, Identity};
 use fieldgate_mappings::message::Message;
 use fieldgate_mappings::mqtt::{self, OnRejected, Reply3, Reply5, reply_3, reply_5};
 use fieldgate_mappings::outcome::{Outcome, Rejection};
@@ -287,7 +287,14 @@ impl<H: Host> Session<H> {
         let payload_bytes = payload.len();
         let properties = properties.map(|properties| words::read(*properties)).unwrap_or_default();
         let said = mqtt::Publish { topic: &topic, payload, qos: qos as u8, retain, properties };
-        match (self.host.rules().map_mqtt(&client.device, said), token) {
+        let rules = self.host.rules();
+        // Most rule sets let nobody act for others: then the registry is not looked at.
+        let others = rules.has_via().then(|| self.host.roster().devices());
+        let identity = match &others {
+            Some(others) => Identity::MayActFor(&client.device, &**others),
+            None => Identity::Is(&client.device),
+        };
+        match (rules.map_mqtt(identity, said), token) {
             (Ok(message), Some(token)) => {
                 let verdict = self.inbox.verdict(Ticket::Waiting(token));
                 self.host.send(message, self.patience(true, now), verdict);

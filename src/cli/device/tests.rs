@@ -49,7 +49,7 @@ fn a_device_lives() {
         ("sas-key".into(), false, Some("berlin"))
     );
     bench.run("enable pump-1 p").unwrap();
-    assert!(bench.device("pump-1").enabled && bench.device("pump-1").lets_act(&bench.device("gw")));
+    assert!(bench.device("pump-1").enabled && bench.device("pump-1").lets_act(&bench.device("gw"), "line"));
     // One key in use, one to come.
     let first = bench.device("pump-1").proofs[0].clone();
     bench.run("rotate pump-1").unwrap();
