@@ -8,7 +8,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use fe2o3_amqp::sasl_profile::SaslProfile;
 use fe2o3_amqp::{Connection, Receiver, Sender, Session};
+use fieldgate::hub::device_key;
 use fieldgate::sas::{SharedKey, Signer};
+use fieldgate_mappings::DeviceId;
 use fieldgate_mqtt::client::{ConnectOptions, ServerPacket};
 use fieldgate_mqtt::{QoS, Version, Will};
 use ring::digest::{SHA256, digest};
@@ -16,6 +18,7 @@ use tokio::net::TcpStream;
 
 use super::client::{Client, data};
 use super::hub::Hub;
+use super::listeners::Certificates;
 use super::mqtt::{Mqtt, Told};
 use super::requests::{Http, HttpAnswer};
 use super::world::{Directory, Gateway, Lines, in_an_hour, within};
@@ -657,6 +660,173 @@ async fn a_broker_that_wants_no_token_is_put_none() {
         others.sender(&events("a")).await;
         // A session of its own for a second look.
         Session::begin(&mut others.connection).await.unwrap();
+        gateway.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_certificate_is_its_devices() {
+    within(async {
+        let certificates = Certificates::new();
+        let registry = Registry::new(
+            "[[device]]\nid = \"pump-1\"\ncertificates = [\"CN=site-7-pump\"]\n\
+             [[device]]\nid = \"off\"\nenabled = false\ncertificates = [\"CN=off\"]\n",
+        );
+        let listener =
+            certificates.listener("client_certificates = \"required\"", "authorise = \"registry\"");
+        let more = registry.section() + &listener;
+        let gateway = Gateway::embedded(Lines { more: &more, ..Lines::NONE }).await;
+        let tls13 = &rustls::version::TLS13;
+        let stream = certificates.connect(&gateway, tls13, Some("site-7-pump")).await.unwrap();
+        let mut client = Client::open(stream, SaslProfile::Anonymous).await;
+        let mut sender = client.sender(&events("pump-1")).await;
+        assert!(sender.send(data(*b"x")).await.unwrap().is_accepted());
+        let refused = Sender::attach(&mut client.session, "other", events("site-7-pump")).await.unwrap_err();
+        assert!(format!("{refused:?}").contains("UnauthorizedAccess"), "{refused:?}");
+        // A good certificate of nobody who is registered; and of one that is disabled.
+        let stream = certificates.connect(&gateway, tls13, Some("stranger")).await.unwrap();
+        let mut stranger = Client::open(stream, SaslProfile::Anonymous).await;
+        let refused = Sender::attach(&mut stranger.session, "x", events("stranger")).await.unwrap_err();
+        assert!(format!("{refused:?}").contains("UnauthorizedAccess"), "{refused:?}");
+        let stream = certificates.connect(&gateway, tls13, Some("off")).await.unwrap();
+        let builder =
+            Connection::builder().container_id("test").scheme("amqp").sasl_profile(SaslProfile::Anonymous);
+        let refused = builder.open_with_stream(stream).await;
+        assert!(refused.is_err() || refused.unwrap().on_close().await.is_err());
+        // The certificate is another device's now.
+        registry.write("[[device]]\nid = \"pump-2\"\ncertificates = [\"CN=site-7-pump\"]\n");
+        let error = format!("{:?}", client.connection.on_close().await);
+        assert!(error.contains("UnauthorizedAccess"), "{error}");
+        drop(stranger);
+        gateway.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_gateway_speaks_with_what_the_registry_says() {
+    within(async {
+        let registry = Registry::new("");
+        let gateway = gateway(&registry, STRICT).await;
+        let owner = std::fs::read_to_string(gateway.state.path().join("policy-key")).unwrap();
+        let owner = SharedKey::from_base64(owner.trim()).unwrap();
+        let hub_key = |device: &str| device_key(&owner, &DeviceId::new(device).unwrap()).to_base64();
+        let speaks = |line: String| format!("{line}speaks_with = \"device-key\"\n");
+        registry.write(
+            &(speaks(with_password("right", PASSWORD) + &format!("hub_key = \"{}\"\n", hub_key("right")))
+                + &speaks(
+                    with_password("wrong", PASSWORD) + &format!("hub_key = \"{}\"\n", hub_key("right")),
+                )
+                + &format!(
+                    "[[device]]\nid = \"own\"\nsas_keys = [\"{}\"]\nspeaks_with = \"own-token\"\n",
+                    hub_key("own")
+                )
+                + &with_key("own-wrong", KEY)
+                + "speaks_with = \"own-token\"\n"),
+        );
+        while connect(&gateway, Version::V5, "right", "", PASSWORD).await.1 != 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let mut client = amqp(&gateway, plain("right", PASSWORD)).await;
+        let mut sender = client.sender(&events("right")).await;
+        assert!(sender.send(data(*b"x")).await.unwrap().is_accepted());
+        // The hub does not know the key: it says so, and the device hears it.
+        let mut client = amqp(&gateway, plain("wrong", PASSWORD)).await;
+        let refused = Sender::attach(&mut client.session, "x", events("wrong")).await.unwrap_err();
+        assert!(format!("{refused:?}").contains("UnauthorizedAccess"), "{refused:?}");
+        let mut client = amqp(&gateway, SaslProfile::Anonymous).await;
+        let own = token("own", &STANDARD.decode(hub_key("own")).unwrap());
+        assert_eq!(client.put_token(&own, "localhost/devices/own").await, 200);
+        let mut sender = client.sender(&events("own")).await;
+        assert!(sender.send(data(*b"x")).await.unwrap().is_accepted());
+        // Good for the gateway, which passes it on, and not for the hub.
+        assert_eq!(client.put_token(&token("own-wrong", KEY), "localhost/devices/own-wrong").await, 401);
+        drop(client);
+        gateway.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_gateway_of_the_group_acts_for_its_devices() {
+    within(async {
+        let registry = Registry::new(
+            &(with_password("gw", PASSWORD)
+                + "groups = [\"line\"]\n"
+                + &with_password("p", "of p")
+                + "via = [\"line\"]\n"
+                + &with_password("q", "of q")),
+        );
+        let mapping = registry.directory.path().join("line.toml");
+        let text = "version = 1\n[[rule]]\nname = \"line\"\ndirection = \"uplink\"\n\
+                    from.mqtt = \"line/{device}\"\nfrom.http = \"POST /line/{device}\"\n\
+                    to.address = \"devices/{device}/messages/events\"\ndevice.via = \"line\"\n";
+        std::fs::write(&mapping, text).unwrap();
+        let more = format!("{}[mappings]\nfiles = [{mapping:?}]\n", registry.section());
+        let gateway = Gateway::embedded(Lines { more: &more, ..STRICT }).await;
+        let (mut device, _) = connect(&gateway, Version::V5, "gw", "", PASSWORD).await;
+        for (topic, told) in
+            [("line/p", Told::PubAck(0)), ("line/gw", Told::PubAck(0)), ("line/q", Told::PubAck(0x87))]
+        {
+            let sent = device.send(topic, b"x", QoS::AtLeastOnce).await;
+            assert_eq!(device.told(sent).await, told, "{topic}");
+        }
+        for (device, status) in [("p", 204), ("gw", 204), ("q", 403), ("stranger", 403)] {
+            let mut http = gateway.http().await;
+            let field = basic("gw", PASSWORD);
+            http.write(
+                format!("POST /line/{device} HTTP/1.1\r\nHost: g\r\nAuthorization: {field}\r\nContent-Length: 1\r\n\r\nx")
+                    .as_bytes(),
+            )
+            .await;
+            assert_eq!(http.answer().await.status, status, "{device}");
+        }
+        // Not the other way round, and no more once the group is gone.
+        let (mut p, _) = connect(&gateway, Version::V5, "p", "", "of p").await;
+        let sent = p.send("line/gw", b"x", QoS::AtLeastOnce).await;
+        assert_eq!(p.told(sent).await, Told::PubAck(0x87));
+        registry.write(&(with_password("gw", PASSWORD) + &with_password("p", "of p") + "via = [\"line\"]\n"));
+        loop {
+            let sent = device.send("line/p", b"x", QoS::AtLeastOnce).await;
+            match device.told(sent).await {
+                Told::PubAck(0) => tokio::time::sleep(Duration::from_millis(50)).await,
+                told => break assert_eq!(told, Told::PubAck(0x87)),
+            }
+        }
+        gateway.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_slow_password_keeps_nobody_waiting() {
+    within(async {
+        // Some 15 ms each, on one thread.
+        let slow = "$argon2id$v=19$m=7168,t=5,p=1$c29tZXNhbHRzb21lc2FsdA$OHc9SRN0/XEiuUUihEOCXBYjZ7cbpwHqG3uM3/Rhr/w";
+        let registry = Registry::new(&(everybody() + &format!("[[device]]\nid = \"slow\"\npasswords = \"{slow}\"\n")));
+        let more = registry.section() + "failures_per_device = 1000\nfailures_per_address = 1000\n";
+        let gateway = Gateway::embedded(Lines { more: &more, ..STRICT }).await;
+        let (mut device, _) = connect(&gateway, Version::V5, "a", "", &token("a", KEY)).await;
+        let mut guesses = tokio::task::JoinSet::new();
+        for _ in 0..40 {
+            let address = gateway.ports.mqtt;
+            guesses.spawn(async move {
+                let options =
+                    ConnectOptions { password: Some(b"guess"), ..ConnectOptions::new(Version::V5, "slow") };
+                Mqtt::ask(address, &options).await.1.code
+            });
+        }
+        let mut longest = Duration::ZERO;
+        while guesses.try_join_next().is_none() || guesses.len() > 5 {
+            let begun = Instant::now();
+            device.ping().await;
+            longest = longest.max(begun.elapsed());
+        }
+        assert!(longest < Duration::from_millis(500), "{longest:?}");
+        while let Some(code) = guesses.join_next().await {
+            assert_eq!(code.unwrap(), 0x86);
+        }
         gateway.stop().await;
     })
     .await;

@@ -24,14 +24,14 @@ use super::world::{Directory, Gateway, Lines, within};
 const EVENTS: &str = "devices/dev/messages/events";
 
 /// A CA with the certificates that it has signed, as files for the gateway.
-struct Certificates {
+pub(super) struct Certificates {
     directory: Directory,
     issuer: Issuer<'static, KeyPair>,
     ca: CertificateDer<'static>,
 }
 
 impl Certificates {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let directory = Directory::new();
         std::fs::create_dir_all(directory.path()).unwrap();
         let key = KeyPair::generate().unwrap();
@@ -66,7 +66,7 @@ impl Certificates {
     }
 
     /// A listener with these certificates; `lines` are of its profile, then of itself.
-    fn listener(&self, profile: &str, lines: &str) -> String {
+    pub(super) fn listener(&self, profile: &str, lines: &str) -> String {
         let (ca, cert, key) = (self.file("ca.pem"), self.file("cert.pem"), self.file("key.pem"));
         format!(
             "[[ssl_profile]]\nname = \"devices\"\nca_cert_file = {ca:?}\ncert_file = {cert:?}\n\
@@ -76,7 +76,7 @@ impl Certificates {
     }
 
     /// TLS to a listener, with a certificate for a device of this name or without one.
-    async fn connect(
+    pub(super) async fn connect(
         &self,
         gateway: &Gateway,
         version: &'static SupportedProtocolVersion,

@@ -25,6 +25,7 @@ use tokio::time::timeout;
 use crate::adapters::answering::{Ending, RETRY_AFTER, patience};
 use crate::config::{Config, HttpConfig};
 use crate::devices::{Attempt, By, Denied, Pass, Roster, Shown};
+use crate::sas::percent_decode;
 use crate::telemetry::{Protocol, emit};
 use crate::upstream::Patience;
 
@@ -159,7 +160,7 @@ impl<S: Fn(Message, Patience, Verdict)> Requests<S> {
     async fn identify(&self, head: &RequestHead<'_>, claim: &Claim) -> Result<Option<Pass>, Rejection> {
         let believes = self.config.http.allow_anonymous();
         let device = match claim.device() {
-            Some(id) => DeviceId::new(id).ok(),
+            Some(id) => DeviceId::new(&self.read_once_more(id)).ok(),
             None if believes => return Ok(None),
             None => {
                 let mapped = self.rules.map_http(Identity::Claimed, head, Bytes::new());
@@ -172,6 +173,15 @@ impl<S: Fn(Message, Patience, Verdict)> Requests<S> {
         };
         let pass = self.judge(&device, claim.shown()).await?;
         Ok(Some(pass).filter(|pass| pass.by != By::Word))
+    }
+
+    /// Some clients encode an id before they encode the resource of its token: the id that is registered is meant.
+    fn read_once_more<'c>(&self, id: &'c str) -> Cow<'c, str> {
+        let devices = self.roster.devices();
+        match percent_decode(id) {
+            Some(decoded) if devices.get(id).is_none() && devices.get(&decoded).is_some() => decoded.into(),
+            _ => id.into(),
+        }
     }
 
     async fn judge(&self, device: &DeviceId, shown: Shown<'_>) -> Result<Pass, Rejection> {
