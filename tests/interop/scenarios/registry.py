@@ -147,7 +147,8 @@ def disabled_is_cut_off():
             begun = time.monotonic()
             strict.device("disable", "press")
             subscriber.wait_for_line("Received DISCONNECT (135)")
-            sender.wait_ended()
+            loop.wait(lambda: device.over, "the close of the connection")
+            expect(f"the reason in {device.over}", "amqp:unauthorized-access" in str(device.over))
             expect("within five seconds", time.monotonic() - begun < CUT_OFF_SECONDS)
             subscriber.kill()
         finally:
