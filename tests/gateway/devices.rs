@@ -468,7 +468,6 @@ async fn cut_off(change: impl FnOnce(&Registry)) {
     let error = format!("{:?}", links[0].on_detach().await);
     assert!(error.contains("UnauthorizedAccess"), "{error}");
     let error = format!("{:?}", plain_a.connection.on_close().await);
-    println!("cut off after {:?}", changed.elapsed());
     assert!(error.contains("UnauthorizedAccess") && changed.elapsed() < CUT_OFF, "{error}");
     assert!(sender_a.send(data(*b"x")).await.is_err());
     let answer = post_on(&mut http_a, "a", &a).await;
