@@ -3,6 +3,7 @@
 //! One struct for each section, unknown keys refused, every error with file, line, column and what would be right.
 //! What the file leaves out has a default that is safe: listeners on loopback, the embedded hub as the hub.
 
+mod access;
 mod address;
 mod check;
 mod connectors;
@@ -12,10 +13,13 @@ mod mappings;
 mod mechanisms;
 mod names;
 mod profiles;
+mod proxy;
 mod qpid;
 mod routes;
+mod sasl;
 mod sections;
 mod units;
+mod upstream;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -23,9 +27,11 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use access::{Access, Transport};
 pub use address::{HubUrl, parse_listen};
 use connectors::ConnectorSection;
-pub use connectors::{Connect, Connector, HostPort, Hosts, Mode, Reach, Sasl};
+pub(crate) use connectors::UPSTREAM;
+pub use connectors::{Connect, Connector, HostPort, Hosts, Mode, Reach};
 pub use error::{ConfigError, Place};
 pub(crate) use error::{Source, nearest};
 use error::{beside, name_of};
@@ -34,12 +40,14 @@ pub use listeners::{Limits, Listener};
 pub use mappings::MappingsError;
 use profiles::ProfileSection;
 pub use profiles::{ClientCertificates, IdentityFiles, SslProfile, TlsVersion};
+pub use proxy::Proxy;
 pub use qpid::{Import, Remark};
 use routes::RouteSection;
 pub use routes::{Direction, LinkRoute, RouteAddress};
+pub use sasl::Sasl;
 pub use sections::{
     AdminConfig, Authorise, CoapConfig, DevicesConfig, HttpConfig, HubConfig, LogConfig, MappingsConfig,
-    MqttConfig, RuntimeConfig, StateConfig,
+    MqttConfig, RuntimeConfig, SpoolConfig, StateConfig,
 };
 use sections::{AmqpSection, UpstreamSection};
 pub use units::{Level, Secret, parse_duration, parse_size};
@@ -71,6 +79,8 @@ pub struct Config {
     pub upstream: Upstream,
     /// What a device message means.
     pub mappings: MappingsConfig,
+    /// What is kept on disk while the hub is away.
+    pub spool: SpoolConfig,
     /// Where native AMQP devices connect.
     pub listeners: Vec<Listener>,
     /// Where native AMQP devices' links go; never empty.
@@ -86,9 +96,8 @@ pub struct Config {
 pub struct Upstream {
     /// Which hub.
     pub target: Target,
-    /// Certificates (PEM) that the hub's certificate is checked with; absent: those of the platform, or the own CA
-    /// for the embedded hub.
-    pub ca_file: Option<PathBuf>,
+    /// How it is reached.
+    pub access: Access,
     /// How long devices are kept through an outage of the hub before they are told.
     pub hold: Duration,
     /// The idle time-out that is announced to the hub.
@@ -129,6 +138,7 @@ struct Document {
     hub: HubConfig,
     upstream: UpstreamSection,
     mappings: MappingsConfig,
+    spool: SpoolConfig,
     ssl_profile: Vec<ProfileSection>,
     listener: Vec<ListenerSection>,
     connector: Vec<ConnectorSection>,
@@ -224,9 +234,12 @@ impl Config {
             *file = beside(base, file);
         }
         let paths =
-            [&mut document.upstream.ca_file, &mut document.state.directory, &mut document.devices.file];
+            [&mut document.state.directory, &mut document.spool.directory, &mut document.devices.file];
         for path in paths.into_iter().flatten() {
             *path = beside(base, path);
+        }
+        if let Some((key, what)) = document.spool.fault() {
+            return Err(source.wrong(&["spool", key], what));
         }
         let target = read_target(source, &document.upstream, base)?;
         let Document {
@@ -242,6 +255,7 @@ impl Config {
             hub,
             upstream,
             mappings,
+            spool,
             ..
         } = document;
         let profiles = profiles::resolve(source, document.ssl_profile, base)?;
@@ -253,9 +267,10 @@ impl Config {
         }
         let link_routes = routes::resolve(source, &document.link_route, &amqp.link_routes, &connectors)?;
         let listeners = listeners::resolve(source, &document.listener, &amqp, &profiles, &connectors)?;
+        let access = upstream::access(source, &upstream, &target, &profiles, base)?;
         let upstream = Upstream {
             target,
-            ca_file: upstream.ca_file,
+            access,
             hold: upstream.hold,
             idle_time_out: upstream.idle_time_out,
             connect_time_out: upstream.connect_time_out,
@@ -275,6 +290,7 @@ impl Config {
             hub,
             upstream,
             mappings,
+            spool,
             listeners,
             connectors,
             link_routes,
@@ -342,6 +358,8 @@ impl Config {
             ConfigError::new(origin, what)
                 .with_help(format!("{POLICY_FORM}, or amqps://host for another AMQP 1.0 hub"))
         })?;
+        // A password is for the hub that it was written for.
+        self.upstream.access.sasl.take_if(|sasl| matches!(sasl, Sasl::Plain { .. }));
         Ok(())
     }
 }

@@ -181,15 +181,11 @@ impl StateDir {
         Ok(LockedState { directory: self.clone(), _lock: lock })
     }
 
-    /// Makes the directory if there is none.
+    /// Makes the directory if there is none, for its user only.
     ///
     /// # Errors
-    /// It cannot be made, or is open to other users.
-    pub fn prepare(&self) -> Result<(), StateError> {
-        self.make()
-    }
-
-    fn make(&self) -> Result<(), StateError> {
+    /// When it cannot be made, or is open to others.
+    pub(crate) fn make(&self) -> Result<(), StateError> {
         let failed = |source| StateError::Io { path: self.path.clone(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(&self.path).map_err(failed)?;
         let metadata = fs::metadata(&self.path).map_err(failed)?;

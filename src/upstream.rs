@@ -10,7 +10,9 @@ mod claims;
 mod commands;
 mod device;
 mod driver;
+mod endpoint;
 mod load;
+mod proxy;
 mod target;
 mod telemetry;
 mod uplink;
@@ -37,6 +39,9 @@ pub(crate) use commands::CommandId;
 pub use target::HubError;
 pub(crate) use target::{Embedded, Hub};
 
+/// The name of the hub of mapped messages.
+const HUB: &str = "upstream";
+
 /// How long a message may wait for the hub before it is released.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
@@ -44,6 +49,22 @@ pub(crate) struct Patience {
     pub(crate) until: Instant,
     /// Whether an outage is waited through. Otherwise a message is released at once while the hub is away.
     pub(crate) through_outage: bool,
+    /// Whether the message is released with what its device sent before: when the patience of one such message is
+    /// over, those that wait behind it do not go without it.
+    pub(crate) in_order: bool,
+    /// What its device can be told.
+    pub(crate) hears: Hears,
+}
+
+/// What a device can hear of the message that it sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hears {
+    /// What became of it, whatever that is.
+    Everything,
+    /// That it was accepted, and nothing else: a refusal would sound the same. It waits until then.
+    Acceptance,
+    /// Nothing: it does not wait.
+    Nothing,
 }
 
 /// A command of the hub for one device.
@@ -73,6 +94,8 @@ pub(crate) struct Upstream {
 #[derive(Debug)]
 struct Shared {
     uplink: RefCell<Uplink>,
+    /// What the hub is called.
+    hub: Arc<str>,
     /// The task that moves the bytes.
     driver: RefCell<Option<Waker>>,
 }
@@ -94,7 +117,7 @@ impl Upstream {
     /// A way that nobody uses: there are no devices whose messages are mapped, and no connection is made.
     pub(crate) fn unused(config: &Config) -> Self {
         let uplink = RefCell::new(Uplink::new(&config.upstream));
-        Self { shared: Rc::new(Shared { uplink, driver: RefCell::new(None) }) }
+        Self { shared: Rc::new(Shared { uplink, hub: HUB.into(), driver: RefCell::new(None) }) }
     }
 
     /// Starts the connection of worker `index`; the task ends after [`close`](Self::close).
@@ -130,6 +153,11 @@ impl Upstream {
         uplink.send_encoded(device, address, encoded, patience, verdict, Instant::now());
         drop(uplink);
         self.shared.wake();
+    }
+
+    /// The name of the device's hub.
+    pub(crate) fn hub_of(&self, _: &DeviceId) -> Arc<str> {
+        Arc::clone(&self.shared.hub)
     }
 
     /// Whether the hub is away: no connection, though one was tried.

@@ -24,10 +24,26 @@ const MAX_DESCRIPTION_BYTES: usize = 256;
 /// Appends the encoded message (AMQP 1.0 3.2): header, message annotations, properties and application properties
 /// where there are any, and the body as one data section.
 pub fn encode(message: &Message, out: &mut BytesMut) {
-    out.reserve(message.body.len() + 256);
-    if message.durable || message.ttl.is_some() {
-        put_header(out, &Header { durable: message.durable, ttl: message.ttl, ..Header::default() });
+    encode_header(message, out);
+    encode_rest(message, out);
+}
+
+/// Appends the header alone, if it says anything: durability, priority and time to live, as the message has them.
+pub fn encode_header(message: &Message, out: &mut BytesMut) {
+    let header = Header {
+        durable: message.durable,
+        priority: message.priority(),
+        ttl: message.ttl,
+        ..Header::default()
+    };
+    if header != Header::default() {
+        put_header(out, &header);
     }
+}
+
+/// Appends all that [`encode`] writes after the header.
+pub fn encode_rest(message: &Message, out: &mut BytesMut) {
+    out.reserve(message.body.len() + 256);
     if !message.annotations.is_empty() {
         put_message_annotations(out, message.annotations.iter().map(encode_pair));
     }
@@ -260,6 +276,8 @@ pub fn reply(outcome: &Outcome) -> Option<Bytes> {
                 Reason::TooLarge => Condition::MessageSizeExceeded,
                 Reason::Quota { .. } => Condition::ResourceLimitExceeded,
                 Reason::Content => Condition::InvalidField,
+                Reason::Full { .. } => Condition::ResourceLimitExceeded,
+                Reason::Disk { .. } => Condition::InternalError,
             };
             Some(rejected(Some(&AmqpError::new(&condition, Some(&rejection.description)))))
         }

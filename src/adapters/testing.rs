@@ -69,6 +69,7 @@ impl Running {
             directory: Arc::new(Directory::default()),
             gate: gate(),
             health: Arc::new(Health::default()),
+            spool: None,
             amqp: Vec::new(),
             mqtt: Vec::new(),
             coap,

@@ -157,7 +157,7 @@ pub(super) fn run(place: &Place, command: DeviceCommand) -> Result<(), CliError>
         Some(file) => file.clone(),
         None => {
             let state = StateDir::locate(config.state.directory.as_deref())?;
-            state.prepare()?;
+            state.make()?;
             state.devices_file()
         }
     };

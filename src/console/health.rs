@@ -24,9 +24,11 @@ pub enum Component {
     Http,
     /// The device registry: down while its file is not good, and an older state of it holds.
     Devices,
+    /// The disk that messages are kept on while the hub is away.
+    Spool,
 }
 
-const COMPONENTS: [Component; 7] = [
+const COMPONENTS: [Component; 8] = [
     Component::Hub,
     Component::Upstream,
     Component::Amqp,
@@ -34,6 +36,7 @@ const COMPONENTS: [Component; 7] = [
     Component::Coap,
     Component::Http,
     Component::Devices,
+    Component::Spool,
 ];
 
 /// How a part is.

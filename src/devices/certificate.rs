@@ -36,9 +36,7 @@ pub(crate) struct Certificate {
 impl Certificate {
     /// That of the peer, where it has shown one that TLS found good.
     pub(crate) fn of_peer(stream: &Stream) -> Option<Self> {
-        let Stream::Tls(stream) = stream else { return None };
-        let chain = stream.get_ref().1.peer_certificates()?;
-        Some(Self::new(chain.first()?))
+        Some(Self::new(stream.peer_certificates()?.first()?))
     }
 
     /// That of a certificate (DER).

@@ -356,11 +356,16 @@ impl Device {
         }
     }
 
-    /// Releases what waits and is `meant`.
+    /// Releases what waits and is `meant`; with one that is to stay in order, all that are.
     pub(super) fn release_waiting(&mut self, meant: impl Fn(&Patience) -> bool) {
+        let all = self.outlets.iter().flat_map(|outlet| &outlet.waiting);
+        let in_order =
+            all.map(|waiting| &waiting.patience).any(|patience| patience.in_order && meant(patience));
         for outlet in &mut self.outlets {
             // Dropping the verdict of what was never sent releases it.
-            outlet.waiting.retain(|waiting| !meant(&waiting.patience));
+            outlet
+                .waiting
+                .retain(|Waiting { patience, .. }| !(meant(patience) || in_order && patience.in_order));
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::console::{Health, Status};
 use crate::shutdown::Shutdown;
 use crate::telemetry::emit;
 use crate::timer::Timer;
-use crate::tls::Stream;
+use crate::tls::{self, Stream};
 use crate::wire::{Turn, Wire};
 
 use super::Upstream;
@@ -162,7 +162,7 @@ impl Driver {
                     Poll::Ready(Ok(Turn::Ended)) => {
                         return Poll::Ready(String::from("the hub closed the stream"));
                     }
-                    Poll::Ready(Err(error)) => return Poll::Ready(error.to_string()),
+                    Poll::Ready(Err(error)) => return Poll::Ready(tls::in_words(&error)),
                     Poll::Pending => return Poll::Pending,
                 }
             }

@@ -16,9 +16,9 @@ use fieldgate_mqtt::{QoS, Version, Will};
 use ring::digest::{SHA256, digest};
 use tokio::net::TcpStream;
 
+use super::certificates::Certificates;
 use super::client::{Client, data};
 use super::hub::Hub;
-use super::listeners::Certificates;
 use super::mqtt::{Mqtt, Told};
 use super::requests::{Http, HttpAnswer};
 use super::world::{Directory, Gateway, Lines, in_an_hour, within};

@@ -85,7 +85,7 @@ pub(crate) struct Gateway {
     /// Where AMQP devices connect: `ports.amqp`, then the listeners in their order.
     pub(crate) amqp: Vec<SocketAddr>,
     pub(crate) health: Arc<Health>,
-    pub(crate) state: Directory,
+    pub(crate) state: Arc<Directory>,
     pub(crate) trigger: Trigger,
     /// Closed when the thread is about to end.
     ended: mpsc::Receiver<()>,
@@ -134,8 +134,22 @@ impl Gateway {
         Self::start(Lines { upstream: &upstream, ..lines }).await
     }
 
+    /// With a hub of the lines' own, which need not be there.
+    pub(crate) async fn routing(lines: Lines<'_>) -> Self {
+        Self::start(lines).await
+    }
+
+    /// With the test's hub, which need not be there, and the state that another gateway has left.
+    pub(crate) async fn after(state: &Arc<Directory>, hub: &Hub, lines: Lines<'_>) -> Self {
+        let upstream = format!("{}\n{}", hub.settings(), lines.upstream);
+        Self::start_in(Arc::clone(state), Lines { upstream: &upstream, ..lines }).await
+    }
+
     async fn start(lines: Lines<'_>) -> Self {
-        let state = Directory::new();
+        Self::start_in(Arc::new(Directory::new()), lines).await
+    }
+
+    async fn start_in(state: Arc<Directory>, lines: Lines<'_>) -> Self {
         let directory = state.path();
         let Lines { runtime, amqp, mqtt, coap, http, hub, upstream, more } = lines;
         let workers = if runtime.contains("workers") { "" } else { "workers = 1" };
@@ -185,6 +199,21 @@ impl Gateway {
         let text = self.admin("/metrics").await.body;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.map_or(0, |value| value.parse().unwrap())
+    }
+
+    /// Waits until the spool holds so many messages; gives what the tool says then. A metric is that of all gateways of
+    /// this process; the tool asks one.
+    pub(crate) async fn until_spooled(&self, records: u64) -> serde_json::Value {
+        loop {
+            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_fieldgate"));
+            command.args(["spool", "status", "--json", "--state-dir"]).arg(self.state.path());
+            let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+            assert!(output.status.success(), "{output:?}");
+            let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            if status["records"] == records {
+                return status;
+            }
+        }
     }
 
     pub(crate) async fn mqtt(&self, version: Version, id: &str) -> Mqtt {

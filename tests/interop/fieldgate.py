@@ -101,6 +101,15 @@ class Program:
         return run([cls.path, *arguments], deadline)
 
 
+def listens(port):
+    """Whether somebody takes connections on a port of this machine."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        return True
+    except OSError:
+        return False
+
+
 class Role:
     """A running `fieldgate run` or `fieldgate hub`, ready when its /healthz says so."""
 
@@ -131,6 +140,11 @@ class Role:
                 said = str(error)
             self.process.wait_for_change(0.05)
         raise Failure(f"{self.name}: /healthz is not 200 after {deadline:.0f} s ({said})\n{self.process.tail()}")
+
+    def listening(self, port, deadline=DEADLINE):
+        """Waits until a device can connect; the hub need not be there."""
+        self.process.wait_until(lambda: listens(port), f"its port {port}", deadline)
+        return self
 
     def page(self, path):
         """Status and text of a page of the admin listener."""
@@ -238,20 +252,24 @@ PER_CONNECTION, SHARED = "per-connection", "shared"
 """How a connector uses its hub connections."""
 
 
-def routed_sections(port, hub_port, ca_file, mode, routes, credentials=None, tls=None, hold=None, **listener):
+def routed_sections(
+    port, hub_port, ca_file, mode, routes, credentials=None, tls=None, hold=None, connector=None, profile=None, **listener
+):
     """A gateway that does nothing but route links to another hub: the one place that knows how this is written.
 
     Devices are not asked for tokens. `routes` are prefixes; `credentials` are what a shared connection proves itself with;
-    `tls` is the listener's profile, the rest are other settings of the listener.
+    `tls` is the listener's profile; `connector` and `profile` are other settings of the connector and of its profile, the
+    rest are those of the listener.
     """
     off = {name: {"listen": []} for name in LISTENERS if name != "amqp"}
     login = dict(zip(("sasl_username", "sasl_password"), credentials or (), strict=False))
     secured = {"ssl_profile": "devices"} if tls else {}
-    connector = {"name": "broker", "host": "localhost", "port": hub_port, "ssl_profile": "broker", "mode": mode}
-    connector |= {"hold": hold} if hold else {}
+    more = (connector or {}) | ({"hold": hold} if hold else {})
+    connector = {"name": "broker", "host": "localhost", "port": hub_port, "ssl_profile": "broker", "mode": mode} | more
+    trust = {"name": "broker", "ca_cert_file": ca_file} | (profile or {})
     return off | {
         "listener": [{"name": "devices", "host": "127.0.0.1", "port": port} | secured | listener],
-        "ssl_profile": [{"name": "broker", "ca_cert_file": ca_file}, *([{"name": "devices"} | tls] if tls else [])],
+        "ssl_profile": [trust, *([{"name": "devices"} | tls] if tls else [])],
         "connector": [connector | login],
         "link_route": [{"prefix": prefix, "direction": "both", "connector": "broker"} for prefix in routes],
     }
@@ -286,15 +304,8 @@ class RoutedGateway:
     def start(self):
         """Starts it and waits until devices can connect; the hub need not be there."""
         self.role.start()
-        self.role.process.wait_until(self._listens, "its AMQP listener")
+        self.role.listening(self.port)
         return self
-
-    def _listens(self):
-        try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            return True
-        except OSError:
-            return False
 
     def stop(self):
         return self.role.stop()
@@ -303,7 +314,7 @@ class RoutedGateway:
 class Site:
     """A gateway with its listeners: with the embedded hub in the same process, or with a hub process beside it."""
 
-    def __init__(self, separate_hub=False, authorise=None, mode=None, proven=False):
+    def __init__(self, separate_hub=False, authorise=None, mode=None, more=None, proven=False):
         self.directory = Directory()
         self.ports = {name: free_port() for name in LISTENERS}
         self.hub_port = free_port()
@@ -316,6 +327,7 @@ class Site:
                 sections[name]["allow_anonymous"] = False
         if mode:
             sections["upstream"] = {"mode": mode}
+        sections |= more or {}
         hub = {"hub": {"listen": [f"127.0.0.1:{self.hub_port}"]}}
         self.hub_role = None
         if separate_hub:

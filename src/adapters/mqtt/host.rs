@@ -24,7 +24,7 @@ pub(super) trait Host {
     fn directory(&self) -> &Arc<Directory>;
     /// Who is let in, and who is in.
     fn roster(&self) -> &Rc<Roster>;
-    /// See [`Upstream::send`](crate::upstream::Upstream::send).
+    /// See [`Outbound::send`](crate::outbound::Outbound::send).
     fn send(&self, message: Message, patience: Patience, verdict: Verdict);
     /// See [`Upstream::subscribe`](crate::upstream::Upstream::subscribe).
     fn subscribe(
@@ -62,7 +62,7 @@ impl Host for Worker {
     }
 
     fn send(&self, message: Message, patience: Patience, verdict: Verdict) {
-        self.upstream.send(message, patience, verdict);
+        self.outbound.send(message, patience, verdict);
     }
 
     fn subscribe(
@@ -72,7 +72,7 @@ impl Host for Worker {
         credit: u32,
         sink: Rc<dyn CommandSink>,
     ) -> Subscription {
-        self.upstream.subscribe(device, address, credit, sink)
+        self.outbound.upstream().subscribe(device, address, credit, sink)
     }
 }
 

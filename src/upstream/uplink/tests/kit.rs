@@ -14,11 +14,11 @@ use fieldgate_mappings::address::{Address, DeviceId};
 use fieldgate_mappings::message::{Direction, Message};
 use fieldgate_mappings::outcome::{Outcome, Rejection, Report, Verdict};
 
-use crate::config::{Target, Upstream};
+use crate::config::{Access, Target, Upstream};
 use crate::testing::{Random, Stream};
 use crate::upstream::target::OwnToken;
 use crate::upstream::uplink::{Notice, Uplink};
-use crate::upstream::{Command, CommandSink, Patience};
+use crate::upstream::{Command, CommandSink, Hears, Patience};
 
 use super::hub::{Hub, Records, Script};
 
@@ -116,7 +116,7 @@ impl Bench {
     pub(super) fn apart(setup: Setup) -> Self {
         let config = Upstream {
             target: Target::Embedded,
-            ca_file: None,
+            access: Access::default(),
             hold: Duration::from_secs(60),
             idle_time_out: Duration::from_secs(120),
             connect_time_out: Duration::from_secs(10),
@@ -246,7 +246,12 @@ impl Bench {
     }
 
     pub(super) fn patience(&self, seconds: u64, through_outage: bool) -> Patience {
-        Patience { until: self.now + Duration::from_secs(seconds), through_outage }
+        Patience {
+            until: self.now + Duration::from_secs(seconds),
+            through_outage,
+            in_order: false,
+            hears: Hears::Everything,
+        }
     }
 
     /// Sends a message with so many bytes behind its ticket.
