@@ -128,7 +128,7 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
     tracing::debug!(?descriptors, "open files");
     // All that can be refused is looked at before anything starts.
     let rules = Arc::new(config.mappings.load()?);
-    let registry = registry(&config)?;
+    let registry = registry(&config, &rules)?;
     let hub = match config.runs_hub() {
         true => Some(EmbeddedHub::start(&config, &health, shutdown)?),
         false => None,
@@ -294,8 +294,8 @@ impl Hubs {
 }
 
 /// The device registry: the file that is named, or the state directory's if it has one.
-fn registry(config: &Config) -> Result<Arc<Registry>, AppError> {
-    let known = Known::of(config);
+fn registry(config: &Config, rules: &RuleSet) -> Result<Arc<Registry>, AppError> {
+    let known = Known::of(config, rules);
     let path = match (&config.devices.file, StateDir::locate(config.state.directory.as_deref())) {
         (Some(file), _) => {
             if !file.exists() {

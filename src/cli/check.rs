@@ -36,8 +36,8 @@ pub(super) fn run(file: Option<&Path>) -> Result<(), CliError> {
     };
     config.require_hub()?;
     certificates(&config)?;
-    let devices = devices(&config)?;
     let rules = config.mappings.load().map_err(Wrong::from)?;
+    let devices = devices(&config, &rules)?;
     let name = file.map_or_else(|| "the defaults".into(), |file| file.display().to_string());
     say(&format!("{name}: good"))?;
     for (what, meaning) in summary(&config).into_iter().chain(devices) {
@@ -55,13 +55,13 @@ pub(super) fn run(file: Option<&Path>) -> Result<(), CliError> {
 }
 
 /// Reads the device registry, where there is one.
-fn devices(config: &Config) -> Result<Option<(&'static str, String)>, CliError> {
+fn devices(config: &Config, rules: &RuleSet) -> Result<Option<(&'static str, String)>, CliError> {
     let file = match (&config.devices.file, StateDir::locate(config.state.directory.as_deref())) {
         (Some(file), _) => file.clone(),
         (None, Ok(state)) if state.devices_file().exists() => state.devices_file(),
         (None, _) => return Ok(None),
     };
-    let registry = Registry::load(&file, Known::of(config))?;
+    let registry = Registry::load(&file, Known::of(config, rules))?;
     Ok(Some(("devices", format!("{} registered in {}", registry.snapshot().len(), file.display()))))
 }
 

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use fieldgate_mappings::DeviceId;
+use fieldgate_mappings::rules::RuleSet;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 
@@ -182,16 +183,25 @@ fn is_header(line: &str) -> bool {
 pub(crate) struct Known {
     /// The names of the connectors.
     pub(crate) hubs: Vec<Arc<str>>,
+    /// A mapping rule that keeps messages on the disk, if there is any: ``file:line `name` ``.
+    pub(crate) spools: Option<Arc<str>>,
 }
 
 impl Known {
-    /// What a configuration has.
-    pub(crate) fn of(config: &Config) -> Self {
+    /// What a configuration has, with its mapping rules.
+    pub(crate) fn of(config: &Config, rules: &RuleSet) -> Self {
         let mut hubs: Vec<Arc<str>> = config.connectors.iter().map(|it| Arc::clone(&it.name)).collect();
         if !hubs.iter().any(|hub| **hub == *UPSTREAM) {
             hubs.push(UPSTREAM.into());
         }
-        Self { hubs }
+        let mut deliveries = rules.described().iter().filter_map(|rule| rule.delivery.as_deref());
+        let spools = deliveries.find(|delivery| delivery.spools() && config.maps());
+        Self { hubs, spools: spools.map(|delivery| Arc::clone(&delivery.rule)) }
+    }
+
+    /// As if no rule kept messages on the disk.
+    pub(super) fn without_spool(self) -> Self {
+        Self { spools: None, ..self }
     }
 }
 
@@ -435,7 +445,7 @@ impl Reader<'_> {
         let hub = entry.hub.as_deref().map(|hub| self.hub(hub)).transpose()?;
         Ok(Device {
             enabled: entry.enabled.unwrap_or(true),
-            speaks_with: speaks_with(&entry)?,
+            speaks_with: self.speaks_with(&entry)?,
             proofs,
             hub,
             attributes: self.attributes(&entry.attributes)?,
@@ -444,6 +454,24 @@ impl Reader<'_> {
             line: u32::try_from(piece.line).unwrap_or(u32::MAX),
             id,
         })
+    }
+
+    /// What waits on the disk goes to the hub when the device is perhaps not there, and its token perhaps not good any
+    /// more: the gateway must have a credential of its own.
+    fn speaks_with(&self, entry: &Entry) -> Result<SpeaksWith, Fault> {
+        let speaks_with = speaks_with(entry)?;
+        match &self.known.spools {
+            Some(rule) if speaks_with == SpeaksWith::OwnToken && entry.enabled != Some(false) => {
+                let what = format!(
+                    "the hub is shown the device's own token, but messages of the rule {rule} wait on the disk, \
+                     where they may outlive it"
+                );
+                let help = "\"device-key\" or \"policy\"; or neither `ack = \"on-store\"` nor `when_offline` in \
+                            the mapping rules";
+                Err(Fault::new("speaks_with", what, help))
+            }
+            _ => Ok(speaks_with),
+        }
     }
 
     fn word(&mut self, text: &str) -> Arc<str> {

@@ -23,9 +23,9 @@ use super::mqtt::{Mqtt, Told};
 use super::requests::{Http, HttpAnswer};
 use super::world::{Directory, Gateway, Lines, in_an_hour, within};
 
-const KEY: &[u8] = b"0123456789abcdef0123456789abcdef";
+pub(super) const KEY: &[u8] = b"0123456789abcdef0123456789abcdef";
 const OTHER_KEY: &[u8] = b"another-another-another-another-";
-const PASSWORD: &str = "correct horse";
+pub(super) const PASSWORD: &str = "correct horse";
 /// How soon a device that may no longer is cut off.
 const CUT_OFF: Duration = Duration::from_secs(5);
 /// Nobody is believed.
@@ -38,12 +38,12 @@ const STRICT: Lines<'static> = Lines {
 };
 
 /// The registry's file.
-struct Registry {
+pub(super) struct Registry {
     directory: Directory,
 }
 
 impl Registry {
-    fn new(text: &str) -> Self {
+    pub(super) fn new(text: &str) -> Self {
         let directory = Directory::new();
         std::fs::create_dir_all(directory.path()).unwrap();
         let registry = Self { directory };
@@ -56,7 +56,7 @@ impl Registry {
     }
 
     /// Puts another file in its place.
-    fn write(&self, text: &str) {
+    pub(super) fn write(&self, text: &str) {
         use std::os::unix::fs::PermissionsExt as _;
         let new = self.directory.path().join("new");
         std::fs::write(&new, text).unwrap();
@@ -64,7 +64,7 @@ impl Registry {
         std::fs::rename(&new, self.file()).unwrap();
     }
 
-    fn section(&self) -> String {
+    pub(super) fn section(&self) -> String {
         format!("[devices]\nfile = {:?}\n", self.file())
     }
 }
@@ -84,7 +84,7 @@ fn with_password(id: &str, password: &str) -> String {
 }
 
 /// `a` and `b` have keys, `p` a password, `free` needs no proof, `off` has a key and is disabled.
-fn everybody() -> String {
+pub(super) fn everybody() -> String {
     with_key("a", KEY)
         + &with_key("b", OTHER_KEY)
         + &with_password("p", PASSWORD)
@@ -93,7 +93,7 @@ fn everybody() -> String {
         + "enabled = false\n"
 }
 
-fn token_until(device: &str, key: &[u8], expiry: u64) -> String {
+pub(super) fn token_until(device: &str, key: &[u8], expiry: u64) -> String {
     let key = SharedKey::from_bytes(key).unwrap();
     Signer::new(None, key).token(&format!("localhost/devices/{device}"), expiry)
 }
@@ -148,7 +148,7 @@ fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", STANDARD.encode(format!("{user}:{password}")))
 }
 
-fn plain(user: &str, password: &str) -> SaslProfile {
+pub(super) fn plain(user: &str, password: &str) -> SaslProfile {
     SaslProfile::Plain { username: user.into(), password: password.into() }
 }
 
@@ -157,7 +157,7 @@ async fn amqp(gateway: &Gateway, profile: SaslProfile) -> Client {
 }
 
 /// Attaches both ways, on connections of their own, and is refused.
-async fn refused(gateway: &Gateway, profile: &SaslProfile, address: &str) -> [String; 2] {
+pub(super) async fn refused(gateway: &Gateway, profile: &SaslProfile, address: &str) -> [String; 2] {
     let mut client = amqp(gateway, profile.clone()).await;
     let as_sender = Sender::attach(&mut client.session, address, address).await.map(drop);
     let mut client = amqp(gateway, profile.clone()).await;
@@ -165,7 +165,7 @@ async fn refused(gateway: &Gateway, profile: &SaslProfile, address: &str) -> [St
     [format!("{:?}", as_sender.expect_err(address)), format!("{:?}", as_receiver.expect_err(address))]
 }
 
-fn events(device: &str) -> String {
+pub(super) fn events(device: &str) -> String {
     format!("devices/{device}/messages/events")
 }
 

@@ -31,8 +31,11 @@ impl Bench {
     }
 
     fn device(&self, id: &str) -> Device {
-        let book = Book::open(&self.0.0.join("state/devices.toml"), Known { hubs: vec!["upstream".into()] })
-            .unwrap();
+        let book = Book::open(
+            &self.0.0.join("state/devices.toml"),
+            Known { hubs: vec!["upstream".into()], spools: None },
+        )
+        .unwrap();
         book.devices().get(id).unwrap().clone()
     }
 }
