@@ -314,13 +314,17 @@ class RoutedGateway:
 class Site:
     """A gateway with its listeners: with the embedded hub in the same process, or with a hub process beside it."""
 
-    def __init__(self, separate_hub=False, authorise=None, mode=None, more=None):
+    def __init__(self, separate_hub=False, authorise=None, mode=None, more=None, proven=False):
         self.directory = Directory()
         self.ports = {name: free_port() for name in LISTENERS}
         self.hub_port = free_port()
         sections = {name: {"listen": [f"127.0.0.1:{port}"]} for name, port in self.ports.items()}
         if authorise:
             sections["amqp"]["authorise"] = authorise
+        if proven:
+            # Nobody's word is taken: devices prove themselves to the registry.
+            for name in ("mqtt", "coap", "http"):
+                sections[name]["allow_anonymous"] = False
         if mode:
             sections["upstream"] = {"mode": mode}
         sections |= more or {}
