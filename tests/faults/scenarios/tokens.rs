@@ -16,7 +16,7 @@ const RATE: f64 = 400.0;
 const LIFE: u64 = 20;
 
 pub(crate) async fn run(options: &Options, directory: &Path) -> Result<(Site, Figures)> {
-    let seconds = options.amount(60, 300);
+    let seconds = options.amount(45, 300);
     let key = SharedKey::from_bytes(b"the key of the hub in these tests")?;
     let text = "HostName=localhost:PORT;SharedAccessKeyName=iothubowner;SharedAccessKey=";
     let mut plan = Plan::new(DEVICES, RATE);
