@@ -74,6 +74,8 @@ pub(crate) async fn run(options: &Options, directory: &Path) -> Result<(Site, Fi
             shim.fail_syncs(false)?;
         }
         works_again(&site, true).await;
+        // What one round leaves must not fill the disk of the next before anything is done to it.
+        site.until("the disk is drained", |it| it.missing() <= DEVICES).await;
     }
     site.finish().await?;
     let mut figures = Figures::default();
