@@ -68,7 +68,7 @@ pub(crate) async fn run(options: &Options, directory: &Path) -> Result<(Site, Fi
 pub(crate) fn choose(site: &mut Site, kill: u64) -> (Hub, Duration) {
     let life = site.rng.millis(LIFE.0, LIFE.1);
     let hub = match site.rng.below(3) {
-        _ if kill % BREATH == 0 => Hub::There,
+        _ if kill.is_multiple_of(BREATH) => Hub::There,
         0 => Hub::There,
         1 => Hub::Away(site.any_cut()),
         _ => Hub::Flapping,
