@@ -82,7 +82,7 @@ pub(crate) async fn run(options: &Options, directory: &Path) -> Result<(Site, Fi
     figures.add("disk", format_args!("{:?}", disk.what));
     figures.add("rounds", rounds);
     figures.add("left_over", site.ledger.lock().left_over);
-    figures.add_time("told_full_within", told.into_iter().max().unwrap_or(Duration::ZERO));
+    figures.add_time("until_told_full", told.into_iter().max().unwrap_or(Duration::ZERO));
     // The gateway is gone, and its log is elsewhere.
     drop(disk);
     Ok((site, figures))
