@@ -41,7 +41,9 @@ pub(crate) struct Ports {
 }
 
 impl Ports {
-    fn free(rng: &mut Rng) -> Result<Self> {
+    /// Not of the seed: runs of one seed beside each other would want the same.
+    fn free() -> Result<Self> {
+        let mut rng = Rng::new(u64::from(std::process::id()));
         let mut port = || -> Result<SocketAddr> {
             for _ in 0..200 {
                 let port = PORTS.0 + rng.below(PORTS.1 - PORTS.0);
@@ -98,9 +100,9 @@ struct Process {
 }
 
 impl Gateway {
-    pub(crate) fn new(setup: Setup, rng: &mut Rng) -> Result<Self> {
+    pub(crate) fn new(setup: Setup) -> Result<Self> {
         std::fs::create_dir_all(&setup.directory)?;
-        let ports = Ports::free(rng)?;
+        let ports = Ports::free()?;
         let mappings = setup.directory.join("mappings.toml");
         std::fs::write(&mappings, rules(&setup))?;
         let config = setup.directory.join("gateway.toml");

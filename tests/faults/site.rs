@@ -114,7 +114,7 @@ impl Site {
             sections: plan.sections.clone(),
             environment: plan.environment.clone(),
         };
-        let gateway = Gateway::new(setup, &mut rng)?;
+        let gateway = Gateway::new(setup)?;
         let (orders, receiver) = watch::channel(Orders { make: true, close: false });
         let devices = natures
             .into_iter()
