@@ -89,7 +89,7 @@ fn registered(devices: &Devices) -> String {
 fn deliveries(rules: &RuleSet) -> Vec<String> {
     let line = |rule: &Described| {
         let delivery = rule.delivery.as_ref().map_or_else(|| Delivery::USUAL.into(), ToString::to_string);
-        format!("  `{}` ({}:{}): {delivery}", rule.name, rule.place.file, rule.place.line)
+        format!("  `{}` ({}:{} @{}): {delivery}", rule.name, rule.place.file, rule.place.line, rule.version)
     };
     rules.described().iter().map(line).collect()
 }
@@ -301,8 +301,8 @@ routes   `upstream`: the hub; shared by 500 devices at most, on demand, held 60 
         assert_eq!(
             deliveries(&rules),
             [
-                "  `a` (m.toml:3): acknowledged when the hub accepts",
-                "  `b` (m.toml:8): acknowledged when the disk has it; kept until the hub accepts, \
+                "  `a` (m.toml:3 @bd65b9cd): acknowledged when the hub accepts",
+                "  `b` (m.toml:8 @bd65b9cd): acknowledged when the disk has it; kept until the hub accepts, \
                  refused when full; a dead letter if the hub refuses it",
             ]
         );
