@@ -400,6 +400,10 @@ impl Outlet {
     /// Sends what waits, and counts `most` down. True if it stopped although there was credit.
     fn send_waiting(&mut self, way: &mut Way<'_>, most: &mut usize) -> bool {
         while let Some(waiting) = self.waiting.pop_front() {
+            // Dropped, it is released.
+            if !waiting.verdict.is_wanted() {
+                continue;
+            }
             let can_send = self.has_credit(way.connection);
             if can_send && *most > 0 && !way.load.is_full() {
                 let Waiting { message, patience, verdict, share } = waiting;
