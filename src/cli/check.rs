@@ -1,5 +1,6 @@
 //! `fieldgate check`: everything that can be wrong before the start, and what the configuration means.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -12,10 +13,13 @@ use crate::config::{
     Authorise, Config, Connect, Connector, Direction, Listener, MappingsError, Mode, Proxy, Reach,
     SslProfile, Target, TlsVersion, Transport,
 };
-use crate::devices::{Known, Registry};
+use crate::devices::{Devices, Known, Proof, Registry};
 use crate::output::say;
 use crate::state::StateDir;
 use crate::tls::{self, TlsError};
+
+/// The word before the mapping files; their rules stand below it.
+const MAPPINGS: &str = "mappings";
 
 /// What a start would stumble over.
 #[derive(Debug, Error)]
@@ -42,10 +46,10 @@ pub(super) fn run(file: Option<&Path>) -> Result<(), CliError> {
     say(&format!("{name}: good"))?;
     for (what, meaning) in summary(&config).into_iter().chain(devices) {
         say(&format!("  {what:<9}{meaning}"))?;
-    }
-    if config.maps() {
-        for line in deliveries(&rules) {
-            say(&format!("  {:<9}{line}", ""))?;
+        if what == MAPPINGS {
+            for line in deliveries(&rules) {
+                say(&format!("  {:<9}{line}", ""))?;
+            }
         }
     }
     for remark in &config.remarks {
@@ -62,7 +66,26 @@ fn devices(config: &Config, rules: &RuleSet) -> Result<Option<(&'static str, Str
         (None, _) => return Ok(None),
     };
     let registry = Registry::load(&file, Known::of(config, rules))?;
-    Ok(Some(("devices", format!("{} registered in {}", registry.snapshot().len(), file.display()))))
+    Ok(Some(("devices", format!("{} in {}", registered(&registry.snapshot()), file.display()))))
+}
+
+/// How many devices there are, and by what they prove themselves: each kind of proof with its devices.
+fn registered(devices: &Devices) -> String {
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    for device in devices.iter() {
+        let of_device: BTreeSet<&str> = device.proofs.iter().map(Proof::kind).collect();
+        of_device.into_iter().for_each(|kind| *kinds.entry(kind).or_default() += 1);
+    }
+    let disabled = devices.iter().filter(|device| !device.enabled).count();
+    let mut text = format!("{} registered", devices.len());
+    if disabled > 0 {
+        text += &format!(", {disabled} of them disabled");
+    }
+    if !kinds.is_empty() {
+        let kinds: Vec<_> = kinds.iter().map(|(kind, devices)| format!("{kind} {devices}")).collect();
+        text += &format!(" (proofs: {})", kinds.join(", "));
+    }
+    text
 }
 
 /// How the messages of each rule are delivered.
@@ -143,7 +166,7 @@ fn summary(config: &Config) -> Vec<(&'static str, String)> {
         files => files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", "),
     };
     if config.maps() {
-        lines.push(("mappings", mappings));
+        lines.push((MAPPINGS, mappings));
     }
     for (index, connector) in config.connectors.iter().enumerate() {
         lines.push(("routes", amqp_connector(connector)));
