@@ -2,7 +2,9 @@
 //!
 //! This is the hub's side of mapped traffic only. Native AMQP devices are routed, and nothing of theirs is decoded.
 
-use std::borrow::Cow;
+mod refusal;
+
+pub use refusal::{Limited, limit, refusal};
 
 use bytes::{Bytes, BytesMut};
 use bytestring::ByteString;
@@ -17,9 +19,6 @@ use fieldgate_amqp::performative::{ACCEPTED, AmqpError, Condition, DeliveryState
 use crate::address::{Address, DeviceId};
 use crate::message::{Direction, Message, MessageId, Properties, Timestamp, Value};
 use crate::outcome::{Outcome, Reason, Rejection};
-
-/// How much of a hub's description is passed on to a device, in bytes: it must fit into one datagram with the rest.
-const MAX_DESCRIPTION_BYTES: usize = 256;
 
 /// Appends the encoded message (AMQP 1.0 3.2): header, message annotations, properties and application properties
 /// where there are any, and the body as one data section.
@@ -214,39 +213,6 @@ pub fn outcome(state: &DeliveryState<'_>) -> Option<Outcome> {
     })
 }
 
-/// What an error of the hub means for a message that was refused, or for a link that was.
-///
-/// Conditions of AMQP 1.0 2.8.15 to 2.8.18 and of Azure (`com.microsoft:…`). Where the fault is the hub's own, the
-/// message is good, and may be sent again.
-pub fn refusal(error: &AmqpError) -> Outcome {
-    let reason = match error.condition() {
-        "amqp:unauthorized-access" => Reason::Credentials,
-        "amqp:not-allowed" => Reason::NotPermitted,
-        "amqp:not-found" | "com.microsoft:iot-hub-not-found-error" => Reason::NoSuchAddress,
-        "amqp:link:message-size-exceeded" => Reason::TooLarge,
-        "amqp:resource-limit-exceeded"
-        | "com.microsoft:device-container-throttled"
-        | "com.microsoft:quota-exceeded"
-        | "com.microsoft:server-busy" => Reason::Quota { retry_after: None },
-        "amqp:internal-error"
-        | "amqp:resource-locked"
-        | "amqp:resource-deleted"
-        | "amqp:connection:forced"
-        | "amqp:link:detach-forced"
-        | "amqp:link:stolen"
-        | "amqp:link:redirect"
-        | "com.microsoft:link-creation-conflict"
-        | "com.microsoft:iot-hub-suspended" => return Outcome::Released,
-        "com.microsoft:timeout" => return Outcome::Unknown,
-        _ => Reason::Content,
-    };
-    let description = match error.description() {
-        Some(text) => Cow::Owned(text[..text.floor_char_boundary(MAX_DESCRIPTION_BYTES)].to_owned()),
-        None => Cow::Borrowed("the hub refused the message"),
-    };
-    Outcome::Rejected(Rejection { reason, description })
-}
-
 /// How AMQP says an outcome: the delivery state that settles a command, encoded. `None` for one that is not known:
 /// then nothing is sent and the link is detached, because a release would count against the command.
 pub fn reply(outcome: &Outcome) -> Option<Bytes> {
@@ -428,37 +394,6 @@ mod tests {
         assert_eq!(decode(b"\x00\x53\x34\x45"), Some(Outcome::Unknown));
         let Some(Outcome::Rejected(rejection)) = decode(&rejected(None)) else { panic!("rejected") };
         assert_eq!(rejection.reason, Reason::Content);
-    }
-
-    #[test]
-    fn the_hubs_conditions_have_their_reasons() {
-        let reason = |condition: &str| match refusal(&AmqpError::new(&condition.into(), None)) {
-            Outcome::Rejected(rejection) => Ok(rejection.reason),
-            other => Err(other),
-        };
-        for (condition, expected) in [
-            ("amqp:unauthorized-access", Ok(Reason::Credentials)),
-            ("amqp:not-allowed", Ok(Reason::NotPermitted)),
-            ("amqp:not-found", Ok(Reason::NoSuchAddress)),
-            ("amqp:link:message-size-exceeded", Ok(Reason::TooLarge)),
-            ("amqp:resource-limit-exceeded", Ok(Reason::Quota { retry_after: None })),
-            ("com.microsoft:device-container-throttled", Ok(Reason::Quota { retry_after: None })),
-            ("amqp:decode-error", Ok(Reason::Content)),
-            ("com.microsoft:argument-error", Ok(Reason::Content)),
-            ("vendor:whatever", Ok(Reason::Content)),
-            ("amqp:internal-error", Err(Outcome::Released)),
-            ("amqp:link:detach-forced", Err(Outcome::Released)),
-            ("com.microsoft:timeout", Err(Outcome::Unknown)),
-        ] {
-            assert_eq!(reason(condition), expected, "{condition}");
-        }
-    }
-
-    #[test]
-    fn a_long_description_is_cut_between_characters() {
-        let error = AmqpError::new(&Condition::NotFound, Some(&format!("x{}", "é".repeat(400))));
-        let Outcome::Rejected(rejection) = refusal(&error) else { panic!("rejected") };
-        assert_eq!(rejection.description.len(), 255);
     }
 
     #[test]

@@ -167,12 +167,10 @@ impl Uplink {
         self.sweep_at.get_or_insert(now + SWEEP);
         let verdict = match &mut self.connection {
             None => verdict,
-            Some(connection) => {
-                match device.send(connection, &self.load, address, encoded, verdict, now) {
-                    Ok(()) => return,
-                    Err(verdict) => verdict,
-                }
-            }
+            Some(connection) => match device.send(connection, &self.load, address, encoded, verdict, now) {
+                Ok(()) => return,
+                Err(verdict) => verdict,
+            },
         };
         let Some(share) = self.load.wait(encoded.len()) else {
             return emit(WaitingExceeded { bytes: self.load.waiting_bytes() });
