@@ -23,6 +23,16 @@ use crate::outcome::{Outcome, Reason, Rejection};
 /// Appends the encoded message (AMQP 1.0 3.2): header, message annotations, properties and application properties
 /// where there are any, and the body as one data section.
 pub fn encode(message: &Message, out: &mut BytesMut) {
+    encode_for(message, message.properties.to.as_deref(), out);
+}
+
+/// As [`encode`], with `to` in the properties whatever the message says: where the receiver goes by it, it is not
+/// the device's to say.
+pub fn encode_to(message: &Message, to: &str, out: &mut BytesMut) {
+    encode_for(message, Some(to), out);
+}
+
+fn encode_for(message: &Message, to: Option<&str>, out: &mut BytesMut) {
     out.reserve(message.body.len() + 256);
     if message.durable || message.ttl.is_some() {
         put_header(out, &Header { durable: message.durable, ttl: message.ttl, ..Header::default() });
@@ -31,13 +41,13 @@ pub fn encode(message: &Message, out: &mut BytesMut) {
         put_message_annotations(out, message.annotations.iter().map(encode_pair));
     }
     let properties = &message.properties;
-    if *properties != Properties::default() {
+    if to.is_some() || *properties != Properties::default() {
         put_properties(
             out,
             &PropertiesOut {
                 message_id: properties.message_id.as_ref().map(encode_id),
                 user_id: properties.user_id.as_deref(),
-                to: properties.to.as_deref(),
+                to,
                 subject: properties.subject.as_deref(),
                 reply_to: properties.reply_to.as_deref(),
                 correlation_id: properties.correlation_id.as_ref().map(encode_id),
@@ -320,6 +330,16 @@ mod tests {
         // Nothing but an empty data section.
         assert_eq!(&encoded[..], b"\x00\x53\x75\xa0\x00");
         assert_eq!(read(encoded), Ok(plain(b"")));
+    }
+
+    #[test]
+    fn the_address_goes_into_the_message_and_the_devices_own_does_not() {
+        for mut message in [full(), plain(b"on")] {
+            let mut encoded = BytesMut::new();
+            encode_to(&message, "telemetry", &mut encoded);
+            message.properties.to = Some(text("telemetry"));
+            assert_eq!(read(encoded), Ok(message));
+        }
     }
 
     #[test]
