@@ -21,7 +21,7 @@ use crate::sas::SharedKey;
 use crate::shutdown::Shutdown;
 use crate::state::{LockedState, StateDir, StateError};
 use crate::tls::{self, Acceptor, TlsError};
-use crate::upstream::{Embedded, Hub, HubError};
+use crate::upstream::{Embedded, Hub, HubError, MappedHubs, Nobody};
 use crate::worker::{self, Setup};
 
 /// Why the program cannot start, or had to stop; its text is for a person.
@@ -233,7 +233,7 @@ impl EmbeddedHub {
 /// The hubs of the configuration, which all workers share.
 struct Hubs {
     /// Of mapped messages.
-    mapped: Option<Arc<Hub>>,
+    mapped: Option<Arc<MappedHubs>>,
     /// Of the connectors, in their order.
     connectors: Arc<[Arc<Hub>]>,
 }
@@ -241,16 +241,22 @@ struct Hubs {
 impl Hubs {
     fn new(config: &Config, embedded: Option<&Embedded>) -> Result<Self, HubError> {
         let hub = |connector| Hub::for_connector(connector, config, embedded).map(Arc::new);
-        Ok(Self {
-            mapped: config.maps().then(|| Hub::new(config, embedded).map(Arc::new)).transpose()?,
-            connectors: config.connectors.iter().map(hub).collect::<Result<_, _>>()?,
-        })
+        let connectors: Arc<[_]> = config.connectors.iter().map(hub).collect::<Result<_, _>>()?;
+        let mapped = match config.maps() {
+            true => {
+                let upstream = Arc::new(Hub::new(config, embedded)?);
+                Some(Arc::new(MappedHubs::new(config, upstream, &connectors, Box::new(Nobody))))
+            }
+            false => None,
+        };
+        Ok(Self { mapped, connectors })
     }
 
     /// Where they are, for people; each once.
     fn addresses(&self) -> String {
-        let all = self.mapped.iter().chain(self.connectors.iter());
-        let addresses: BTreeSet<String> = all.map(|hub| hub.address()).collect();
+        let mapped = self.mapped.iter().flat_map(|mapped| mapped.addresses());
+        let all = mapped.chain(self.connectors.iter().map(|hub| hub.address()));
+        let addresses: BTreeSet<String> = all.collect();
         addresses.into_iter().collect::<Vec<_>>().join(", ")
     }
 }
@@ -269,7 +275,7 @@ fn setups(
             index,
             config: Arc::clone(config),
             rules: Arc::clone(rules),
-            hub: hubs.mapped.clone(),
+            mapped: hubs.mapped.clone(),
             hubs: Arc::clone(&hubs.connectors),
             directory: Arc::clone(&directory),
             health: Arc::clone(health),

@@ -8,6 +8,7 @@ mod check;
 mod connectors;
 mod error;
 mod listeners;
+mod mapped;
 mod mappings;
 mod mechanisms;
 mod names;
@@ -25,11 +26,13 @@ use serde::Deserialize;
 
 pub use address::{HubUrl, parse_listen};
 use connectors::ConnectorSection;
+pub(crate) use connectors::UPSTREAM;
 pub use connectors::{Connect, Connector, HostPort, Hosts, Mode, Reach, Sasl};
 pub use error::{ConfigError, Place};
 use error::{Source, beside, name_of};
 use listeners::ListenerSection;
 pub use listeners::{Limits, Listener};
+pub use mapped::{Mapped, Profile};
 pub use mappings::MappingsError;
 use profiles::ProfileSection;
 pub use profiles::{ClientCertificates, IdentityFiles, SslProfile, TlsVersion};
@@ -98,6 +101,12 @@ pub struct Upstream {
     pub token_ttl: Duration,
     /// Messages without an outcome, for each worker.
     pub max_in_flight: NonZeroUsize,
+    /// Devices on one connection.
+    pub devices_per_connection: NonZeroUsize,
+    /// Connections to the hub, over all workers.
+    pub max_connections: NonZeroUsize,
+    /// How connections carry mapped messages.
+    pub mapped: Mapped,
 }
 
 /// Which hub the gateway connects to.
@@ -234,6 +243,7 @@ impl Config {
         }
         let link_routes = routes::resolve(source, &document.link_route, &amqp.link_routes, &connectors)?;
         let listeners = listeners::resolve(source, &document.listener, &amqp, &profiles, &connectors)?;
+        let mapped = upstream.mapped();
         let upstream = Upstream {
             target,
             ca_file: upstream.ca_file,
@@ -243,6 +253,9 @@ impl Config {
             retry_max: upstream.retry_max,
             token_ttl: upstream.token_ttl,
             max_in_flight: upstream.max_in_flight,
+            devices_per_connection: upstream.devices_per_connection,
+            max_connections: upstream.max_connections,
+            mapped,
         };
         Ok(Self {
             log,

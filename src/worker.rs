@@ -22,7 +22,7 @@ use crate::console::Health;
 use crate::shutdown::Shutdown;
 use crate::telemetry::{Protocol, emit};
 use crate::tls::Acceptor;
-use crate::upstream::{Hub, Upstream};
+use crate::upstream::{Hub, MappedHubs, Upstream};
 
 mod telemetry;
 
@@ -44,8 +44,8 @@ pub(crate) struct Setup {
     pub(crate) index: usize,
     pub(crate) config: Arc<Config>,
     pub(crate) rules: Arc<RuleSet>,
-    /// The hub of mapped messages; absent where none are mapped.
-    pub(crate) hub: Option<Arc<Hub>>,
+    /// The hubs of mapped messages; absent where none are mapped.
+    pub(crate) mapped: Option<Arc<MappedHubs>>,
     /// The hubs of the configuration's connectors, in their order.
     pub(crate) hubs: Arc<[Arc<Hub>]>,
     pub(crate) directory: Arc<Directory>,
@@ -123,14 +123,14 @@ pub(crate) fn run(setup: Setup, shutdown: &Shutdown) -> io::Result<()> {
 }
 
 async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
-    let Setup { index, config, rules, hub, hubs, directory, health, amqp, mqtt, coap, http } = setup;
+    let Setup { index, config, rules, mapped, hubs, directory, health, amqp, mqtt, coap, http } = setup;
     let routing = Routing::start(index, &config, &hubs, Arc::clone(&health), shutdown.clone());
-    let (upstream, connection) = match hub {
-        Some(hub) => {
-            let (upstream, connection) = Upstream::start(index, &config, &hub, health, shutdown.clone());
+    let (upstream, connection) = match mapped {
+        Some(mapped) => {
+            let (upstream, connection) = Upstream::start(index, &config, &mapped, health, shutdown.clone());
             (upstream, Some(connection))
         }
-        None => (Upstream::unused(&config), None),
+        None => (Upstream::unused(), None),
     };
     let worker = Rc::new(Worker {
         mqtt: adapters::mqtt::machine_config(&config.mqtt),

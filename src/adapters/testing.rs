@@ -14,7 +14,7 @@ use crate::console::Health;
 use crate::listener;
 use crate::shutdown::{self, Trigger};
 use crate::state::{StateDir, tests::Scratch};
-use crate::upstream::Hub;
+use crate::upstream::{Hub, MappedHubs, Nobody};
 use crate::worker::{self, Setup};
 
 use super::Directory;
@@ -54,7 +54,12 @@ impl Running {
         let (coap_at, http_at) = (coap[0].local_addr().unwrap(), http[0].local_addr().unwrap());
         let setup = Setup {
             index: 0,
-            hub: Some(Arc::new(Hub::new(&config, None).unwrap())),
+            mapped: Some(Arc::new(MappedHubs::new(
+                &config,
+                Arc::new(Hub::new(&config, None).unwrap()),
+                &[],
+                Box::new(Nobody),
+            ))),
             hubs: Arc::new([]),
             config,
             rules: rules(),

@@ -76,7 +76,7 @@ fn shows_every_key(part: &str, section: &str, header: &str) {
 #[test]
 fn the_arrays_of_the_sample_are_known_and_show_their_defaults() {
     // `#key = value`: what an array shows. Some exclude each other, or need a file.
-    let apart = ["sasl_password_file", "pattern", "client_certificates"];
+    let apart = ["sasl_password_file", "pattern", "client_certificates", "max_messages_per_second"];
     let with = |apart: &[&str]| -> String {
         sample()
             .lines()

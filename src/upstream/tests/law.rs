@@ -81,7 +81,7 @@ impl World {
     fn act(&mut self) {
         // The last of the choices are trouble.
         let choices = if self.calm && !self.random.chance(10) { 78 } else { 100 };
-        if self.bench.hub.is_none() && self.random.chance(8) {
+        if self.!bench.is_connected() && self.random.chance(8) {
             self.bench.connect();
         }
         match self.random.below(choices) {
@@ -94,7 +94,7 @@ impl World {
             76 | 77 if !self.subscribed.is_empty() => {
                 let at = self.random.below(self.subscribed.len());
                 let gone = self.subscribed.swap_remove(at);
-                self.bench.uplink.unsubscribe(&id(gone.device), gone.serial);
+                self.bench.fleet.unsubscribe(&id(gone.device), gone.serial);
             }
             76 | 77 => {}
             78..=80 => self.trouble(),
@@ -118,7 +118,7 @@ impl World {
             let random = &mut self.random;
             self.bench.step(|| piece(random));
         }
-        self.most = self.most.max(self.bench.uplink.load.in_flight());
+        self.most = self.most.max(self.bench.fleet.counts().in_flight);
         assert!(self.most <= self.bench.setup.max_in_flight);
     }
 
@@ -204,7 +204,7 @@ impl World {
             1 => Outcome::Unknown,
             _ => Outcome::Accepted,
         };
-        self.bench.uplink.settle(&id(device), *serial, command.id, &outcome);
+        self.bench.fleet.settle(&id(device), *serial, command.id, &outcome);
         self.told.entry(number).or_default().push(outcome);
     }
 
@@ -236,20 +236,20 @@ impl World {
         self.bench.deaf = false;
         self.bench.setup.script = Script::default();
         for Subscribed { device, serial, .. } in std::mem::take(&mut self.subscribed) {
-            self.bench.uplink.unsubscribe(&id(device), serial);
+            self.bench.fleet.unsubscribe(&id(device), serial);
         }
         if self.random.chance(2) {
             self.bench.disconnect();
         }
         for _ in 0..12 {
-            if self.bench.hub.is_none() {
+            if self.!bench.is_connected() {
                 self.bench.connect();
             }
             self.bench.wait(Duration::from_secs(40));
         }
-        self.bench.uplink.close();
+        self.bench.fleet.close();
         self.bench.run();
-        if self.bench.hub.is_some() {
+        if self.bench.is_connected() {
             self.bench.disconnect();
         }
         self.bench.wait(Duration::from_secs(2));

@@ -1,0 +1,152 @@
+//! Devices' tokens: put before their links are attached, and again before they expire; what becomes of a device whose
+//! token the hub does not want.
+
+use std::time::Instant;
+
+use fieldgate_mappings::outcome::Outcome;
+
+use crate::router::arena::Key;
+use crate::router::claims::Answer;
+use crate::telemetry::emit;
+use crate::upstream::device::Device;
+use crate::upstream::grant::{Clock, Heard, Source};
+use crate::upstream::hubs::OwnToken;
+use crate::upstream::telemetry::{DeviceTokenAccepted, DeviceTokenRefused};
+
+use super::{Phase, Uplink};
+
+impl Uplink {
+    /// Whether the hub has accepted what stands for a device. Where it has not been asked, it will be.
+    pub(super) fn is_granted(&mut self, key: Key<Device>) -> bool {
+        let Some(grant) = self.devices.get(key).and_then(|device| device.grant.as_ref()) else { return true };
+        let (wanted, held) = (grant.is_wanted(), grant.is_held());
+        if wanted {
+            self.want_token(key);
+        }
+        held
+    }
+
+    fn want_token(&mut self, key: Key<Device>) {
+        if !self.told.tokens.contains(&key) {
+            self.told.tokens.push(key);
+        }
+    }
+
+    /// Puts the tokens that are wanted.
+    pub(in crate::upstream) fn put_tokens(&mut self, hub: &str, clock: &Clock) {
+        for key in std::mem::take(&mut self.told.tokens) {
+            self.put_token(key, hub, clock);
+        }
+    }
+
+    fn put_token(&mut self, key: Key<Device>, hub: &str, clock: &Clock) {
+        if self.phase != Phase::Ready || self.closing {
+            return;
+        }
+        let (Some(connection), Some(device)) = (&mut self.connection, self.devices.get_mut(key)) else {
+            return;
+        };
+        let Some(grant) = &mut device.grant else { return };
+        let resource = format!("{hub}/devices/{}", device.id);
+        match grant.put(&resource, self.settings.token_ttl, clock) {
+            Ok((token, serial)) => {
+                let mut answers = Vec::new();
+                let key = (key, serial);
+                let put = self.cbs.put(connection, key, &resource, &token, clock.now, &mut answers);
+                if put.is_err() {
+                    // Too many wait already: asked again when some of them have their answer.
+                    grant.lose();
+                }
+                self.granted(answers, clock.now);
+            }
+            Err(rejection) => self.refuse(key, &Outcome::Rejected(rejection), clock.now),
+        }
+    }
+
+    /// What the hub has said to tokens.
+    pub(super) fn granted(&mut self, answers: Vec<Answer<(Key<Device>, u32)>>, now: Instant) {
+        for Answer { key: (key, serial), reply } in answers {
+            let Some(device) = self.devices.get_mut(key) else { continue };
+            let Some(grant) = &mut device.grant else { continue };
+            // Knuth's generator: renewals are to differ, nothing more.
+            self.random = self.random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+            match grant.answered(serial, &reply, now, self.random >> 11) {
+                Heard::Granted => {
+                    emit(DeviceTokenAccepted { device: &device.id });
+                    self.attach(key, now);
+                }
+                Heard::Refused(rejection) => self.refuse(key, &Outcome::Rejected(rejection), now),
+                Heard::Nothing | Heard::Wanted => {}
+            }
+        }
+    }
+
+    /// The hub does not want this device: all that it has here ends, and nobody else's.
+    fn refuse(&mut self, key: Key<Device>, outcome: &Outcome, now: Instant) {
+        self.end_session(key, None, now);
+        let Some(device) = self.devices.get_mut(key) else { return };
+        if let Outcome::Rejected(rejection) = outcome {
+            emit(DeviceTokenRefused { device: &device.id, rejection });
+        }
+        device.turn_away(outcome);
+    }
+
+    /// Another source of a device's tokens.
+    pub(in crate::upstream) fn replace_source(&mut self, key: Key<Device>, source: Source) {
+        if let Some(grant) = self.devices.get_mut(key).and_then(|device| device.grant.as_mut())
+            && grant.replace(source)
+        {
+            self.want_token(key);
+        }
+    }
+
+    /// A device has brought a token.
+    pub(in crate::upstream) fn present(&mut self, key: Key<Device>, token: &OwnToken) {
+        let grant = self.devices.get(key).and_then(|device| device.grant.as_ref());
+        if grant.is_some_and(|grant| grant.is_brought() && !grant.brought(token)) {
+            self.replace_source(key, Source::Brought(Some(token.clone())));
+        }
+    }
+
+    /// Looks after the token of a device as time passes.
+    pub(super) fn tend_grant(&mut self, key: Key<Device>, clock: &Clock) {
+        let Some(device) = self.devices.get_mut(key) else { return };
+        let Some(grant) = &mut device.grant else { return };
+        let was_held = grant.is_held();
+        match grant.handle_timeout(clock) {
+            Heard::Wanted => {
+                if was_held && !grant.is_held() {
+                    // It was not renewed in time: the hub lets nothing of it live either.
+                    self.end_session(key, None, clock.now);
+                }
+                self.want_token(key);
+            }
+            Heard::Refused(rejection) => self.refuse(key, &Outcome::Rejected(rejection), clock.now),
+            Heard::Nothing | Heard::Granted => {}
+        }
+    }
+
+    /// What is known of a device has changed: it belongs here still or not, and its tokens come from there.
+    pub(in crate::upstream) fn review(
+        &mut self,
+        key: Key<Device>,
+        belongs: bool,
+        source: Option<Source>,
+        now: Instant,
+    ) {
+        let Some(device) = self.devices.get(key) else { return };
+        match (&device.grant, source) {
+            (None, None) if belongs => {}
+            // The same key, or the token that is there already.
+            (Some(grant), Some(source)) if belongs && grant.is_of(&source) => {}
+            (Some(_), Some(source)) if belongs => self.replace_source(key, source),
+            _ => self.uproot(key, now),
+        }
+    }
+
+    /// The seconds that the device's token has left which expires first.
+    pub(in crate::upstream) fn seconds_left(&self, now: Instant) -> Option<u64> {
+        let expiries = self.devices.iter().filter_map(|(_, device)| device.grant.as_ref()?.expires());
+        expiries.min().map(|first| first.saturating_duration_since(now).as_secs())
+    }
+}
