@@ -132,6 +132,13 @@ impl Pool {
 
     /// Sees to what follows from a call to one of the connections.
     pub(super) fn see_to(&mut self, key: Key<Uplink>, clock: &Clock, followed: &mut Followed) {
+        self.see_to_told(key, clock, followed);
+        if self.uplinks.get(key).is_some_and(|uplink| uplink.is_crowded() && !uplink.is_closing()) {
+            self.relieve(key, clock, followed);
+        }
+    }
+
+    fn see_to_told(&mut self, key: Key<Uplink>, clock: &Clock, followed: &mut Followed) {
         while let Some(uplink) = self.uplinks.get_mut(key).filter(|uplink| !uplink.told.is_empty()) {
             if let Some(limit) = uplink.told.limit.take() {
                 self.load.pause(clock.now + limit.retry_after.unwrap_or(HUB_PAUSE));
@@ -149,9 +156,6 @@ impl Pool {
         if let Some(uplink) = self.uplinks.get_mut(key) {
             uplink.close_when_answered();
             uplink.wake();
-            if uplink.is_crowded() && !uplink.is_closing() {
-                self.relieve(key, clock, followed);
-            }
         }
     }
 
@@ -199,7 +203,8 @@ impl Pool {
             let key = uplink.adopt(device);
             uplink.resume(key, clock.now);
             followed.moved.push((id, to, key));
-            self.see_to(to, clock, followed);
+            // Not relieved in its turn: nothing moves twice in one go.
+            self.see_to_told(to, clock, followed);
         }
     }
 

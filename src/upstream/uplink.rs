@@ -276,13 +276,12 @@ impl Uplink {
     pub(super) fn surplus(&self) -> Vec<Key<Device>> {
         let beyond = self.devices.len().saturating_sub(self.room);
         let without = self.devices.iter().filter(|(_, device)| device.session.is_none());
-        let waiting = without.map(|(key, _)| key);
-        if beyond == 0 { self.crowded_out.iter().copied().collect() } else { waiting.take(beyond).collect() }
+        without.map(|(key, _)| key).take(beyond).collect()
     }
 
-    /// Whether any device has no place here.
+    /// Whether it has more devices than it has room for.
     pub(super) fn is_crowded(&self) -> bool {
-        self.devices.len() > self.room || !self.crowded_out.is_empty()
+        self.devices.len() > self.room
     }
 
     fn note_empty(&mut self, now: Instant) {

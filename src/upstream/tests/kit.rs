@@ -431,6 +431,13 @@ impl Bench {
         self.ends.iter_mut().find_map(|end| end.hub.as_mut()).expect("connected")
     }
 
+    /// One of the hubs that are connected.
+    pub(super) fn any_hub(&mut self, at: usize) -> Option<&mut Hub> {
+        let connected = self.ends.iter().filter(|end| end.hub.is_some()).count();
+        let mut hubs = self.ends.iter_mut().filter_map(|end| end.hub.as_mut());
+        hubs.nth(at % connected.max(1))
+    }
+
     /// The hub that has a message.
     pub(super) fn judge(&mut self, ticket: u64, state: &[u8]) {
         for hub in self.ends.iter_mut().filter_map(|end| end.hub.as_mut()) {
