@@ -242,7 +242,8 @@ impl Device {
                     Err(verdict) => {
                         let waiting = Waiting { message, patience, verdict, share };
                         outlet.waiting.put_back(priority, waiting);
-                        more |= has_credit;
+                        // A connection that is about to end takes nothing, whoever's turn it is.
+                        more |= has_credit && !(may && path.load.is_open(path.now));
                         path.stand_in_line(outlet, has_credit);
                         break;
                     }
