@@ -170,7 +170,12 @@ impl Grant {
     }
 
     /// A token to put for `resource`, with its serial; or why there is none.
-    pub(super) fn put(&mut self, resource: &str, life: Duration, clock: &Clock) -> Result<(Secret, u32), Rejection> {
+    pub(super) fn put(
+        &mut self,
+        resource: &str,
+        life: Duration,
+        clock: &Clock,
+    ) -> Result<(Secret, u32), Rejection> {
         let (text, next) = match &self.source {
             Source::Key(key) => {
                 let expiry = clock.unix + life.as_secs();
@@ -185,7 +190,9 @@ impl Grant {
         };
         self.serial = self.serial.wrapping_add(1);
         self.state = match self.state {
-            State::Held { expires, .. } | State::Renewing { expires, .. } => State::Renewing { expires, next },
+            State::Held { expires, .. } | State::Renewing { expires, .. } => {
+                State::Renewing { expires, next }
+            }
             _ => State::Put { expires: next },
         };
         Ok((text, self.serial))
@@ -317,7 +324,10 @@ mod tests {
             let mut grant = key();
             let (text, serial) = grant.put("hub/devices/d", LIFE, &clock).unwrap();
             assert!(text.expose().contains("se=1800001000"));
-            assert_eq!(grant.answered(serial + 1, &Reply::status(200, ""), clock.now, random), Heard::Nothing);
+            assert_eq!(
+                grant.answered(serial + 1, &Reply::status(200, ""), clock.now, random),
+                Heard::Nothing
+            );
             assert_eq!(grant.answered(serial, &Reply::status(200, ""), clock.now, random), Heard::Granted);
             let State::Held { renew_at: Some(at), .. } = grant.state else { panic!("{grant:?}") };
             renewals.push(at - clock.now);

@@ -128,8 +128,8 @@ impl MappedHubs {
         let first = MappedHub { hub: upstream, settings: HubSettings::of_upstream(config) };
         let others = config.connectors.iter().zip(connectors);
         // What belongs to one device each cannot carry many.
-        let others =
-            others.filter(|(connector, _)| connector.reach != Reach::Upstream && connector.mode == Mode::Shared);
+        let others = others
+            .filter(|(connector, _)| connector.reach != Reach::Upstream && connector.mode == Mode::Shared);
         let others = others.map(|(connector, hub)| MappedHub {
             hub: Arc::clone(hub),
             settings: HubSettings::of_connector(connector, config),

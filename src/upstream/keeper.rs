@@ -81,7 +81,8 @@ impl Keeper {
             }
             let now = Instant::now();
             fleet.handle_timeout(now, unix_now());
-            let ages = [(TokenOf::Policy, fleet.own_seconds_left(now)), (TokenOf::Device, fleet.seconds_left(now))];
+            let ages =
+                [(TokenOf::Policy, fleet.own_seconds_left(now)), (TokenOf::Device, fleet.seconds_left(now))];
             for (of, seconds_left) in ages {
                 emit(TokensAged { worker: self.index, of, seconds_left });
             }

@@ -1,7 +1,7 @@
 //! The links that all devices of a connection share, over one session: one that leads anywhere, where the peer relays
 //! (AMQP anonymous terminus: the message's own `to` counts), else one for each address, a bounded number of them.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use fieldgate_amqp::connection::{Connection, LinkId, SessionId};
@@ -166,8 +166,13 @@ impl Relay {
         Some(gone)
     }
 
+    /// Whether one link has to go before another can be attached for this address.
+    pub(super) fn is_full_for(&self, address: &Address) -> bool {
+        !self.leads_to(address) && self.by_id.len() >= self.max_links
+    }
+
     /// Attaches the link for an address, if there is none, and begins the session. Gives the link that had to go for
-    /// it, which is to be detached.
+    /// it, which is to be detached; `promised` are links that somebody is about to send over.
     ///
     /// # Errors
     /// `NoChannel` and `NoHandle` where there is no room now.
@@ -176,6 +181,7 @@ impl Relay {
         connection: &mut Connection,
         prefix: &str,
         address: &Address,
+        promised: &HashSet<Address>,
         now: Instant,
     ) -> Result<Option<LinkId>, Misuse> {
         if self.leads_to(address) {
@@ -186,7 +192,7 @@ impl Relay {
         }
         let mut recycled = None;
         if self.by_id.len() >= self.max_links {
-            recycled = Some(self.recycle().ok_or(Misuse::NoHandle)?);
+            recycled = Some(self.recycle(promised).ok_or(Misuse::NoHandle)?);
         }
         let session = match self.session {
             Some(session) => session,
@@ -209,9 +215,13 @@ impl Relay {
         Ok(recycled)
     }
 
-    /// Takes the link out that nobody uses, and nobody has used for longest.
-    pub(super) fn recycle(&mut self) -> Option<LinkId> {
-        let idle = self.links.iter().filter(|(_, link)| link.in_flight == 0 && link.line.is_empty());
+    /// Takes the link out that nobody uses or is about to use, and nobody has used for longest.
+    pub(super) fn recycle(&mut self, promised: &HashSet<Address>) -> Option<LinkId> {
+        let is_promised = |link: &SharedLink| link.address.as_ref().is_some_and(|it| promised.contains(it));
+        let idle = self
+            .links
+            .iter()
+            .filter(|(_, link)| link.in_flight == 0 && link.line.is_empty() && !is_promised(link));
         let (key, _) = idle.min_by_key(|(_, link)| link.used)?;
         self.take(key).map(|gone| gone.link.id())
     }

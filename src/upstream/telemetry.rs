@@ -9,7 +9,8 @@ use fieldgate_mappings::amqp::Limited;
 use fieldgate_mappings::outcome::{Outcome, Rejection};
 
 use crate::telemetry::{
-    Counter, EncodeLabelSet, EncodeLabelValue, Family, Gauge, Happening, LabelValueEncoder, counter, gauge, gauges,
+    Counter, EncodeLabelSet, EncodeLabelValue, Family, Gauge, Happening, LabelValueEncoder, counter, gauge,
+    gauges,
 };
 
 struct Metrics {
@@ -34,8 +35,14 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     up: gauge("upstream_connections_up", "Shared hub connections that do their work now"),
     lost: counter("upstream_connections_lost", "Shared hub connections lost or given up"),
     attempts_failed: counter("upstream_connect_errors", "Attempts to connect to the hub that failed"),
-    tokens_accepted: counter("upstream_tokens_accepted", "Tokens of the gateway and of devices that the hub accepted"),
-    tokens_refused: counter("upstream_device_tokens_refused", "Devices' tokens that the hub refused, or that expired"),
+    tokens_accepted: counter(
+        "upstream_tokens_accepted",
+        "Tokens of the gateway and of devices that the hub accepted",
+    ),
+    tokens_refused: counter(
+        "upstream_device_tokens_refused",
+        "Devices' tokens that the hub refused, or that expired",
+    ),
     seconds_left: gauges(
         "upstream_token_seconds_left",
         "Seconds until the first of the tokens expires that the hub holds",

@@ -285,7 +285,8 @@ impl Bench {
             // A connection that is lost is out of the list.
             let Some(end) = self.ends.get_mut(at) else { break };
             let Some(hub) = &mut end.hub else { continue };
-            let Some(machine) = self.fleet.uplink(end.line).and_then(|uplink| uplink.connection.as_mut()) else {
+            let Some(machine) = self.fleet.uplink(end.line).and_then(|uplink| uplink.connection.as_mut())
+            else {
                 continue;
             };
             end.up.take(machine);

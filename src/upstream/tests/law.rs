@@ -340,7 +340,6 @@ fn every_message_has_one_outcome_and_it_is_true() {
     let mut commands = 0;
     for seed in 0..500 {
         let mut world = World::new(seed);
-        eprintln!("SEED {seed}");
         let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             for _ in 0..500 {
                 world.act();

@@ -158,10 +158,7 @@ impl Uplink {
         device.release_waiting(|patience| patience.until <= now);
         let silent = device.oldest_sent().is_some_and(|sent_at| now >= sent_at + ANSWER_TIME_OUT);
         let idle = device.is_idle() && now >= device.used_at + self.settings.idle;
-        if device.ends_pause(now) && device.waits() && !device.queued {
-            device.queued = true;
-            self.told.stalled.push(key);
-        }
+        let resumes = device.ends_pause(now) && device.waits();
         if silent {
             // A hub that does not answer for a message is asked for nothing more over this session; what it was sent
             // is unknown. With an error, so that what the session's window still holds back goes nowhere: its senders
@@ -172,6 +169,12 @@ impl Uplink {
             return self.forget(key, now);
         } else if now >= device.used_at + REST {
             device.rest();
+        }
+        if resumes {
+            match self.relay {
+                Some(_) => self.join_all(key, now),
+                None => self.stall(key),
+            }
         }
         self.tend_grant(key, clock);
     }

@@ -1,5 +1,6 @@
 //! Links that all devices of the connection share: who waits for which, and what becomes of them.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use fieldgate_amqp::connection::LinkId;
@@ -22,15 +23,18 @@ impl Uplink {
         if self.phase != Phase::Ready || self.closing || !self.is_granted(key) {
             return;
         }
+        let is_full = self.relay.as_ref().is_some_and(|relay| relay.is_full_for(address));
+        let promised = if is_full { self.promised() } else { HashSet::new() };
         let (Some(connection), Some(relay), Some(device)) =
             (&mut self.connection, &mut self.relay, self.devices.get_mut(key))
         else {
             return;
         };
-        if device.crowded_out {
+        // Who may not send now keeps no link from those who may.
+        if device.crowded_out || device.paused_until(now).is_some() {
             return;
         }
-        match relay.attach(connection, &self.settings.address_prefix, address, now) {
+        match relay.attach(connection, &self.settings.address_prefix, address, &promised, now) {
             Ok(recycled) => {
                 if let Some(recycled) = recycled {
                     connection.detach(recycled, true, None);
@@ -55,6 +59,13 @@ impl Uplink {
         } else {
             outlet.in_line = relay.stand_in_line(address, key);
         }
+    }
+
+    /// The addresses that devices are about to send to, which wait for nothing but their turn.
+    fn promised(&self) -> HashSet<Address> {
+        let queued = self.devices.iter().filter(|(_, device)| device.queued);
+        let outlets = queued.flat_map(|(_, device)| &device.outlets);
+        outlets.filter(|outlet| !outlet.waiting.is_empty()).map(|outlet| outlet.address.clone()).collect()
     }
 
     /// Joins the lines of all links that a device's messages wait for.
@@ -100,8 +111,9 @@ impl Uplink {
         if self.crowded_out.is_empty() {
             return;
         }
+        let promised = self.promised();
         let (Some(connection), Some(relay)) = (&mut self.connection, &mut self.relay) else { return };
-        if let Some(recycled) = relay.recycle() {
+        if let Some(recycled) = relay.recycle(&promised) {
             connection.detach(recycled, true, None);
             self.serve_crowded_out(now);
         }

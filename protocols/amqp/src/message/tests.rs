@@ -286,6 +286,8 @@ fn a_message_gets_another_to_and_nothing_else_changes() {
     let mut out = BytesMut::new();
     put_readdressed(&mut out, &Bytes::new(), "ours").unwrap();
     assert_eq!(parse(out).unwrap().properties().to(), Some("ours"));
-    assert!(put_readdressed(&mut BytesMut::new(), &Bytes::from_static(b"\x00\x53\x73\xc0\xff"), "ours").is_err());
+    assert!(
+        put_readdressed(&mut BytesMut::new(), &Bytes::from_static(b"\x00\x53\x73\xc0\xff"), "ours").is_err()
+    );
     assert!(put_readdressed(&mut BytesMut::new(), &Bytes::from_static(b"text"), "ours").is_err());
 }
