@@ -15,12 +15,14 @@ use tokio::sync::Notify;
 use crate::adapters::Directory;
 use crate::config::{Config, MappingsError, Target};
 use crate::console::{self, Component, Health, Status};
+use crate::control;
 use crate::hub::{self, HubError as EmbeddedHubError, HubHandle, HubSetup};
 use crate::listener::{self, ListenError};
 use crate::sas::SharedKey;
 use crate::shutdown::Shutdown;
+use crate::spool::{self, Running, Spool, SpoolError};
 use crate::state::{LockedState, StateDir, StateError};
-use crate::tls::{self, Acceptor, TlsError};
+use crate::tls::{self, Acceptor, Follow, TlsError};
 use crate::upstream::{Embedded, Hub, HubError, MappedHubs, Nobody};
 use crate::worker::{self, Setup};
 
@@ -57,6 +59,9 @@ pub enum AppError {
          write `connection_string_file` or `url` in [upstream], or leave `enabled` out"
     )]
     NoHub,
+    /// Messages cannot be kept on disk.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
     /// The system refused a thread, a timer or a socket.
     #[error("the system refused what the program needs: {0}")]
     System(#[from] io::Error),
@@ -128,12 +133,15 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
         return Err(AppError::NoHub);
     }
     let hubs = Hubs::new(&config, reached)?;
-    let setups = setups(&config, &rules, &hubs, &health)?;
+    let ended = Arc::new(Notify::new());
+    // What it holds is known before any device is served, so that nothing overtakes it.
+    let spool = start_spool(&config, &rules, &hubs, &health, shutdown, &ended)?;
+    let setups = setups(&config, &rules, &hubs, &health, spool.as_ref().map(Running::spool))?;
+    let files = hubs.files().chain(setups.iter().take(1).flat_map(Setup::files)).collect();
     let console = console::bind(&config.admin)?;
     let listening = listening(&setups, &console)?;
     tracing::info!(hub = %hubs.addresses(), workers = setups.len(), "gateway started");
 
-    let ended = Arc::new(Notify::new());
     let workers: Vec<_> = setups
         .into_iter()
         .map(|setup| {
@@ -145,10 +153,16 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
         })
         .collect::<Result<_, _>>()?;
     tell(Started { health: Arc::clone(&health), listening });
+    let mut router = control::Router::default();
+    if let Some(spool) = &spool {
+        spool::add_routes(&mut router, spool.spool());
+    }
     let until = async {
         tokio::select! {
             () = shutdown.draining() => {}
             () = ended.notified() => {}
+            () = serve_tools(&config, router) => {}
+            () = tls::follow(files) => {}
         }
     };
     serve_console(console, &health, until)?;
@@ -164,6 +178,10 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
             Ok(Err(error)) => Err(error.into()),
             Err(_) => Err(AppError::Worker),
         };
+    }
+    // Nobody hands it anything any more.
+    if let Some(spool) = spool {
+        spool.stop()?;
     }
     // The hub goes last, so that what was in flight found it there.
     if let Some(hub) = hub {
@@ -252,6 +270,12 @@ impl Hubs {
         Ok(Self { mapped, connectors })
     }
 
+    /// What follows its files.
+    fn files(&self) -> impl Iterator<Item = Arc<dyn Follow>> {
+        let mapped = self.mapped.iter().flat_map(|mapped| mapped.files());
+        mapped.chain(self.connectors.iter().flat_map(|hub| hub.files()))
+    }
+
     /// Where they are, for people; each once.
     fn addresses(&self) -> String {
         let mapped = self.mapped.iter().flat_map(|mapped| mapped.addresses());
@@ -261,12 +285,36 @@ impl Hubs {
     }
 }
 
+/// Starts the spool, if a rule keeps messages on disk.
+fn start_spool(
+    config: &Arc<Config>,
+    rules: &RuleSet,
+    hubs: &Hubs,
+    health: &Arc<Health>,
+    shutdown: &Shutdown,
+    ended: &Arc<Notify>,
+) -> Result<Option<Running>, AppError> {
+    let wanted = rules.needs_disk();
+    let (true, Some(mapped)) = (wanted, &hubs.mapped) else { return Ok(None) };
+    let directory = spool::directory(config)?;
+    let setup = spool::Setup {
+        index: config.runtime.workers().get(),
+        config: Arc::clone(config),
+        mapped: Arc::clone(mapped),
+        health: Arc::clone(health),
+        shutdown: shutdown.clone(),
+        ended: Arc::clone(ended),
+    };
+    Ok(Some(Running::start(&directory, setup)?))
+}
+
 /// Binds every listener, a socket for each worker, and deals them out.
 fn setups(
     config: &Arc<Config>,
     rules: &Arc<RuleSet>,
     hubs: &Hubs,
     health: &Arc<Health>,
+    spool: Option<&Spool>,
 ) -> Result<Vec<Setup>, AppError> {
     let workers = config.runtime.workers();
     let directory = Arc::new(Directory::default());
@@ -277,6 +325,7 @@ fn setups(
             rules: Arc::clone(rules),
             mapped: hubs.mapped.clone(),
             hubs: Arc::clone(&hubs.connectors),
+            spool: spool.cloned(),
             directory: Arc::clone(&directory),
             health: Arc::clone(health),
             amqp: Vec::new(),
@@ -330,6 +379,19 @@ fn serve_console(
 ) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(console::serve(bound, Arc::clone(health), until))
+}
+
+/// Serves the control socket on the calling thread, where there is something to control. Without it the gateway works,
+/// and the tools do not.
+async fn serve_tools(config: &Config, router: control::Router) {
+    if !router.is_empty() {
+        let state = StateDir::locate(config.state.directory.as_deref());
+        match state.map_err(Into::into).and_then(|state| control::bind(&state)) {
+            Ok(bound) => return control::serve(bound, router).await,
+            Err(error) => tracing::warn!(%error, "there is no control socket"),
+        }
+    }
+    std::future::pending().await
 }
 
 /// Tells that a thread has ended, however it did.

@@ -1,9 +1,11 @@
 //! The command line: what can be asked of the program, and in which words it answers.
 
 mod check;
+mod dead_letter;
 mod import;
 mod key;
 mod send;
+mod spool;
 mod start;
 mod watch;
 
@@ -19,10 +21,12 @@ use fieldgate_mappings::DeviceId;
 use thiserror::Error;
 
 use crate::config::{self, Config, ConfigError, parse_duration};
+use crate::control::ClientError;
 use crate::demo;
 use crate::output::{self, say};
 use crate::service::ServiceError;
 use crate::shutdown::Shutdown;
+use crate::spool::SpoolError;
 use crate::state::{StateDir, StateError};
 
 /// Something that the program can be until it is stopped.
@@ -53,12 +57,18 @@ enum CliError {
     Service(#[from] ServiceError),
     #[error(transparent)]
     Check(#[from] check::Wrong),
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    #[error(transparent)]
+    Control(#[from] ClientError),
     #[error("the hub's notes are damaged: {0}; starting the hub writes them anew")]
     Notes(#[from] crate::sas::ConnectionStringError),
     #[error("this system refuses what the program needs: {0}")]
     System(#[from] std::io::Error),
     #[error("{0}")]
     Role(Box<dyn Error>),
+    #[error("there is no spool in {}: no gateway with a rule that keeps messages on disk has run here; name another place with --state-dir or --config", .0.display())]
+    NoSpool(PathBuf),
     /// What was asked for was done, and the answer was no; it has been printed.
     #[error("")]
     No,
@@ -100,6 +110,12 @@ enum Command {
     /// Translate a configuration of Qpid Dispatch Router into one of this program
     #[command(after_help = IMPORT_HELP)]
     Import(Import),
+    /// See what is kept on disk while the hub is away
+    #[command(subcommand, arg_required_else_help = true)]
+    Spool(spool::Command),
+    /// List, show, send again or drop what was rejected or dropped by policy
+    #[command(subcommand, arg_required_else_help = true)]
+    DeadLetter(dead_letter::Command),
     /// Print a configuration
     #[command(subcommand, arg_required_else_help = true)]
     Config(ConfigCommand),
@@ -328,6 +344,8 @@ fn dispatch(command: Command, roles: Roles) -> Result<(), CliError> {
                 HubCommand::ConnectionString { device } => key::connection_string(&state, device.as_ref()),
             }
         }
+        Command::Spool(command) => spool::run(&command),
+        Command::DeadLetter(command) => dead_letter::run(&command),
         Command::Check { file } => check::run(file.as_deref().map(Path::new)),
         Command::Import(import) => import::run(&import.file, import.output.as_deref()),
         Command::Config(ConfigCommand::Sample) => Ok(say(config::sample().trim_end())?),

@@ -3,6 +3,7 @@
 //! One struct for each section, unknown keys refused, every error with file, line, column and what would be right.
 //! What the file leaves out has a default that is safe: listeners on loopback, the embedded hub as the hub.
 
+mod access;
 mod address;
 mod check;
 mod connectors;
@@ -13,10 +14,13 @@ mod mappings;
 mod mechanisms;
 mod names;
 mod profiles;
+mod proxy;
 mod qpid;
 mod routes;
+mod sasl;
 mod sections;
 mod units;
+mod upstream;
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -24,10 +28,11 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use access::{Access, Transport};
 pub use address::{HubUrl, parse_listen};
 use connectors::ConnectorSection;
 pub(crate) use connectors::UPSTREAM;
-pub use connectors::{Connect, Connector, HostPort, Hosts, Mode, Reach, Sasl};
+pub use connectors::{Connect, Connector, HostPort, Hosts, Mode, Reach};
 pub use error::{ConfigError, Place};
 use error::{Source, beside, name_of};
 use listeners::ListenerSection;
@@ -36,12 +41,14 @@ pub use mapped::{Mapped, Profile};
 pub use mappings::MappingsError;
 use profiles::ProfileSection;
 pub use profiles::{ClientCertificates, IdentityFiles, SslProfile, TlsVersion};
+pub use proxy::Proxy;
 pub use qpid::{Import, Remark};
 use routes::RouteSection;
 pub use routes::{Direction, LinkRoute, RouteAddress};
+pub use sasl::Sasl;
 pub use sections::{
     AdminConfig, Authorise, CoapConfig, HttpConfig, HubConfig, LogConfig, MappingsConfig, MqttConfig,
-    RuntimeConfig, StateConfig,
+    RuntimeConfig, SpoolConfig, StateConfig,
 };
 use sections::{AmqpSection, UpstreamSection};
 pub use units::{Level, Secret, parse_duration, parse_size};
@@ -71,6 +78,8 @@ pub struct Config {
     pub upstream: Upstream,
     /// What a device message means.
     pub mappings: MappingsConfig,
+    /// What is kept on disk while the hub is away.
+    pub spool: SpoolConfig,
     /// Where native AMQP devices connect.
     pub listeners: Vec<Listener>,
     /// Where native AMQP devices' links go; never empty.
@@ -86,9 +95,8 @@ pub struct Config {
 pub struct Upstream {
     /// Which hub.
     pub target: Target,
-    /// Certificates (PEM) that the hub's certificate is checked with; absent: those of the platform, or the own CA
-    /// for the embedded hub.
-    pub ca_file: Option<PathBuf>,
+    /// How it is reached.
+    pub access: Access,
     /// How long devices are kept through an outage of the hub before they are told.
     pub hold: Duration,
     /// The idle time-out that is announced to the hub.
@@ -134,6 +142,7 @@ struct Document {
     hub: HubConfig,
     upstream: UpstreamSection,
     mappings: MappingsConfig,
+    spool: SpoolConfig,
     ssl_profile: Vec<ProfileSection>,
     listener: Vec<ListenerSection>,
     connector: Vec<ConnectorSection>,
@@ -228,12 +237,28 @@ impl Config {
         for file in &mut document.mappings.files {
             *file = beside(base, file);
         }
-        for path in [&mut document.upstream.ca_file, &mut document.state.directory].into_iter().flatten() {
+        for path in [&mut document.state.directory, &mut document.spool.directory].into_iter().flatten() {
             *path = beside(base, path);
         }
+        if let Some((key, what)) = document.spool.fault() {
+            return Err(source.wrong(&["spool", key], what));
+        }
         let target = read_target(source, &document.upstream, base)?;
-        let Document { log, runtime, state, amqp, mqtt, coap, http, admin, hub, upstream, mappings, .. } =
-            document;
+        let Document {
+            log,
+            runtime,
+            state,
+            amqp,
+            mqtt,
+            coap,
+            http,
+            admin,
+            hub,
+            upstream,
+            mappings,
+            spool,
+            ..
+        } = document;
         let profiles = profiles::resolve(source, document.ssl_profile, base)?;
         let named = document.link_route.iter().any(RouteSection::names_upstream)
             || document.listener.iter().any(ListenerSection::names_upstream);
@@ -244,9 +269,10 @@ impl Config {
         let link_routes = routes::resolve(source, &document.link_route, &amqp.link_routes, &connectors)?;
         let listeners = listeners::resolve(source, &document.listener, &amqp, &profiles, &connectors)?;
         let mapped = upstream.mapped();
+        let access = upstream::access(source, &upstream, &target, &profiles, base)?;
         let upstream = Upstream {
             target,
-            ca_file: upstream.ca_file,
+            access,
             hold: upstream.hold,
             idle_time_out: upstream.idle_time_out,
             connect_time_out: upstream.connect_time_out,
@@ -268,6 +294,7 @@ impl Config {
             hub,
             upstream,
             mappings,
+            spool,
             listeners,
             connectors,
             link_routes,
@@ -335,6 +362,8 @@ impl Config {
             ConfigError::new(origin, what)
                 .with_help(format!("{POLICY_FORM}, or amqps://host for another AMQP 1.0 hub"))
         })?;
+        // A password is for the hub that it was written for.
+        self.upstream.access.sasl.take_if(|sasl| matches!(sasl, Sasl::Plain { .. }));
         Ok(())
     }
 }

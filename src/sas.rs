@@ -9,7 +9,7 @@
 //! ([`crate::hub`] does, for the embedded hub) and it does not ask the time.
 
 mod connection_string;
-mod percent;
+pub(crate) mod percent;
 mod resource;
 
 pub use connection_string::{ConnectionString, ConnectionStringError};

@@ -174,7 +174,11 @@ impl StateDir {
         Ok(LockedState { directory: self.clone(), _lock: lock })
     }
 
-    fn make(&self) -> Result<(), StateError> {
+    /// Makes the directory if there is none, for its user only.
+    ///
+    /// # Errors
+    /// When it cannot be made, or is open to others.
+    pub(crate) fn make(&self) -> Result<(), StateError> {
         let failed = |source| StateError::Io { path: self.path.clone(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(&self.path).map_err(failed)?;
         let metadata = fs::metadata(&self.path).map_err(failed)?;

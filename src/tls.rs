@@ -2,7 +2,12 @@
 //!
 //! TLS 1.2 stays because device libraries exist that speak nothing newer.
 
+mod acceptor;
+mod live;
 mod stream;
+mod telemetry;
+mod websocket;
+mod words;
 
 use std::fmt;
 use std::os::unix::fs::PermissionsExt as _;
@@ -18,7 +23,11 @@ use thiserror::Error;
 
 use crate::config::{ClientCertificates, IdentityFiles, SslProfile, TlsVersion};
 
-pub(crate) use stream::{Acceptor, Stream};
+pub(crate) use acceptor::{AcceptError, Acceptor};
+pub(crate) use live::{Follow, Live, follow};
+pub(crate) use stream::Stream;
+pub(crate) use websocket::{ConnectError as WebSocketError, WebSocket};
+pub(crate) use words::{handshake_in_words, in_words};
 
 /// TLS that cannot be set up.
 #[derive(Debug, Error)]

@@ -12,6 +12,7 @@ mod claims;
 mod commands;
 mod device;
 mod driver;
+mod endpoint;
 mod fleet;
 mod grant;
 mod hubs;
@@ -21,6 +22,7 @@ mod load;
 mod outlet;
 mod pace;
 mod pool;
+mod proxy;
 mod relay;
 mod target;
 mod telemetry;
@@ -34,11 +36,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use fieldgate_mappings::address::{Address, DeviceId};
+use fieldgate_mappings::delivery::NORMAL_PRIORITY;
 use fieldgate_mappings::message::Message;
 use fieldgate_mappings::outcome::{Outcome, Rejection, Verdict};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use crate::config::Config;
 use crate::console::Health;
 use crate::shutdown::Shutdown;
 
@@ -48,7 +51,6 @@ use uplink::Outgoing;
 pub(crate) use backoff::Backoff;
 pub(crate) use commands::CommandId;
 pub(crate) use hubs::{Belongs, MappedHubs, Nobody, OwnToken, Roster, Speaks};
-pub(crate) use lanes::{NORMAL, Priority};
 pub use target::HubError;
 pub(crate) use target::{Embedded, Hub};
 
@@ -59,6 +61,22 @@ pub(crate) struct Patience {
     pub(crate) until: Instant,
     /// Whether an outage is waited through. Otherwise a message is released at once while the hub is away.
     pub(crate) through_outage: bool,
+    /// Whether the message is released with what its device sent before: when the patience of one such message is
+    /// over, those that wait behind it do not go without it.
+    pub(crate) in_order: bool,
+    /// What its device can be told.
+    pub(crate) hears: Hears,
+}
+
+/// What a device can hear of the message that it sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hears {
+    /// What became of it, whatever that is.
+    Everything,
+    /// That it was accepted, and nothing else: a refusal would sound the same. It waits until then.
+    Acceptance,
+    /// Nothing: it does not wait.
+    Nothing,
 }
 
 /// A command of the hub for one device.
@@ -83,12 +101,14 @@ pub(crate) trait CommandSink {
 #[derive(Clone, Debug)]
 pub(crate) struct Upstream {
     fleet: Rc<RefCell<Fleet>>,
+    /// A hub came or went.
+    changes: Rc<Notify>,
 }
 
 impl Upstream {
     fn new(hubs: &Arc<MappedHubs>) -> Self {
         let fleet = Fleet::new(hubs, Instant::now(), keeper::unix_now(), keeper::random());
-        Self { fleet: Rc::new(RefCell::new(fleet)) }
+        Self { fleet: Rc::new(RefCell::new(fleet)), changes: Rc::default() }
     }
 
     /// A way that nobody uses: there are no devices whose messages are mapped, and no connection is made.
@@ -99,32 +119,20 @@ impl Upstream {
     /// Starts the connections of worker `index`; the task ends after [`close`](Self::close).
     pub(crate) fn start(
         index: usize,
-        config: &Arc<Config>,
         hubs: &Arc<MappedHubs>,
         health: Arc<Health>,
         shutdown: Shutdown,
     ) -> (Self, JoinHandle<()>) {
         let upstream = Self::new(hubs);
         upstream.fleet.borrow_mut().start();
-        let keeper = keeper::Keeper::new(index, Rc::clone(&upstream.fleet), config, hubs, health, shutdown);
+        let keeper = keeper::Keeper::new(index, &upstream, hubs, health, shutdown);
         (upstream, tokio::task::spawn_local(keeper.run()))
     }
 
     /// Sends what a device said, to the hub that it belongs to; `verdict` is reported when the hub has answered, or
     /// when it is certain that it will not.
     pub(crate) fn send(&self, message: Message, patience: Patience, verdict: Verdict) {
-        self.send_urgent(message, NORMAL, patience, verdict);
-    }
-
-    /// As [`send`](Self::send), before what is less urgent of the same device and address.
-    pub(crate) fn send_urgent(
-        &self,
-        message: Message,
-        priority: Priority,
-        patience: Patience,
-        verdict: Verdict,
-    ) {
-        self.fleet.borrow_mut().send(&message, priority, patience, verdict, Instant::now());
+        self.fleet.borrow_mut().send(&message, patience, verdict, Instant::now());
     }
 
     /// As [`send`](Self::send), for a message that is encoded already: the sections of AMQP 1.0 3.2.
@@ -136,24 +144,29 @@ impl Upstream {
         patience: Patience,
         verdict: Verdict,
     ) {
-        let message = Outgoing { address, encoded, priority: NORMAL, patience, verdict };
+        let message = Outgoing { address, encoded, priority: NORMAL_PRIORITY, patience, verdict };
         self.fleet.borrow_mut().send_encoded(device, message, Instant::now());
     }
 
-    /// Whether the hub of `[upstream]` is away: no connection, though one was tried.
-    pub(crate) fn is_away(&self) -> bool {
-        self.fleet.borrow().is_away()
-    }
-
-    /// Whether the hub that a device belongs to is away.
+    /// Whether the hub that a device belongs to is away: no connection, though one was tried.
     pub(crate) fn is_away_for(&self, device: &DeviceId) -> bool {
         self.fleet.borrow().is_away_for(device)
     }
 
-    /// The name of the hub that a device belongs to: its connector's, or `upstream`. None where it belongs to one that
-    /// there is not.
-    pub(crate) fn hub_of(&self, device: &DeviceId) -> Option<Arc<str>> {
+    /// The name of the hub that a device belongs to: its connector's, or `upstream`.
+    pub(crate) fn hub_of(&self, device: &DeviceId) -> Arc<str> {
         self.fleet.borrow().hub_of(device)
+    }
+
+    /// The hubs by their names, and whether what is sent to them may go: one that is connected only when it is needed
+    /// counts as there until it was tried.
+    pub(crate) fn hubs(&self) -> Vec<(Arc<str>, bool)> {
+        self.fleet.borrow().hubs()
+    }
+
+    /// Waits until a hub may have come or gone since the last time. One may wait for it.
+    pub(crate) async fn changed(&self) {
+        self.changes.notified().await;
     }
 
     /// A device has brought a token, which the gateway shows its hub where it speaks for the device with nothing else.

@@ -19,9 +19,11 @@ use crate::adapters::amqp::{self, Routing};
 use crate::adapters::{self, Directory};
 use crate::config::Config;
 use crate::console::Health;
+use crate::outbound::Outbound;
 use crate::shutdown::Shutdown;
+use crate::spool::Spool;
 use crate::telemetry::{Protocol, emit};
-use crate::tls::Acceptor;
+use crate::tls::{Acceptor, Follow};
 use crate::upstream::{Hub, MappedHubs, Upstream};
 
 mod telemetry;
@@ -50,11 +52,20 @@ pub(crate) struct Setup {
     pub(crate) hubs: Arc<[Arc<Hub>]>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) health: Arc<Health>,
+    /// Where messages wait on the disk; absent where no rule asks for it.
+    pub(crate) spool: Option<Spool>,
     /// The configuration's listeners, in their order, and what stands between their sockets and AMQP.
     pub(crate) amqp: Vec<(TcpListener, Acceptor)>,
     pub(crate) mqtt: Vec<TcpListener>,
     pub(crate) coap: Vec<UdpSocket>,
     pub(crate) http: Vec<TcpListener>,
+}
+
+impl Setup {
+    /// What follows its files; all workers have the same.
+    pub(crate) fn files(&self) -> impl Iterator<Item = Arc<dyn Follow>> {
+        self.amqp.iter().filter_map(|(_, acceptor)| acceptor.files())
+    }
 }
 
 /// What the tasks of a worker share.
@@ -64,7 +75,8 @@ pub(crate) struct Worker {
     pub(crate) rules: Arc<RuleSet>,
     /// Which client id is connected where, over all workers.
     pub(crate) directory: Arc<Directory>,
-    pub(crate) upstream: Upstream,
+    /// The way of what devices say.
+    pub(crate) outbound: Outbound,
     /// The way of native AMQP devices.
     pub(crate) routing: Rc<Routing>,
     /// What all MQTT connections share.
@@ -123,21 +135,23 @@ pub(crate) fn run(setup: Setup, shutdown: &Shutdown) -> io::Result<()> {
 }
 
 async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
-    let Setup { index, config, rules, mapped, hubs, directory, health, amqp, mqtt, coap, http } = setup;
+    let Setup { index, config, rules, mapped, hubs, directory, health, spool, amqp, mqtt, coap, http } =
+        setup;
     let routing = Routing::start(index, &config, &hubs, Arc::clone(&health), shutdown.clone());
     let (upstream, connection) = match mapped {
         Some(mapped) => {
-            let (upstream, connection) = Upstream::start(index, &config, &mapped, health, shutdown.clone());
+            let (upstream, connection) = Upstream::start(index, &mapped, health, shutdown.clone());
             (upstream, Some(connection))
         }
         None => (Upstream::unused(), None),
     };
+    let (outbound, sending) = Outbound::start(upstream, spool, shutdown.clone());
     let worker = Rc::new(Worker {
         mqtt: adapters::mqtt::machine_config(&config.mqtt),
         config,
         rules,
         directory,
-        upstream,
+        outbound,
         routing,
         shutdown: shutdown.clone(),
         open: Default::default(),
@@ -175,8 +189,17 @@ async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
         () = worker.drained() => {}
         () = shutdown.aborting() => {}
     }
-    // The devices are gone: what they sent has its outcome, and the hubs may be told goodbye.
-    worker.upstream.close();
+    // The devices are gone. What nobody waits for has its outcome soon: from the hub, or from the disk.
+    worker.outbound.close();
+    if let Some(sending) = sending {
+        tokio::select! {
+            // An error is a panic, which is counted and logged where it happens.
+            _ = sending => {}
+            () = shutdown.aborting() => worker.outbound.abandon(),
+        }
+    }
+    // The hubs may be told goodbye.
+    worker.outbound.upstream().close();
     let closed = async {
         worker.routing.closed().await;
         if let Some(connection) = connection {

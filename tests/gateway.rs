@@ -3,12 +3,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
+#[path = "gateway/certificates.rs"]
+mod certificates;
 #[path = "hub/client.rs"]
 mod client;
 #[path = "gateway/hub.rs"]
 mod hub;
 #[path = "gateway/mqtt.rs"]
 mod mqtt;
+#[path = "gateway/proxy.rs"]
+mod proxy;
 #[path = "gateway/requests.rs"]
 mod requests;
 #[path = "gateway/world.rs"]
@@ -32,7 +36,13 @@ mod recipe;
 mod routes;
 #[path = "gateway/shared.rs"]
 mod shared;
+#[path = "gateway/spool.rs"]
+mod spool;
+#[path = "gateway/spool_tools.rs"]
+mod spool_tools;
 #[path = "gateway/stop.rs"]
 mod stop;
 #[path = "gateway/takeover.rs"]
 mod takeover;
+#[path = "gateway/transport.rs"]
+mod transport;

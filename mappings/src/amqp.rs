@@ -23,20 +23,37 @@ use crate::outcome::{Outcome, Reason, Rejection};
 /// Appends the encoded message (AMQP 1.0 3.2): header, message annotations, properties and application properties
 /// where there are any, and the body as one data section.
 pub fn encode(message: &Message, out: &mut BytesMut) {
-    encode_for(message, message.properties.to.as_deref(), out);
+    encode_header(message, out);
+    encode_rest(message, out);
 }
 
 /// As [`encode`], with `to` in the properties whatever the message says: where the receiver goes by it, it is not
 /// the device's to say.
 pub fn encode_to(message: &Message, to: &str, out: &mut BytesMut) {
-    encode_for(message, Some(to), out);
+    encode_header(message, out);
+    encode_rest_for(message, Some(to), out);
 }
 
-fn encode_for(message: &Message, to: Option<&str>, out: &mut BytesMut) {
-    out.reserve(message.body.len() + 256);
-    if message.durable || message.ttl.is_some() {
-        put_header(out, &Header { durable: message.durable, ttl: message.ttl, ..Header::default() });
+/// Appends the header alone, if it says anything: durability, priority and time to live, as the message has them.
+pub fn encode_header(message: &Message, out: &mut BytesMut) {
+    let header = Header {
+        durable: message.durable,
+        priority: message.priority(),
+        ttl: message.ttl,
+        ..Header::default()
+    };
+    if header != Header::default() {
+        put_header(out, &header);
     }
+}
+
+/// Appends all that [`encode`] writes after the header.
+pub fn encode_rest(message: &Message, out: &mut BytesMut) {
+    encode_rest_for(message, message.properties.to.as_deref(), out);
+}
+
+fn encode_rest_for(message: &Message, to: Option<&str>, out: &mut BytesMut) {
+    out.reserve(message.body.len() + 256);
     if !message.annotations.is_empty() {
         put_message_annotations(out, message.annotations.iter().map(encode_pair));
     }
@@ -236,6 +253,8 @@ pub fn reply(outcome: &Outcome) -> Option<Bytes> {
                 Reason::TooLarge => Condition::MessageSizeExceeded,
                 Reason::Quota { .. } => Condition::ResourceLimitExceeded,
                 Reason::Content => Condition::InvalidField,
+                Reason::Full { .. } => Condition::ResourceLimitExceeded,
+                Reason::Disk { .. } => Condition::InternalError,
             };
             Some(rejected(Some(&AmqpError::new(&condition, Some(&rejection.description)))))
         }

@@ -125,6 +125,10 @@ pub fn reply(outcome: &Outcome, retry_after: Duration) -> Reply {
                     Reply { code: code(4, 29), max_age: Some(said.unwrap_or(retry_after)), diagnostic: text }
                 }
                 Reason::Content => plain(code(4, 0), text),
+                // Unlike a quota it is not this client that asks too much (RFC 8516 4).
+                Reason::Full { retry_after: said } | Reason::Disk { retry_after: said } => {
+                    Reply { code: code(5, 3), max_age: Some(said.unwrap_or(retry_after)), diagnostic: text }
+                }
             }
         }
         Outcome::Released => {

@@ -9,11 +9,12 @@ use bytestring::ByteString;
 use toml::Spanned;
 
 use crate::address::AddressBuilder;
+use crate::delivery::{self, Delivery};
 use crate::file::{CommandText, Fault, LoadError, Place, PropertyText, RuleText, Source, ToText, unknown};
 use crate::message::Value;
 use crate::rules::{
-    AddressPart, AddressTemplate, Convention, Downlink, PropertyPart, PropertyTemplate, RuleSet, Syntax,
-    Table, Uplink, is_reserved,
+    AddressPart, AddressTemplate, Convention, Described, Downlink, PropertyPart, PropertyTemplate, RuleSet,
+    Syntax, Table, Uplink, is_reserved,
 };
 use crate::template::{Binding, Form, Segment, Template, Text, TextPiece};
 use crate::trie::Trie;
@@ -89,7 +90,11 @@ impl Loader {
         let Some(target) = target else {
             return Err(source.error(rule.name.span(), "the rule has no `to.address`: where its messages go"));
         };
-        self.insert_uplink(source, rule, convention, &patterns, &target)
+        let delivery = delivery::delivery(source, rule)?;
+        self.insert_uplink(source, rule, convention, &patterns, &target, delivery.as_ref())?;
+        let place = source.place(rule.name.span().start);
+        self.set.described.push(Described { name: rule.name.get_ref().clone(), place, delivery });
+        Ok(())
     }
 
     fn insert_uplink(
@@ -99,6 +104,7 @@ impl Loader {
         convention: Option<Convention>,
         patterns: &[Pattern],
         target: &Spanned<String>,
+        delivery: Option<&Arc<Delivery>>,
     ) -> Result<(), Fault> {
         for pattern in patterns {
             let uplink = Uplink {
@@ -107,6 +113,7 @@ impl Loader {
                 device: device_slot(&pattern.template),
                 address: address(source, target, &pattern.template)?,
                 properties: properties(source, rule, &pattern.template)?,
+                delivery: delivery.cloned(),
             };
             let fold_case = convention.is_some() && pattern.syntax.methods.is_some();
             let table = table(&mut self.set.uplink, pattern.syntax.key, pattern.method);
@@ -120,6 +127,7 @@ impl Loader {
 
     fn downlink(&mut self, source: &Source<'_>, rule: &RuleText) -> Result<(), Fault> {
         let convention = convention(source, rule)?;
+        delivery::refuse(source, rule)?;
         if let Some((name, _)) = rule.properties.iter().next() {
             return Err(source.error(name.span(), "properties are set on the way to the hub only"));
         }

@@ -11,6 +11,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, Visitor};
 use toml::Spanned;
 
+use crate::delivery::DeliveryText;
+
 /// One mapping file: the name that its errors carry, and its text.
 #[derive(Debug, Clone, Copy)]
 pub struct Source<'a> {
@@ -130,6 +132,7 @@ pub(crate) struct RuleText {
     pub(crate) to: BTreeMap<Spanned<String>, Spanned<ToText>>,
     #[serde(default)]
     pub(crate) properties: BTreeMap<Spanned<String>, Spanned<PropertyText>>,
+    pub(crate) delivery: Option<Spanned<DeliveryText>>,
 }
 
 /// A value below `to`.
@@ -216,7 +219,6 @@ const LATER: &[&str] = &[
     "device",
     "system",
     "payload",
-    "delivery",
     "test",
     "registry",
     "unmatched",
@@ -300,6 +302,8 @@ mod tests {
             ("[rule.match]", "m.toml:5:7", "the key `match` is not in this version"),
             ("[rule.payload]\nencode = \"json\"", "m.toml:5:7", "the key `payload` is not in this version"),
             ("[[rule.test]]", "m.toml:5:8", "the key `test` is not in this version"),
+            ("[rule.delivery]\nacks = \"x\"", "m.toml:6:1", "unknown key `acks`: did you mean `ack`?"),
+            ("delivery.when_offline = { max_byte = 1 }", "m.toml:5:27", "did you mean `max_bytes`?"),
             ("[unmatched]\naction = \"reject\"", "m.toml:5:2", "the key `unmatched` is not in this version"),
         ] {
             let message = error(&format!("{HEAD}{line}"));
@@ -327,6 +331,9 @@ mod tests {
             ("properties.x = { pointer = \"/ts\" }", "m.toml:5:16", "tables are not known to this version"),
             ("properties.x = [1]", "m.toml:5:16", "invalid type: sequence"),
             ("to.address = 3", "m.toml:5:14", "an address as a string"),
+            ("delivery.priority = \"high\"", "m.toml:5:21", "invalid type: string"),
+            ("delivery.when_offline = true", "m.toml:5:25", "invalid type: boolean"),
+            ("delivery.when_offline.max_bytes = 1.5", "m.toml:5:35", "a size in bytes, as 65536, \"256KiB\""),
             ("to.mqtt = { qos = 1 }", "m.toml:5:11", "missing field `topic`"),
             ("to.mqtt = { topic = \"x\", qos = 256 }", "m.toml:5:32", "invalid value"),
         ] {

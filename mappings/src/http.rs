@@ -100,6 +100,14 @@ pub fn reply(outcome: &Outcome, retry_after: Duration) -> Reply {
                     ..problem(StatusCode::TOO_MANY_REQUESTS)
                 },
                 Reason::Content => problem(StatusCode::BAD_REQUEST),
+                Reason::Full { retry_after: said } => Reply {
+                    retry_after: Some(said.unwrap_or(retry_after)),
+                    ..problem(StatusCode::INSUFFICIENT_STORAGE)
+                },
+                Reason::Disk { retry_after: said } => Reply {
+                    retry_after: Some(said.unwrap_or(retry_after)),
+                    ..problem(StatusCode::SERVICE_UNAVAILABLE)
+                },
             }
         }
         Outcome::Released => Reply {

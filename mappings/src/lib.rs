@@ -19,6 +19,7 @@ mod azure;
 #[cfg(feature = "coap")]
 pub mod coap;
 mod compile;
+pub mod delivery;
 mod file;
 #[cfg(feature = "http")]
 pub mod http;
@@ -30,9 +31,11 @@ pub mod rules;
 mod template;
 mod time;
 mod trie;
+pub mod units;
 
 pub use address::{Address, DeviceId, Identity};
 pub use bytestring::ByteString;
+pub use delivery::Delivery;
 pub use message::{Direction, Message, MessageId, Properties, Timestamp, Value};
 pub use outcome::{Outcome, Reason, Rejection, Report, Verdict};
 pub use rules::{LoadError, RuleSet, Source};

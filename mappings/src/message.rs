@@ -3,12 +3,14 @@
 //! The model speaks AMQP 1.0 (part 3.2, the bare message and its annotations): it is the richest of the four, and the
 //! hub speaks it. Native AMQP links never pass through here; their frames are routed as they came.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
 
 use crate::address::{Address, DeviceId};
+use crate::delivery::{Delivery, NORMAL_PRIORITY};
 
 /// A message between one device and the hub.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,6 +33,8 @@ pub struct Message {
     pub durable: bool,
     /// The payload, untouched.
     pub body: Bytes,
+    /// How its rule has it delivered; absent where the rule does not say, and for commands.
+    pub delivery: Option<Arc<Delivery>>,
 }
 
 impl Message {
@@ -46,7 +50,13 @@ impl Message {
             ttl: None,
             durable: false,
             body,
+            delivery: None,
         }
+    }
+
+    /// How urgent it is (AMQP 1.0 3.2.1).
+    pub fn priority(&self) -> u8 {
+        self.delivery.as_ref().map_or(NORMAL_PRIORITY, |delivery| delivery.priority)
     }
 
     /// The value of an application property.

@@ -295,6 +295,9 @@ pub fn reply_3(outcome: &Outcome, on_rejected: OnRejected) -> Reply3 {
             Reason::TooLarge => refused,
             Reason::Quota { .. } => refused,
             Reason::Content => refused,
+            // The message is good, and nobody has it: an acknowledgement would lose it.
+            Reason::Full { .. } => Reply3::Pause,
+            Reason::Disk { .. } => Reply3::Pause,
         },
         Outcome::Released => Reply3::Pause,
         Outcome::Unknown => Reply3::Close,
@@ -313,6 +316,8 @@ pub fn reply_5(outcome: &Outcome) -> Reply5 {
             Reason::TooLarge => Reply5::Disconnect(0x95),
             Reason::Quota { .. } => Reply5::Acknowledge(0x97),
             Reason::Content => Reply5::Acknowledge(0x99),
+            Reason::Full { .. } => Reply5::Acknowledge(0x97),
+            Reason::Disk { .. } => Reply5::Acknowledge(0x97),
         },
         Outcome::Released => Reply5::Pause,
         Outcome::Unknown => Reply5::Disconnect(SERVER_BUSY),
@@ -329,6 +334,8 @@ pub fn connack_3(outcome: &Outcome) -> u8 {
             Reason::NoSuchAddress => 5,
             Reason::TooLarge => 3,
             Reason::Quota { .. } => 3,
+            Reason::Full { .. } => 3,
+            Reason::Disk { .. } => 3,
             // The device's name for itself is no identity.
             Reason::Content => 2,
         },
@@ -348,6 +355,8 @@ pub fn connack_5(outcome: &Outcome) -> u8 {
             Reason::TooLarge => 0x95,
             Reason::Quota { .. } => 0x97,
             Reason::Content => 0x85,
+            Reason::Full { .. } => 0x97,
+            Reason::Disk { .. } => 0x88,
         },
         Outcome::Released => 0x88,
         Outcome::Unknown => SERVER_BUSY,
@@ -375,5 +384,7 @@ pub fn suback_5(reason: &Reason) -> u8 {
         Reason::TooLarge => 0x83,
         Reason::Quota { .. } => 0x97,
         Reason::Content => 0x8f,
+        Reason::Full { .. } => 0x97,
+        Reason::Disk { .. } => 0x83,
     }
 }

@@ -63,6 +63,16 @@ pub enum Reason {
     },
     /// The content is wrong: a property, an identifier, an encoding.
     Content,
+    /// The gateway was to keep it on its disk, and has no room for it now.
+    Full {
+        /// When another attempt makes sense, where it is known.
+        retry_after: Option<Duration>,
+    },
+    /// The gateway was to keep it on its disk, and the disk failed.
+    Disk {
+        /// When another attempt makes sense, where it is known.
+        retry_after: Option<Duration>,
+    },
 }
 
 impl Reason {
@@ -75,6 +85,21 @@ impl Reason {
             Self::TooLarge => "too-large",
             Self::Quota { .. } => "quota",
             Self::Content => "content",
+            Self::Full { .. } => "full",
+            Self::Disk { .. } => "disk",
+        }
+    }
+
+    /// Whether the message was not at fault and nobody keeps it: it is lost unless it is sent again.
+    pub fn loses_the_message(&self) -> bool {
+        match self {
+            Self::Full { .. } | Self::Disk { .. } => true,
+            Self::Credentials
+            | Self::NotPermitted
+            | Self::NoSuchAddress
+            | Self::TooLarge
+            | Self::Quota { .. }
+            | Self::Content => false,
         }
     }
 }

@@ -11,6 +11,7 @@ use bytestring::ByteString;
 
 use crate::address::{Address, AddressBuilder, DeviceId, Identity, check_identifier};
 use crate::compile::Loader;
+use crate::delivery::Delivery;
 use crate::message::{Direction, Message, Value};
 use crate::outcome::{Reason, Rejection};
 use crate::template::{Binding, Form, Template};
@@ -48,8 +49,21 @@ impl Convention {
 /// All rules of all mapping files.
 #[derive(Debug, Default)]
 pub struct RuleSet {
+    /// Those for messages from devices, in the order of the files.
+    pub(crate) described: Vec<Described>,
     pub(crate) uplink: Vec<Table<Uplink>>,
     pub(crate) commands: Vec<Table<Arc<Downlink>>>,
+}
+
+/// A rule for messages from devices, as people see it.
+#[derive(Debug, Clone)]
+pub struct Described {
+    /// Its name.
+    pub name: String,
+    /// Where it stands.
+    pub place: Place,
+    /// How its messages are delivered, where it says so.
+    pub delivery: Option<Arc<Delivery>>,
 }
 
 /// The rules that share a kind of path.
@@ -69,6 +83,7 @@ pub(crate) struct Uplink {
     pub(crate) device: Option<usize>,
     pub(crate) address: AddressTemplate,
     pub(crate) properties: Vec<(ByteString, PropertyTemplate)>,
+    pub(crate) delivery: Option<Arc<Delivery>>,
 }
 
 /// A compiled rule for commands to devices.
@@ -122,6 +137,16 @@ impl RuleSet {
         loader.finish()
     }
 
+    /// The rules for messages from devices, in the order of the files.
+    pub fn described(&self) -> &[Described] {
+        &self.described
+    }
+
+    /// Whether messages of any rule may get onto the disk.
+    pub fn needs_disk(&self) -> bool {
+        self.described.iter().filter_map(|rule| rule.delivery.as_deref()).any(Delivery::needs_disk)
+    }
+
     /// The rule for a message from a device.
     pub(crate) fn uplink<'a, P: Path<'a>>(
         &self,
@@ -163,6 +188,7 @@ impl Uplink {
         let device = identify(identity, captured)?;
         let address = self.address.resolve(&device, &found.captures, found.rest)?;
         let mut message = Message::new(device, Direction::Uplink, address, body);
+        message.delivery.clone_from(&self.delivery);
         message.application_properties.reserve_exact(self.properties.len());
         for (name, template) in &self.properties {
             let value = template.resolve(&message.device, &found.captures, found.rest);

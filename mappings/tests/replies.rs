@@ -70,6 +70,14 @@ fn table() -> Vec<Row> {
     let quota = |retry_after| {
         refused(Reason::Quota { retry_after }, Acknowledge(0x97), (4, 29), 429, (3, 0x97), 0x97)
     };
+    // What nobody has is never acknowledged, whatever is done about refusals.
+    let unkept = |reason, http, connack, suback| Row {
+        mqtt_3: Reply3::Pause,
+        mqtt_3_closing: Reply3::Pause,
+        ..refused(reason, Acknowledge(0x97), (5, 3), http, connack, suback)
+    };
+    let full = |retry_after| unkept(Reason::Full { retry_after }, 507, (3, 0x97), 0x97);
+    let disk = |retry_after| unkept(Reason::Disk { retry_after }, 503, (3, 0x88), 0x83);
     let credentials = rejected(Reason::Credentials);
     let unauthorized = row(credentials, Reply3::Close, Disconnect(0x87), (4, 1), 401, (5, 0x86));
     vec![
@@ -80,6 +88,10 @@ fn table() -> Vec<Row> {
         refused(Reason::TooLarge, Disconnect(0x95), (4, 13), 413, (3, 0x95), 0x83),
         waiting(quota(None), DEFAULT_WAIT),
         waiting(quota(Some(SAID_WAIT)), SAID_WAIT),
+        waiting(full(None), DEFAULT_WAIT),
+        waiting(full(Some(SAID_WAIT)), SAID_WAIT),
+        waiting(disk(None), DEFAULT_WAIT),
+        waiting(disk(Some(SAID_WAIT)), SAID_WAIT),
         refused(Reason::Content, Acknowledge(0x99), (4, 0), 400, (2, 0x85), 0x8f),
         waiting(row(Outcome::Released, Reply3::Pause, Pause, (5, 3), 503, (3, 0x88)), DEFAULT_WAIT),
         row(Outcome::Unknown, Reply3::Close, Disconnect(0x89), (5, 4), 504, (3, 0x89)),
@@ -107,6 +119,16 @@ fn every_outcome_has_its_answer_in_every_protocol() {
         assert_eq!(http.problem.is_none(), *outcome == Outcome::Accepted, "{outcome:?}");
         // RFC 9110 15.5.2: a 401 always has a challenge, and nothing else does.
         assert_eq!(http.challenge.is_some(), row.http == 401, "{outcome:?}");
+    }
+}
+
+#[test]
+fn what_nobody_has_is_lost_unless_it_is_sent_again() {
+    for row in table() {
+        if let Outcome::Rejected(rejection) = &row.outcome {
+            let kept_nowhere = row.mqtt_3 == Reply3::Pause;
+            assert_eq!(rejection.reason.loses_the_message(), kept_nowhere, "{:?}", row.outcome);
+        }
     }
 }
 

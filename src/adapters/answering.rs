@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use fieldgate_mappings::outcome::{Outcome, Reason};
 
 use crate::telemetry::{Counter, EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, counters};
-use crate::upstream::Patience;
+use crate::upstream::{Hears, Patience};
 
 /// What a device is told to wait before it tries again, where the hub named no time.
 pub(super) const RETRY_AFTER: Duration = Duration::from_secs(10);
@@ -14,11 +14,16 @@ pub(super) const RETRY_AFTER: Duration = Duration::from_secs(10);
 /// then answered as released, which says more than that the hub did not answer.
 const RELEASE_AHEAD: Duration = Duration::from_millis(1500);
 
-/// How long a message may wait for the hub whose device gets an answer after `answer_time_out` at the latest. The
-/// device waits, and can ask again by itself: an outage is told at once.
-pub(super) fn patience(now: Instant, answer_time_out: Duration) -> Patience {
+/// How long a message may wait for the hub whose device gets an answer after `answer_time_out` at the latest, if it
+/// `listens` for one. Then it waits, and can ask again by itself: an outage is told at once.
+pub(super) fn patience(now: Instant, answer_time_out: Duration, listens: bool) -> Patience {
     let ahead = RELEASE_AHEAD.min(answer_time_out / 2);
-    Patience { until: now + (answer_time_out - ahead), through_outage: false }
+    Patience {
+        until: now + (answer_time_out - ahead),
+        through_outage: false,
+        in_order: false,
+        hears: if listens { Hears::Everything } else { Hears::Nothing },
+    }
 }
 
 /// How a request ended, as label `outcome="accepted"`.
@@ -40,6 +45,10 @@ pub(super) enum Ending {
     Quota,
     /// The content is wrong.
     Content,
+    /// The gateway was to keep it, and has no room.
+    Full,
+    /// The gateway was to keep it, and its disk failed.
+    Disk,
     /// The gateway is full, or stops: nothing was sent.
     Busy,
     /// The hub is away: nothing was sent.
@@ -52,7 +61,7 @@ pub(super) enum Ending {
 
 impl Ending {
     /// All of them, each at its own number.
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Accepted,
         Self::Credentials,
         Self::NotPermitted,
@@ -61,6 +70,8 @@ impl Ending {
         Self::TooLarge,
         Self::Quota,
         Self::Content,
+        Self::Full,
+        Self::Disk,
         Self::Busy,
         Self::Released,
         Self::Unknown,
@@ -78,6 +89,8 @@ impl Ending {
             Self::TooLarge => "too-large",
             Self::Quota => "quota",
             Self::Content => "content",
+            Self::Full => "full",
+            Self::Disk => "disk",
             Self::Busy => "busy",
             Self::Released => "released",
             Self::Unknown => "unknown",
@@ -87,7 +100,7 @@ impl Ending {
 
     /// Whether the message is lost if nobody sends it again, although nothing was wrong with it.
     pub(super) const fn loses_the_message(self) -> bool {
-        matches!(self, Self::Busy | Self::Released | Self::Unknown | Self::TimedOut)
+        matches!(self, Self::Full | Self::Disk | Self::Busy | Self::Released | Self::Unknown | Self::TimedOut)
     }
 }
 
@@ -104,6 +117,8 @@ impl From<&Outcome> for Ending {
                 Reason::TooLarge => Self::TooLarge,
                 Reason::Quota { .. } => Self::Quota,
                 Reason::Content => Self::Content,
+                Reason::Full { .. } => Self::Full,
+                Reason::Disk { .. } => Self::Disk,
             },
         }
     }
@@ -158,7 +173,8 @@ mod tests {
     fn what_was_never_sent_is_released_before_the_answer_is_due() {
         let now = Instant::now();
         for (time_out, wait) in [(30_000, 28_500), (3_000, 1_500), (1_000, 500), (0, 0)] {
-            let patience = patience(now, Duration::from_millis(time_out));
+            let patience = patience(now, Duration::from_millis(time_out), true);
+            assert_eq!(patience.hears, Hears::Everything);
             assert_eq!(patience.until, now + Duration::from_millis(wait));
             assert!(!patience.through_outage);
         }

@@ -52,7 +52,7 @@ pub(crate) async fn serve(socket: UdpSocket, worker: Rc<Worker>) {
         exchanges.handle_verdicts(now);
         exchanges.handle_timeout(now);
         while let Some((message, patience, verdict)) = exchanges.poll_send(now) {
-            worker.upstream.send(message, patience, verdict);
+            worker.outbound.send(message, patience, verdict);
         }
         while let Some((peer, datagram)) = exchanges.poll_transmit() {
             transmit(&socket, peer, &datagram);

@@ -37,8 +37,8 @@ const MIN_READ_BUFFER: usize = 8192;
 
 /// Serves one connection until it ends.
 pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, worker: Rc<Worker>) {
-    let upstream = worker.upstream.clone();
-    let send = move |message, patience, verdict| upstream.send(message, patience, verdict);
+    let outbound = worker.outbound.clone();
+    let send = move |message, patience, verdict| outbound.send(message, patience, verdict);
     let requests = Requests::new(Arc::clone(&worker.config), Arc::clone(&worker.rules), send, peer);
     converse(stream, peer, &worker.config.http, requests, worker.shutdown.draining()).await;
 }

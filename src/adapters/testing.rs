@@ -65,6 +65,7 @@ impl Running {
             rules: rules(),
             directory: Arc::new(Directory::default()),
             health: Arc::new(Health::default()),
+            spool: None,
             amqp: Vec::new(),
             mqtt: Vec::new(),
             coap,

@@ -3,15 +3,17 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use fieldgate_mappings::Delivery;
+use fieldgate_mappings::rules::{Described, RuleSet};
 use thiserror::Error;
 
 use super::CliError;
 use crate::config::{
-    Authorise, Config, Connect, Connector, Direction, Listener, MappingsError, Mode, Reach, SslProfile,
-    Target, TlsVersion,
+    Authorise, Config, Connect, Connector, Direction, Listener, MappingsError, Mode, Proxy, Reach,
+    SslProfile, Target, TlsVersion, Transport,
 };
 use crate::output::say;
-use crate::tls::{self, Roots, TlsError};
+use crate::tls::{self, TlsError};
 
 /// What a start would stumble over.
 #[derive(Debug, Error)]
@@ -31,15 +33,17 @@ pub(super) fn run(file: Option<&Path>) -> Result<(), CliError> {
         None => Config::default(),
     };
     config.require_hub()?;
-    if let Some(file) = &config.upstream.ca_file {
-        tls::client(&Roots::File(file.clone())).map_err(Wrong::from)?;
-    }
     certificates(&config)?;
-    config.mappings.load().map_err(Wrong::from)?;
+    let rules = config.mappings.load().map_err(Wrong::from)?;
     let name = file.map_or_else(|| "the defaults".into(), |file| file.display().to_string());
     say(&format!("{name}: good"))?;
     for (what, meaning) in summary(&config) {
         say(&format!("  {what:<9}{meaning}"))?;
+    }
+    if config.maps() {
+        for line in deliveries(&rules) {
+            say(&format!("  {:<9}{line}", ""))?;
+        }
     }
     for remark in &config.remarks {
         say(&format!("  {remark}"))?;
@@ -47,11 +51,25 @@ pub(super) fn run(file: Option<&Path>) -> Result<(), CliError> {
     Ok(())
 }
 
+/// How the messages of each rule are delivered.
+fn deliveries(rules: &RuleSet) -> Vec<String> {
+    let line = |rule: &Described| {
+        let delivery = rule.delivery.as_ref().map_or_else(|| Delivery::USUAL.into(), ToString::to_string);
+        format!("  `{}` ({}:{}): {delivery}", rule.name, rule.place.file, rule.place.line)
+    };
+    rules.described().iter().map(line).collect()
+}
+
 /// Reads what the TLS profiles name.
 fn certificates(config: &Config) -> Result<(), Wrong> {
     for listener in &config.listeners {
         let wrong = |error| Wrong::Profile(format!("listener `{}`", listener.name), error);
         listener.tls.as_deref().map(tls::listener).transpose().map_err(wrong)?;
+    }
+    // What names no file was not touched by anybody; the platform's certificates are looked for at the start.
+    let upstream = &config.upstream.access.tls;
+    if !upstream.files().is_empty() {
+        tls::connector(upstream).map_err(|error| Wrong::Profile("[upstream]".into(), error))?;
     }
     for connector in &config.connectors {
         let wrong = |error| Wrong::Profile(format!("connector `{}`", connector.name), error);
@@ -74,6 +92,12 @@ fn summary(config: &Config) -> Vec<(&'static str, String)> {
         },
         Target::Url(url) => format!("{}:{}", url.host, url.port),
     };
+    let access = &config.upstream.access;
+    let transport = match &config.upstream.target {
+        Target::Url(url) => url.websocket.as_deref(),
+        Target::Embedded | Target::ConnectionString(_) => path(&access.transport),
+    };
+    let hub = hub + &by_way_of(transport, access.proxy.as_deref());
     let mut lines: Vec<(&str, String)> =
         config.listeners.iter().map(|listener| ("", amqp_listener(config, listener))).collect();
     match lines.first_mut() {
@@ -127,10 +151,11 @@ fn summary(config: &Config) -> Vec<(&'static str, String)> {
 
 fn amqp_listener(config: &Config, listener: &Listener) -> String {
     let transport = match (&listener.tls, listener.require_ssl) {
-        (None, _) => "plain text".into(),
+        (None, _) => "plain text".to_owned(),
         (Some(profile), true) => versions(profile),
         (Some(profile), false) => format!("plain text or {}", versions(profile)),
     };
+    let transport = transport + if listener.websocket { ", also by WebSocket" } else { "" };
     let mut mechanisms: Vec<&str> =
         listener.sasl_mechanisms.iter().map(|mechanism| mechanism.name()).collect();
     if !listener.authenticate_peer {
@@ -151,7 +176,8 @@ fn amqp_connector(connector: &Connector) -> String {
         Reach::Hosts(hosts) => {
             let addresses: Vec<String> = hosts.addresses.iter().map(ToString::to_string).collect();
             let transport = hosts.tls.as_deref().map_or_else(|| "plain text".into(), versions);
-            format!("{}, {transport}", addresses.join(", then "))
+            let way = by_way_of(path(&hosts.transport), hosts.proxy.as_deref());
+            format!("{}, {transport}{way}", addresses.join(", then "))
         }
     };
     let connections = match (connector.mode, connector.connect) {
@@ -169,6 +195,20 @@ fn amqp_connector(connector: &Connector) -> String {
         }
     };
     format!("`{}`: {hub}; {connections}", connector.name)
+}
+
+fn path(transport: &Transport) -> Option<&str> {
+    match transport {
+        Transport::Tcp => None,
+        Transport::WebSocket { path, .. } => Some(path),
+    }
+}
+
+/// What is between the gateway and a hub.
+fn by_way_of(websocket: Option<&str>, proxy: Option<&Proxy>) -> String {
+    let websocket = websocket.map(|path| format!(", WebSocket at {path}")).unwrap_or_default();
+    let proxy = proxy.map(|proxy| format!(", through the proxy {}", proxy.at)).unwrap_or_default();
+    websocket + &proxy
 }
 
 fn versions(profile: &SslProfile) -> String {
@@ -201,7 +241,7 @@ mod tests {
     #[test]
     fn the_summary_says_what_runs_where() {
         let text = "[coap]\nlisten = []\n[amqp]\nlisten = \"0.0.0.0:5672\"\nauthorise = \"token\"\n\
-                    [upstream]\nurl = \"amqps://u:hidden@hub.example\"";
+                    [upstream]\nurl = \"wss://u:hidden@hub.example/x\"";
         assert_eq!(
             summary_of(text),
             "AMQP     0.0.0.0:5672   plain text; ANONYMOUS, MSSBCBS, or no SASL; devices bring tokens
@@ -209,10 +249,27 @@ MQTT     127.0.0.1:1883   devices are who they say they are
 CoAP     off
 HTTP     127.0.0.1:8080   devices are who they say they are
 admin    127.0.0.1:9464   /metrics and /healthz
-hub      hub.example:5671
+hub      hub.example:443, WebSocket at /x
 mappings the built-in azure-iot-hub.toml
 routes   `upstream`: the hub; shared by 500 devices at most, on demand, held 60 s through an outage
            both ways: $cbs, devices"
+        );
+    }
+
+    #[test]
+    fn the_check_says_how_each_rule_is_delivered() {
+        let text = "version = 1\n[[rule]]\nname = \"a\"\ndirection = \"uplink\"\nfrom.mqtt = \"a/{device}\"\n\
+            to.address = \"devices/{device}/messages/events\"\n[[rule]]\nname = \"b\"\ndirection = \"both\"\n\
+            from.mqtt = \"b/{device}\"\nto.address = \"b/{device}\"\ndelivery.ack = \"on-store\"\n";
+        let source = fieldgate_mappings::Source { name: "m.toml", text };
+        let rules = RuleSet::load(&[source]).unwrap();
+        assert_eq!(
+            deliveries(&rules),
+            [
+                "  `a` (m.toml:3): acknowledged when the hub accepts",
+                "  `b` (m.toml:8): acknowledged when the disk has it; kept until the hub accepts, \
+                 refused when full; a dead letter if the hub refuses it",
+            ]
         );
     }
 
@@ -221,22 +278,23 @@ routes   `upstream`: the hub; shared by 500 devices at most, on demand, held 60 
         let text = "[mqtt]\nlisten = []\n[coap]\nlisten = []\n[http]\nlisten = []\n\
             [[ssl_profile]]\nname = \"s\"\ncert_file = \"c\"\nprivate_key_file = \"k\"\nprotocols = [\"TLSv1.3\"]\n\
             [[listener]]\nssl_profile = \"s\"\nconnector = \"B\"\nauthenticate_peer = true\n\
-            [[listener]]\nport = 1\nssl_profile = \"s\"\nrequire_ssl = false\n\
+            [[listener]]\nport = 1\nssl_profile = \"s\"\nrequire_ssl = false\nwebsocket = true\n\
             [[connector]]\nname = \"A\"\nhost = \"a.example\"\nfailover = [\"b.example:7\"]\nssl_profile = \"s\"\nconnect = \"start\"\n\
             [[connector]]\nname = \"B\"\nhost = \"::1\"\nmode = \"per-connection\"\n\
+            transport = \"websocket\"\nproxy = \"http://u:hidden@proxy.example:3128\"\n\
             [[link_route]]\nprefix = \"x\"\nconnector = \"B\"\ndirection = \"in\"\n\
             [[link_route]]\npattern = \"x/#\"\nconnector = \"B\"\ndirection = \"out\"\n";
         assert_eq!(
             summary_of(text),
             "AMQP     127.0.0.1:5671   TLS 1.3; MSSBCBS; devices bring tokens; all go to `B`
-         127.0.0.1:1   plain text or TLS 1.3; ANONYMOUS, MSSBCBS, or no SASL; devices need no token
+         127.0.0.1:1   plain text or TLS 1.3, also by WebSocket; ANONYMOUS, MSSBCBS, or no SASL; devices need no token
 MQTT     off
 CoAP     off
 HTTP     off
 admin    127.0.0.1:9464   /metrics and /healthz
 routes   `A`: a.example:5671, then b.example:7, TLS 1.3; shared by 500 devices at most, from the start, held 60 s through an outage
            both ways: $cbs, devices
-routes   `B`: [::1]:5672, plain text; a connection for each device
+routes   `B`: [::1]:80, plain text, WebSocket at /$iothub/websocket, through the proxy proxy.example:3128; a connection for each device
            in: x
            out: pattern x/#"
         );

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::access::is_path;
 use super::units::Secret;
 use crate::sas::percent_decode;
 
@@ -75,14 +76,17 @@ pub(super) fn some_listen<'de, D: Deserializer<'de>>(input: D) -> Result<Option<
 }
 
 /// `amqps://[user:password@]host[:port]`: an AMQP 1.0 hub or router that is not an IoT Hub, or needs no key.
+/// `wss://…[/path]`: the same over WebSocket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubUrl {
     /// Name or IP address (an IPv6 address without its brackets).
     pub host: String,
-    /// 5671 where none is written.
+    /// 5671 where none is written; 443 over WebSocket.
     pub port: u16,
     /// For SASL PLAIN; absent: ANONYMOUS.
     pub credentials: Option<(String, Secret)>,
+    /// The path of the WebSocket where it is one.
+    pub websocket: Option<String>,
 }
 
 impl HubUrl {
@@ -91,14 +95,23 @@ impl HubUrl {
     /// # Errors
     /// A sentence that says what would be right; it does not repeat the URL, which may hold a password.
     pub fn parse(text: &str) -> Result<Self, String> {
-        const FORM: &str = "write amqps://host:5671, or amqps://user:password@host:5671";
+        const FORM: &str =
+            "write amqps://host:5671, or amqps://user:password@host:5671; for WebSocket wss://host:443/path";
         let Some((scheme, rest)) = text.split_once("://") else {
             return Err(format!("this is not a URL: {FORM}"));
         };
-        if !scheme.eq_ignore_ascii_case("amqps") {
+        let is_websocket = scheme.eq_ignore_ascii_case("wss");
+        if !is_websocket && !scheme.eq_ignore_ascii_case("amqps") {
             return Err(format!("the hub is reached over TLS only, not by `{scheme}:` : {FORM}"));
         }
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let (rest, path) = match rest.find('/') {
+            Some(at) if is_websocket => rest.split_at(at),
+            _ => (rest.strip_suffix('/').unwrap_or(rest), ""),
+        };
+        let path = if matches!(path, "" | "/") { fieldgate_websocket::PATH } else { path };
+        if !is_path(path) {
+            return Err(format!("the path is none of a URL: {FORM}"));
+        }
         if rest.contains(['/', '?', '#']) {
             return Err(format!("a path, query or fragment means nothing here: {FORM}"));
         }
@@ -116,9 +129,9 @@ impl HubUrl {
             }
             Some(None) => return Err(format!("the user has no password: {FORM}")),
         };
-        let (host, port) =
-            split_host_port(authority, 5671).ok_or_else(|| format!("host or port are wrong: {FORM}"))?;
-        Ok(Self { host: host.into(), port, credentials })
+        let (host, port) = split_host_port(authority, if is_websocket { 443 } else { 5671 })
+            .ok_or_else(|| format!("host or port are wrong: {FORM}"))?;
+        Ok(Self { host: host.into(), port, credentials, websocket: is_websocket.then(|| path.into()) })
     }
 }
 
@@ -167,6 +180,11 @@ mod tests {
         assert_eq!((full.host.as_str(), full.port), ("::1", 99));
         assert_eq!(full.credentials, Some(("us@er".into(), Secret::new("p:w"))));
         assert!(!format!("{full:?}").contains("p:w"));
+        assert_eq!(full.websocket, None);
+        let web = HubUrl::parse("wss://u:p@hub.example").unwrap();
+        assert_eq!((web.port, web.websocket.as_deref()), (443, Some("/$iothub/websocket")));
+        let web = HubUrl::parse("WSS://[::1]:99/a/b").unwrap();
+        assert_eq!((web.host.as_str(), web.port, web.websocket.as_deref()), ("::1", 99, Some("/a/b")));
     }
 
     #[test]
@@ -187,6 +205,10 @@ mod tests {
             "amqps://[::1",
             "amqps://[nonsense]:5671",
             "amqps://a b",
+            "ws://hub",
+            "wss://u:hidden@hub/a b",
+            "wss://hub?x=y",
+            "wss://hub/p#q",
         ] {
             let error = HubUrl::parse(wrong).unwrap_err();
             assert!(!error.contains("hidden"), "{error}");

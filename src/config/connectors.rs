@@ -7,19 +7,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fieldgate_amqp::sasl::Mechanism;
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
 
+use super::access::{self, Carrier, Subprotocol, Transport};
 use super::address::split_host_port;
 use super::check::{FRAME_BYTES, SECOND_TO_HOUR, Within};
-use super::error::{ConfigError, Source, beside};
+use super::error::{ConfigError, Source};
 use super::mapped::{self, Mapped, Profile};
+use super::mechanisms::{self, Way};
 use super::names::Names;
 use super::profiles::{self, SslProfile};
+use super::proxy::Proxy;
+use super::sasl::{self, Sasl};
 use super::sections::{UpstreamSection, nonzero};
 use super::units::{self, Secret};
-use super::{mechanisms, read_secret_file};
 
 /// The connector that stands for `[upstream]`, and the only one where no other is written.
 pub(crate) const UPSTREAM: &str = "upstream";
@@ -77,6 +79,10 @@ pub struct Hosts {
     pub hub_name: Arc<str>,
     /// What the gateway's own connection proves itself with.
     pub sasl: Sasl,
+    /// What carries AMQP.
+    pub transport: Transport,
+    /// Absent: directly.
+    pub proxy: Option<Arc<Proxy>>,
 }
 
 /// A host and a port.
@@ -86,24 +92,6 @@ pub struct HostPort {
     pub host: String,
     /// Never 0.
     pub port: u16,
-}
-
-/// What a connection proves itself with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Sasl {
-    /// Nothing.
-    Anonymous,
-    /// Claims on `$cbs` follow.
-    Mssbcbs,
-    /// The certificate of the ssl_profile.
-    External,
-    /// User and password.
-    Plain {
-        /// The authentication identity.
-        user: String,
-        /// Its password.
-        password: Secret,
-    },
 }
 
 /// Whose a connection to the hub is.
@@ -170,11 +158,16 @@ pub(super) struct ConnectorSection {
     ssl_profile: Option<String>,
     verify_hostname: Option<bool>,
     allow_plain_text: Option<bool>,
-    #[serde(default, deserialize_with = "mechanisms::several")]
-    sasl_mechanisms: Option<Vec<Mechanism>>,
+    #[serde(default, deserialize_with = "mechanisms::ways")]
+    sasl_mechanisms: Option<Vec<Way>>,
     sasl_username: Option<String>,
     sasl_password: Option<Secret>,
     sasl_password_file: Option<PathBuf>,
+    transport: Option<Carrier>,
+    websocket_path: Option<String>,
+    websocket_protocol: Option<Subprotocol>,
+    proxy: Option<Secret>,
+    proxy_password_file: Option<PathBuf>,
     #[serde(default)]
     mode: Mode,
     connect: Option<Connect>,
@@ -205,7 +198,26 @@ pub(super) struct ConnectorSection {
 impl ConnectorSection {
     /// Whether the file itself holds a password.
     pub(super) fn holds_secret(&self) -> bool {
-        self.sasl_password.is_some()
+        self.sasl_password.is_some() || self.proxy.as_ref().is_some_and(|url| url.expose().contains('@'))
+    }
+
+    fn sasl(&self) -> sasl::Written<'_> {
+        sasl::Written {
+            mechanisms: self.sasl_mechanisms.as_deref(),
+            user: self.sasl_username.as_ref(),
+            password: self.sasl_password.as_ref(),
+            password_file: self.sasl_password_file.as_ref(),
+        }
+    }
+
+    fn access(&self) -> access::Written<'_> {
+        access::Written {
+            transport: self.transport,
+            websocket_path: self.websocket_path.as_ref(),
+            websocket_protocol: self.websocket_protocol,
+            proxy: self.proxy.as_ref(),
+            proxy_password_file: self.proxy_password_file.as_ref(),
+        }
     }
 }
 
@@ -269,14 +281,18 @@ pub(super) fn resolve(
             None => None,
         };
         place.check_ranges(&section)?;
-        let addresses = addresses(&place, &section, tls.is_some())?;
+        let wrong = |key: &str, what: String| place.wrong(key, what);
+        let transport = section.access().transport(wrong)?;
+        let addresses = addresses(&place, &section, tls.is_some(), &transport)?;
         place.check_transport(&section, &addresses, tls.is_some())?;
         place.check_mode(&section)?;
-        let sasl = sasl(&place, &section, tls.as_deref(), base)?;
+        let certified = tls.as_ref().is_some_and(|profile| profile.identity.is_some());
+        let sasl = section.sasl().resolve(wrong, certified, base)?.unwrap_or(Sasl::Anonymous);
+        let proxy = section.access().proxy(wrong, base)?;
         let hub_name: Arc<str> = section.hub_name.unwrap_or_else(|| section.host.clone()).into();
         connectors.push(Connector {
             name,
-            reach: Reach::Hosts(Hosts { addresses, tls, hub_name, sasl }),
+            reach: Reach::Hosts(Hosts { addresses, tls, hub_name, sasl, transport, proxy }),
             mode: section.mode,
             connect: section.connect.unwrap_or_default(),
             hold: match section.mode {
@@ -390,8 +406,18 @@ impl Here<'_> {
     }
 }
 
-fn addresses(place: &Here<'_>, section: &ConnectorSection, tls: bool) -> Result<Vec<HostPort>, ConfigError> {
-    let default = if tls { 5671 } else { 5672 };
+fn addresses(
+    place: &Here<'_>,
+    section: &ConnectorSection,
+    tls: bool,
+    transport: &Transport,
+) -> Result<Vec<HostPort>, ConfigError> {
+    let default = match (transport, tls) {
+        (Transport::Tcp, true) => 5671,
+        (Transport::Tcp, false) => 5672,
+        (Transport::WebSocket { .. }, true) => 443,
+        (Transport::WebSocket { .. }, false) => 80,
+    };
     let host = section.host.trim_start_matches('[').trim_end_matches(']');
     let alone = (host.contains(':') && host.parse::<IpAddr>().is_ok()) || !host.contains(':');
     let host = match split_host_port(&section.host, default) {
@@ -431,55 +457,4 @@ fn addresses(place: &Here<'_>, section: &ConnectorSection, tls: bool) -> Result<
         }
     }
     Ok(addresses)
-}
-
-/// The first of the mechanisms that this connector has what it takes for.
-fn sasl(
-    place: &Here<'_>,
-    section: &ConnectorSection,
-    tls: Option<&SslProfile>,
-    base: Option<&Path>,
-) -> Result<Sasl, ConfigError> {
-    let ConnectorSection { sasl_username: user, sasl_password: text, sasl_password_file: file, .. } = section;
-    let password = match (text, file) {
-        (None, None) => None,
-        (Some(text), None) => Some(text.clone()),
-        (None, Some(file)) => {
-            let wrong = |what: String| place.wrong("sasl_password_file", what);
-            Some(read_secret_file(&beside(base, file), wrong)?)
-        }
-        (Some(_), Some(_)) => {
-            return Err(place
-                .wrong("sasl_password", "the password is given twice")
-                .with_help("keep one of `sasl_password_file` and `sasl_password`"));
-        }
-    };
-    let plain = match (user, password) {
-        (Some(user), Some(password)) => Some(Sasl::Plain { user: user.clone(), password }),
-        (None, None) => None,
-        (Some(_), None) => {
-            return Err(place
-                .wrong("sasl_username", "the user has no password")
-                .with_help("`sasl_password_file` names a file that holds it (chmod 600)"));
-        }
-        (None, Some(_)) => {
-            let key = if file.is_some() { "sasl_password_file" } else { "sasl_password" };
-            return Err(place
-                .wrong(key, "the password is nobody's")
-                .with_help("`sasl_username` names the user"));
-        }
-    };
-    let certificate = tls.is_some_and(|profile| profile.identity.is_some());
-    let Some(list) = &section.sasl_mechanisms else { return Ok(plain.unwrap_or(Sasl::Anonymous)) };
-    let usable = list.iter().find_map(|mechanism| match mechanism {
-        Mechanism::Anonymous => Some(Sasl::Anonymous),
-        Mechanism::Mssbcbs => Some(Sasl::Mssbcbs),
-        Mechanism::External => certificate.then_some(Sasl::External),
-        Mechanism::Plain => plain.clone(),
-    });
-    usable.ok_or_else(|| {
-        place.wrong("sasl_mechanisms", "the connector has no credential for any of these").with_help(
-            "PLAIN takes `sasl_username` and `sasl_password_file`; EXTERNAL an ssl_profile with `cert_file`",
-        )
-    })
 }

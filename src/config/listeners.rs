@@ -27,6 +27,8 @@ pub struct Listener {
     pub tls: Option<Arc<SslProfile>>,
     /// With `tls`: a device that does not begin with TLS is not heard.
     pub require_ssl: bool,
+    /// AMQP over WebSocket is taken on the same port.
+    pub websocket: bool,
     /// A device without SASL, with the bare AMQP header, is not heard.
     pub authenticate_peer: bool,
     /// What is offered, in this order; never empty. EXTERNAL only to a device with a certificate.
@@ -86,6 +88,8 @@ pub(super) struct ListenerSection {
     ssl_profile: Option<String>,
     require_ssl: Option<bool>,
     #[serde(default)]
+    websocket: bool,
+    #[serde(default)]
     authenticate_peer: bool,
     #[serde(default, deserialize_with = "mechanisms::several")]
     sasl_mechanisms: Option<Vec<Mechanism>>,
@@ -132,6 +136,7 @@ pub(super) fn resolve(
             address: *address,
             tls: None,
             require_ssl: false,
+            websocket: false,
             authenticate_peer: false,
             sasl_mechanisms: USUAL.into(),
             connector: None,
@@ -210,6 +215,7 @@ impl Here<'_> {
             address,
             tls,
             require_ssl,
+            websocket: section.websocket,
             authenticate_peer: section.authenticate_peer,
             sasl_mechanisms,
             connector,

@@ -47,6 +47,14 @@ pub struct SslProfile {
     pub client_certificates: ClientCertificates,
 }
 
+impl SslProfile {
+    /// All files that it names.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        let identity = self.identity.iter().flat_map(|files| [&files.cert_file, &files.private_key_file]);
+        self.ca_cert_file.iter().chain(identity).cloned().collect()
+    }
+}
+
 /// A certificate chain and its private key, as files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdentityFiles {

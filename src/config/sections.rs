@@ -4,16 +4,18 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::num::{NonZeroU8, NonZeroU16, NonZeroU32, NonZeroUsize};
+use std::num::{NonZeroU8, NonZeroU16, NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::access::{Carrier, Subprotocol};
 use super::address::{listen, some_listen};
 use super::connectors::{self, Connect, Mode};
 use super::listeners::Limits;
 use super::mapped::{self, Mapped, Profile};
+use super::mechanisms::{self, Way};
 use super::units::{self, Level, Secret};
 
 const fn loopback(port: u16) -> SocketAddr {
@@ -404,6 +406,19 @@ pub(super) struct UpstreamSection {
     pub(super) connection_string_file: Option<PathBuf>,
     pub(super) url: Option<Secret>,
     pub(super) ca_file: Option<PathBuf>,
+    pub(super) cert_file: Option<PathBuf>,
+    pub(super) private_key_file: Option<PathBuf>,
+    pub(super) ssl_profile: Option<String>,
+    #[serde(deserialize_with = "mechanisms::ways")]
+    pub(super) sasl_mechanisms: Option<Vec<Way>>,
+    pub(super) sasl_username: Option<String>,
+    pub(super) sasl_password: Option<Secret>,
+    pub(super) sasl_password_file: Option<PathBuf>,
+    pub(super) transport: Option<Carrier>,
+    pub(super) websocket_path: Option<String>,
+    pub(super) websocket_protocol: Option<Subprotocol>,
+    pub(super) proxy: Option<Secret>,
+    pub(super) proxy_password_file: Option<PathBuf>,
     #[serde(deserialize_with = "units::duration")]
     pub(super) hold: Duration,
     #[serde(deserialize_with = "units::duration")]
@@ -442,7 +457,11 @@ impl UpstreamSection {
 
     /// Whether the file itself holds a key or a password.
     pub(super) fn holds_secret(&self) -> bool {
-        self.connection_string.is_some() || self.url.as_ref().is_some_and(|url| url.expose().contains('@'))
+        let with_user = |url: &Option<Secret>| url.as_ref().is_some_and(|url| url.expose().contains('@'));
+        self.connection_string.is_some()
+            || self.sasl_password.is_some()
+            || with_user(&self.url)
+            || with_user(&self.proxy)
     }
 }
 
@@ -453,6 +472,18 @@ impl Default for UpstreamSection {
             connection_string_file: None,
             url: None,
             ca_file: None,
+            cert_file: None,
+            private_key_file: None,
+            ssl_profile: None,
+            sasl_mechanisms: None,
+            sasl_username: None,
+            sasl_password: None,
+            sasl_password_file: None,
+            transport: None,
+            websocket_path: None,
+            websocket_protocol: None,
+            proxy: None,
+            proxy_password_file: None,
             hold: Duration::from_secs(60),
             idle_time_out: Duration::from_secs(120),
             connect_time_out: Duration::from_secs(10),
@@ -479,6 +510,84 @@ impl Default for UpstreamSection {
 pub struct MappingsConfig {
     /// Mapping files, relative to the configuration file; empty: the built-in `azure-iot-hub.toml`.
     pub files: Vec<PathBuf>,
+}
+
+/// `[spool]`: what is kept on disk while the hub is away, for rules whose `delivery` asks for it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SpoolConfig {
+    /// Absent: `spool` in the state directory.
+    pub directory: Option<PathBuf>,
+    /// What its files may take; a quarter of it is room to work in.
+    #[serde(deserialize_with = "units::size")]
+    pub max_bytes: u64,
+    /// Messages; each takes 24 bytes of memory.
+    pub max_records: NonZeroU64,
+    /// No message waits longer. It becomes a dead letter then.
+    #[serde(deserialize_with = "units::duration")]
+    pub max_age: Duration,
+    /// Of one device, where its rule says nothing else.
+    #[serde(deserialize_with = "units::size")]
+    pub device_max_bytes: u64,
+    /// Messages of one device.
+    pub device_max_records: NonZeroU64,
+    /// How long messages are gathered for one write at most.
+    #[serde(deserialize_with = "units::duration")]
+    pub commit_delay: Duration,
+    /// Messages of the spool that were sent and have no outcome; half a KiB of memory each, and their bytes.
+    pub max_in_flight: NonZeroUsize,
+    /// Dead letters; the oldest go first.
+    #[serde(deserialize_with = "units::size")]
+    pub dead_letter_max_bytes: u64,
+    /// Each takes 50 bytes of memory.
+    pub dead_letter_max_records: NonZeroU64,
+    /// Older ones go.
+    #[serde(deserialize_with = "units::duration")]
+    pub dead_letter_max_age: Duration,
+}
+
+impl Default for SpoolConfig {
+    fn default() -> Self {
+        let many = |number: u64| NonZeroU64::MIN.saturating_add(number - 1);
+        Self {
+            directory: None,
+            max_bytes: 512 << 20,
+            max_records: many(1_000_000),
+            max_age: Duration::from_secs(7 * 86_400),
+            device_max_bytes: 64 << 20,
+            device_max_records: many(100_000),
+            commit_delay: Duration::from_millis(2),
+            max_in_flight: nonzero(1_000),
+            dead_letter_max_bytes: 64 << 20,
+            dead_letter_max_records: many(10_000),
+            dead_letter_max_age: Duration::from_secs(30 * 86_400),
+        }
+    }
+}
+
+impl SpoolConfig {
+    /// The least that the files need: four segments of 8 MiB.
+    pub(super) const LEAST_BYTES: u64 = 32 << 20;
+
+    /// Bytes that messages may take. What is left beside them and the dead letters is the log's room to work in.
+    #[must_use]
+    pub fn message_bytes(&self) -> u64 {
+        (self.max_bytes / 4 * 3).saturating_sub(self.dead_letter_max_bytes)
+    }
+
+    /// What is wrong between its keys: the key, and what to do.
+    pub(super) fn fault(&self) -> Option<(&'static str, String)> {
+        if self.max_bytes < Self::LEAST_BYTES {
+            return Some(("max_bytes", format!("{} bytes are too few: at least \"32MiB\"", self.max_bytes)));
+        }
+        if self.dead_letter_max_bytes > self.max_bytes / 2 {
+            return Some((
+                "dead_letter_max_bytes",
+                format!("{} bytes are more than half of `max_bytes`", self.dead_letter_max_bytes),
+            ));
+        }
+        None
+    }
 }
 
 pub(super) const fn nonzero(value: usize) -> NonZeroUsize {

@@ -8,6 +8,7 @@ use super::*;
 use crate::state::tests::Scratch;
 
 mod links;
+mod ways;
 
 const POLICY: &str =
     "HostName=hub.example;SharedAccessKeyName=iothubowner;SharedAccessKey=c2VjcmV0LXNlY3JldA==";
@@ -30,7 +31,19 @@ fn no_text_and_the_sample_both_mean_the_defaults() {
 #[test]
 fn what_the_sample_leaves_out_is_known() {
     // `# key = value`: a setting without a default. Those that exclude each other, or need a file, are tested apart.
-    let apart = ["connection_string", "connection_string_file", "url"];
+    let apart = [
+        "connection_string",
+        "connection_string_file",
+        "url",
+        "ssl_profile",
+        "sasl_mechanisms",
+        "sasl_username",
+        "sasl_password_file",
+        "sasl_password",
+        "websocket_path",
+        "websocket_protocol",
+        "proxy_password_file",
+    ];
     let text: String = sample()
         .lines()
         .map(|line| match line.strip_prefix("# ") {
@@ -51,9 +64,10 @@ fn what_the_sample_leaves_out_is_known() {
 
 #[test]
 fn the_sample_shows_every_key() {
-    for section in
-        ["log", "runtime", "state", "amqp", "mqtt", "coap", "http", "admin", "hub", "upstream", "mappings"]
-    {
+    for section in [
+        "log", "runtime", "state", "amqp", "mqtt", "coap", "http", "admin", "hub", "upstream", "mappings",
+        "spool",
+    ] {
         let part = sample().split(&format!("\n[{section}]")).nth(1).unwrap();
         shows_every_key(part.split("\n[").next().unwrap(), section, &format!("[{section}]"));
     }
@@ -76,7 +90,10 @@ fn shows_every_key(part: &str, section: &str, header: &str) {
 #[test]
 fn the_arrays_of_the_sample_are_known_and_show_their_defaults() {
     // `#key = value`: what an array shows. Some exclude each other, or need a file.
-    let apart = ["sasl_password_file", "pattern", "client_certificates", "max_messages_per_second"];
+    let needy = ["websocket_path", "websocket_protocol", "proxy_password_file"];
+    let apart =
+        [&needy[..], &["sasl_password_file", "pattern", "client_certificates", "max_messages_per_second"]]
+            .concat();
     let with = |apart: &[&str]| -> String {
         sample()
             .lines()
@@ -95,7 +112,8 @@ fn the_arrays_of_the_sample_are_known_and_show_their_defaults() {
     let default = parse(bare).unwrap().listeners.remove(0);
     assert_eq!(default.limits, config.listeners[0].limits);
     assert_eq!(default.limits, Config::default().listeners[0].limits);
-    let own = parse(&with(&["pattern", "sasl_password", "client_certificates"])).unwrap_err().to_string();
+    let own = [&needy[..], &["pattern", "sasl_password", "client_certificates"]].concat();
+    let own = parse(&with(&own)).unwrap_err().to_string();
     assert!(own.contains("password cannot be read"), "{own}");
 }
 
@@ -275,7 +293,7 @@ fn paths_are_seen_from_the_file() {
     let config = Config::parse("f.toml", text, Some(Path::new("/etc/fieldgate"))).unwrap();
     assert_eq!(config.state.directory, Some("/etc/fieldgate/s".into()));
     assert_eq!(config.mappings.files, [PathBuf::from("/etc/fieldgate/m.toml"), "/abs.toml".into()]);
-    assert_eq!(config.upstream.ca_file, Some("/etc/fieldgate/ca.pem".into()));
+    assert_eq!(config.upstream.access.tls.ca_cert_file, Some("/etc/fieldgate/ca.pem".into()));
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use fieldgate_mappings::units::{DURATION_HELP, SIZE_HELP};
+pub use fieldgate_mappings::units::{parse_duration, parse_size};
 use serde::de::{Error as _, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 use tracing_subscriber::filter::LevelFilter;
@@ -64,50 +66,6 @@ impl fmt::Debug for Secret {
     }
 }
 
-const DURATION_HELP: &str = "a duration with its unit, as \"500ms\", \"10s\", \"5m\", \"1h\" or \"2d\"";
-const SIZE_HELP: &str = "a size in bytes, as 65536, \"256KiB\", \"64MiB\" or \"1GiB\"";
-
-/// Reads a duration: a whole number directly followed by `ms`, `s`, `m`, `h` or `d`.
-///
-/// # Errors
-/// A sentence that says what would be right.
-pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("`{text}` is not {DURATION_HELP}");
-    let (number, unit) = split_number(text).ok_or_else(wrong)?;
-    let millis_each = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        "d" => 86_400_000,
-        _ => return Err(wrong()),
-    };
-    number.checked_mul(millis_each).map(Duration::from_millis).ok_or_else(wrong)
-}
-
-/// Reads a size: a whole number, alone or directly followed by `B`, `KiB`, `MiB` or `GiB`.
-///
-/// # Errors
-/// A sentence that says what would be right.
-pub fn parse_size(text: &str) -> Result<u64, String> {
-    let wrong = || format!("`{text}` is not {SIZE_HELP}");
-    let (number, unit) = split_number(text).ok_or_else(wrong)?;
-    let bytes_each = match unit {
-        "" | "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        _ => return Err(wrong()),
-    };
-    number.checked_mul(bytes_each).ok_or_else(wrong)
-}
-
-fn split_number(text: &str) -> Option<(u64, &str)> {
-    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    Some((number.parse().ok()?, unit.trim_start()))
-}
-
 /// `#[serde(deserialize_with = "units::duration")]`
 pub(super) fn duration<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
     struct Text;
@@ -159,28 +117,6 @@ pub(super) fn size<'de, D: Deserializer<'de>, N: TryFrom<u64>>(input: D) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn durations_need_their_unit() {
-        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
-        assert_eq!(parse_duration("2 d"), Ok(Duration::from_secs(172_800)));
-        for wrong in
-            ["", "10", "s", "-1s", "1.5s", "10 parsecs", "99999999999999999999s", "999999999999999999d"]
-        {
-            assert!(parse_duration(wrong).unwrap_err().contains("10s"), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn sizes_count_in_binary_units() {
-        assert_eq!(parse_size("1"), Ok(1));
-        assert_eq!(parse_size("256KiB"), Ok(262_144));
-        assert_eq!(parse_size("64 MiB"), Ok(67_108_864));
-        for wrong in ["", "KiB", "1kb", "1KB", "-1", "99999999999999999999GiB", "17179869184GiB"] {
-            assert!(parse_size(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn a_secret_does_not_show_itself() {

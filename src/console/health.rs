@@ -22,10 +22,19 @@ pub enum Component {
     Coap,
     /// The listener for HTTP devices.
     Http,
+    /// The disk that messages are kept on while the hub is away.
+    Spool,
 }
 
-const COMPONENTS: [Component; 6] =
-    [Component::Hub, Component::Upstream, Component::Amqp, Component::Mqtt, Component::Coap, Component::Http];
+const COMPONENTS: [Component; 7] = [
+    Component::Hub,
+    Component::Upstream,
+    Component::Amqp,
+    Component::Mqtt,
+    Component::Coap,
+    Component::Http,
+    Component::Spool,
+];
 
 /// How a part is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

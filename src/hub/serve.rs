@@ -1,4 +1,4 @@
-//! The hub on the wire: AMQP 1.0 over TLS, on a thread of its own.
+//! The hub on the wire: AMQP 1.0 over TLS, directly or in a WebSocket, on a thread of its own.
 //!
 //! Everything that the hub knows lives on that thread, behind one `RefCell`; a task for each connection and one
 //! for time are all that touch it.
@@ -28,7 +28,6 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
-use tokio_rustls::TlsAcceptor;
 
 use self::peer::connection_config;
 use self::shared::Shared;
@@ -41,8 +40,9 @@ use crate::config::HubConfig;
 use crate::sas::SharedKey;
 use crate::shutdown::{self, Shutdown, Trigger};
 use crate::telemetry::emit;
+use crate::tls::Acceptor;
 
-/// How long a client may take for the TLS handshake.
+/// How long a client may take for TLS, and for the WebSocket where it asks for one.
 const HANDSHAKE_TIME_OUT: Duration = Duration::from_secs(10);
 /// How long accepting pauses when the system has no descriptor or memory left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -123,7 +123,7 @@ pub fn start(setup: HubSetup) -> Result<HubHandle, HubError> {
 struct Hub {
     shared: Rc<Shared>,
     config: Arc<ConnectionConfig>,
-    tls: TlsAcceptor,
+    acceptor: Acceptor,
     max_connections: usize,
     open: Cell<usize>,
     /// Told whenever a connection has ended.
@@ -139,7 +139,7 @@ async fn run(setup: HubSetup, stopping: Shutdown) -> io::Result<()> {
     let hub = Rc::new(Hub {
         shared: Rc::new(Shared::new(HubState::new(&config, &hosts, owner))),
         config: Arc::new(connection_config(container_id()?)),
-        tls: TlsAcceptor::from(tls),
+        acceptor: Acceptor::hub(tls),
         max_connections: config.max_connections.get(),
         open: Cell::new(0),
         emptied: Notify::new(),
@@ -195,7 +195,7 @@ async fn accept(hub: Rc<Hub>, listener: tokio::net::TcpListener) {
             Ok((_, peer)) => emit(ConnectionRefused { peer, limit: hub.max_connections }),
             Err(error) => {
                 // Out of descriptors, mostly: a pause lets others close theirs.
-                emit(AcceptError { peer: None, error });
+                emit(AcceptError { peer: None, error: &error });
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -214,20 +214,16 @@ impl Drop for Admission {
 
 async fn serve(admission: Admission, stream: TcpStream, peer: SocketAddr, number: ConnectionNumber) {
     let hub = &admission.0;
-    let accepting = async {
-        // Frames are gathered by turns already; waiting for more would only add delay.
-        stream.set_nodelay(true)?;
-        hub.tls.accept(stream).await
-    };
+    // Frames are gathered by turns already; waiting for more would only add delay. Where it cannot be set, the socket
+    // is gone already.
+    let _ = stream.set_nodelay(true);
     let accepted = tokio::select! {
-        accepted = tokio::time::timeout(HANDSHAKE_TIME_OUT, accepting) => {
-            accepted.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        }
+        accepted = hub.acceptor.accept(stream, HANDSHAKE_TIME_OUT) => accepted,
         () = hub.stopping.draining() => return,
     };
     let stream = match accepted {
         Ok(stream) => stream,
-        Err(error) => return emit(AcceptError { peer: Some(peer), error }),
+        Err(error) => return emit(AcceptError { peer: Some(peer), error: &error }),
     };
     emit(ConnectionOpened { connection: number, peer });
     let (config, shared, stopping) = (Arc::clone(&hub.config), Rc::clone(&hub.shared), hub.stopping.clone());

@@ -1,7 +1,6 @@
 //! What happens at the embedded hub.
 
 use std::fmt::{self, Write as _};
-use std::io;
 use std::net::SocketAddr;
 use std::sync::LazyLock;
 
@@ -242,18 +241,18 @@ impl Happening for ConnectionRefused {
     }
 }
 
-/// The system could not accept a connection, or TLS did not come about.
-pub(super) struct AcceptError {
+/// The system could not accept a connection, or it did not get as far as AMQP.
+pub(super) struct AcceptError<'a> {
     pub(super) peer: Option<SocketAddr>,
-    pub(super) error: io::Error,
+    pub(super) error: &'a dyn std::error::Error,
 }
 
-impl Happening for AcceptError {
+impl Happening for AcceptError<'_> {
     fn emit(self) {
         let Self { peer, error } = self;
         METRICS.failed.inc();
         match peer {
-            Some(peer) => tracing::info!(%peer, %error, "no TLS with a client of the hub"),
+            Some(peer) => tracing::info!(%peer, %error, "a client of the hub was turned away"),
             None => tracing::warn!(%error, "the hub could not accept a connection"),
         }
     }

@@ -445,11 +445,13 @@ impl Device {
         self.outlets.iter().any(|outlet| !outlet.waiting.is_empty() && !outlet.in_line)
     }
 
-    /// Releases what waits and is `meant`.
+    /// Releases what waits and is `meant`; with one that is to stay in order, all that are.
     pub(super) fn release_waiting(&mut self, meant: impl Fn(&Patience) -> bool) {
+        let all = |outlet: &Outlet| outlet.waiting.patiences().any(|it| it.in_order && meant(it));
+        let in_order = self.outlets.iter().any(all);
         for outlet in &mut self.outlets {
             // Dropping the verdict of what was never sent releases it.
-            outlet.waiting.retain(|patience| !meant(patience));
+            outlet.waiting.retain(|patience| !(meant(patience) || in_order && patience.in_order));
         }
     }
 }

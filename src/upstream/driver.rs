@@ -10,11 +10,12 @@ use std::time::Instant;
 
 use fieldgate_amqp::connection::{Connection, ConnectionConfig};
 use fieldgate_amqp::performative::OpenOut;
+use tokio::sync::Notify;
 
 use crate::console::{Health, Link, Status};
 use crate::shutdown::Shutdown;
 use crate::telemetry::emit;
-use crate::tls::Stream;
+use crate::tls::{self, Stream};
 use crate::wire::{Turn, Wire};
 
 use super::backoff::Backoff;
@@ -35,6 +36,8 @@ pub(super) struct Driver {
     index: usize,
     line: Line,
     fleet: Rc<RefCell<Fleet>>,
+    /// Told when the hub has come or gone.
+    changes: Rc<Notify>,
     hub: Arc<Hub>,
     kind: Kind,
     config: Arc<ConnectionConfig>,
@@ -63,6 +66,7 @@ impl Driver {
             index: keeper.index,
             line,
             fleet: Rc::clone(&keeper.fleet),
+            changes: Rc::clone(&keeper.changes),
             hub: Arc::clone(hub),
             kind,
             config: Arc::new(config),
@@ -102,6 +106,7 @@ impl Driver {
 
     /// Says how the connection is. The hub of `[upstream]` is there when all connections to it are.
     fn tell(&mut self, status: Status) {
+        self.changes.notify_one();
         if let Some(link) = &mut self.told {
             return link.set(status);
         }
@@ -192,7 +197,7 @@ impl Driver {
                     Poll::Ready(Ok(Turn::Ended)) => {
                         return Poll::Ready(String::from("the hub closed the stream"));
                     }
-                    Poll::Ready(Err(error)) => return Poll::Ready(error.to_string()),
+                    Poll::Ready(Err(error)) => return Poll::Ready(tls::in_words(&error)),
                     Poll::Pending => {
                         // Whoever asks for something from now on wakes this task; what was said so far is on its way.
                         self.listen(cx);
@@ -258,5 +263,6 @@ impl Drop for Driver {
     fn drop(&mut self) {
         // However the task ended, nobody moves these bytes any more.
         self.fleet.borrow_mut().ended(self.line);
+        self.changes.notify_one();
     }
 }

@@ -13,14 +13,13 @@ use fieldgate_mappings::amqp;
 use fieldgate_mappings::message::Message;
 use fieldgate_mappings::outcome::{Outcome, Reason, Rejection, Verdict};
 
-use crate::config::Profile;
+use crate::config::{Profile, UPSTREAM};
 use crate::router::arena::Key;
 
 use super::commands::{CommandId, Commands};
 use super::device::Device;
 use super::grant::{Clock, Grant, Source};
 use super::hubs::{HubSettings, MappedHubs, OwnToken, Speaks};
-use super::lanes::Priority;
 use super::pool::{Followed, Pool};
 use super::uplink::{Kind, Outgoing, Uplink};
 use super::{CommandSink, Patience};
@@ -101,11 +100,6 @@ impl Fleet {
     /// The connections that are to be made, each once.
     pub(super) fn take_wanted(&mut self) -> Vec<Line> {
         std::mem::take(&mut self.wanted)
-    }
-
-    /// The settings of a hub.
-    pub(super) fn settings(&self, hub: usize) -> &HubSettings {
-        &self.pools[hub].settings
     }
 
     /// A connection.
@@ -209,17 +203,18 @@ impl Fleet {
     }
 
     /// The name of the hub that a device belongs to.
-    pub(super) fn hub_of(&self, id: &DeviceId) -> Option<Arc<str>> {
+    pub(super) fn hub_of(&self, id: &DeviceId) -> Arc<str> {
         let hub = match self.places.get(id) {
-            Some(place) => place.hub,
-            None => self.hubs.belongs(id, self.tokens.get(id)).0?,
+            Some(place) => Some(place.hub),
+            None => self.hubs.belongs(id, self.tokens.get(id)).0,
         };
-        Some(Arc::clone(&self.pools[hub].settings.name))
+        // What belongs nowhere is refused by its name, wherever it is sent.
+        hub.map_or_else(|| UPSTREAM.into(), |hub| Arc::clone(&self.pools[hub].settings.name))
     }
 
-    /// Whether the hub of `[upstream]` is away.
-    pub(super) fn is_away(&self) -> bool {
-        self.pools.first().is_some_and(Pool::is_away)
+    /// The hubs by their names, and whether what is sent to them may go.
+    pub(super) fn hubs(&self) -> Vec<(Arc<str>, bool)> {
+        self.pools.iter().map(|pool| (Arc::clone(&pool.settings.name), pool.is_open())).collect()
     }
 
     /// Whether the hub of a device is away, as the device sees it.
@@ -254,14 +249,7 @@ impl Fleet {
     // What the adapters ask for.
 
     /// See [`Upstream::send`](super::Upstream::send).
-    pub(super) fn send(
-        &mut self,
-        message: &Message,
-        priority: Priority,
-        patience: Patience,
-        verdict: Verdict,
-        now: Instant,
-    ) {
+    pub(super) fn send(&mut self, message: &Message, patience: Patience, verdict: Verdict, now: Instant) {
         let place = match self.place(&message.device, now) {
             Ok(place) => place,
             Err(outcome) => return verdict.report(outcome),
@@ -276,7 +264,7 @@ impl Fleet {
                 amqp::encode_to(message, &to, &mut encoded);
             }
         }
-        let address = &message.address;
+        let (address, priority) = (&message.address, message.priority());
         self.hand_on(place, Outgoing { address, encoded: &encoded, priority, patience, verdict }, now);
         self.scratch = encoded;
     }

@@ -11,6 +11,7 @@ use super::pace::Pace;
 use super::target::Hub;
 use crate::config::{Config, Connect, Connector, Mode, Profile, Reach, Secret, UPSTREAM};
 use crate::sas::{Resource, SharedKey, Token, TokenError};
+use crate::tls::Follow;
 
 /// Where a device belongs, and with what the gateway speaks for it there.
 #[derive(Clone, Debug, Default)]
@@ -140,6 +141,11 @@ impl MappedHubs {
     /// None at all, for a gateway that maps nothing.
     pub(crate) fn none() -> Self {
         Self { hubs: Vec::new(), roster: Box::new(Nobody) }
+    }
+
+    /// What the hub of `[upstream]` has that follows its files; the others are connectors', which are looked after.
+    pub(crate) fn files(&self) -> impl Iterator<Item = Arc<dyn Follow>> {
+        self.hubs.first().into_iter().flat_map(|first| first.hub.files())
     }
 
     /// Where they are, for people.

@@ -9,14 +9,15 @@ use std::task::{Context, Poll};
 use std::time::{Instant, SystemTime};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::config::Config;
 use crate::console::{Health, Status};
 use crate::shutdown::Shutdown;
 use crate::telemetry::emit;
 use crate::timer::Timer;
 
+use super::Upstream;
 use super::driver::Driver;
 use super::fleet::Fleet;
 use super::hubs::MappedHubs;
@@ -26,6 +27,7 @@ use super::telemetry::{TokenOf, TokensAged};
 pub(super) struct Keeper {
     pub(super) index: usize,
     pub(super) fleet: Rc<RefCell<Fleet>>,
+    pub(super) changes: Rc<Notify>,
     pub(super) hubs: Arc<MappedHubs>,
     pub(super) health: Arc<Health>,
     pub(super) shutdown: Shutdown,
@@ -38,14 +40,14 @@ pub(super) struct Keeper {
 impl Keeper {
     pub(super) fn new(
         index: usize,
-        fleet: Rc<RefCell<Fleet>>,
-        _config: &Config,
+        upstream: &Upstream,
         hubs: &Arc<MappedHubs>,
         health: Arc<Health>,
         shutdown: Shutdown,
     ) -> Self {
         let container = format!("fieldgate-{:016x}-{index}", random());
-        Self { index, fleet, hubs: Arc::clone(hubs), health, shutdown, container, made: 0 }
+        let (fleet, changes) = (Rc::clone(&upstream.fleet), Rc::clone(&upstream.changes));
+        Self { index, fleet, changes, hubs: Arc::clone(hubs), health, shutdown, container, made: 0 }
     }
 
     /// Runs until the worker wants no connection any more, and there is none.

@@ -10,10 +10,7 @@ use super::Patience;
 use super::load::Share;
 
 /// How urgent a message is: 0 to 9, as AMQP 1.0 3.2.1 has it.
-pub(crate) type Priority = u8;
-
-/// What a message has that says nothing.
-pub(crate) const NORMAL: Priority = 4;
+pub(super) type Priority = u8;
 
 /// One in so many messages is the least urgent that waits.
 const TURN_OF_THE_LAST: u8 = 8;
@@ -84,6 +81,11 @@ impl Lanes {
         }
     }
 
+    /// How patient they are.
+    pub(super) fn patiences(&self) -> impl Iterator<Item = &Patience> {
+        self.lanes.iter().flat_map(|(_, lane)| lane).map(|waiting| &waiting.patience)
+    }
+
     /// Keeps what `keep` wants; the rest is dropped, which releases it.
     pub(super) fn retain(&mut self, mut keep: impl FnMut(&Patience) -> bool) {
         let bytes = &mut self.bytes;
@@ -111,6 +113,7 @@ mod tests {
     use fieldgate_mappings::outcome::{Outcome, Report};
 
     use super::*;
+    use crate::upstream::Hears;
     use crate::upstream::load::Load;
 
     struct Nobody;
@@ -122,7 +125,12 @@ mod tests {
     fn message(load: &Rc<Load>, ticket: u64) -> Waiting {
         Waiting {
             message: Bytes::new(),
-            patience: Patience { until: Instant::now(), through_outage: ticket.is_multiple_of(2) },
+            patience: Patience {
+                until: Instant::now(),
+                through_outage: ticket.is_multiple_of(2),
+                in_order: false,
+                hears: Hears::Everything,
+            },
             verdict: Verdict::new(Rc::new(Nobody), ticket),
             share: load.wait(100, 0).expect("room"),
         }

@@ -81,6 +81,11 @@ impl Pool {
         !self.uplinks.is_empty() && self.uplinks.iter().all(|(_, uplink)| uplink.is_away())
     }
 
+    /// Whether what is sent may go: a connection is there, or is made as soon as it is needed.
+    pub(super) fn is_open(&self) -> bool {
+        self.uplinks.is_empty() || self.uplinks.iter().any(|(_, uplink)| uplink.is_ready())
+    }
+
     #[cfg(test)]
     pub(super) fn scheduled(&self) -> usize {
         self.schedule.len()

@@ -7,48 +7,35 @@ use std::time::{Duration, SystemTime};
 
 use fieldgate_amqp::connection::ClientSecurity;
 use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 use thiserror::Error;
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
-use crate::config::{Config, Connector, HostPort, Reach, Sasl, Secret, Target};
+use super::endpoint::{ConnectError, Endpoint};
+use crate::config::{Config, Connector, HostPort, Reach, Sasl, Secret, SslProfile, Target, Transport};
 use crate::sas::{ConnectionString, ConnectionStringError, Signer};
-use crate::tls::{self, Roots, Stream, TlsError};
+use crate::tls::{self, Follow, Live, Stream, TlsError};
 
-/// The port of AMQP over TLS (IANA `amqps`).
+/// The port of AMQP over TLS (IANA `amqps`), and the one of WebSocket over TLS.
 const AMQPS_PORT: u16 = 5671;
+const HTTPS_PORT: u16 = 443;
 
 /// A hub as the gateway's connections see it; shared by all workers.
 pub(crate) struct Hub {
     name: Arc<str>,
     /// Tried in this order; never empty.
     endpoints: Vec<Endpoint>,
-    credential: Credential,
+    /// What connections prove themselves with before anything is said.
+    sasl: Sasl,
+    /// What they put tokens with.
+    key: Option<SharedKey>,
     token_ttl: Duration,
     /// For each endpoint.
     connect_time_out: Duration,
 }
 
-/// One of the addresses of a hub.
-struct Endpoint {
-    at: HostPort,
-    /// Absent: plain TCP.
-    tls: Option<(TlsConnector, ServerName<'static>)>,
-}
-
-/// What the gateway's own connections prove themselves with.
-enum Credential {
-    /// SASL ANONYMOUS, for hubs that look at the devices' tokens and brokers that trust the network.
-    None,
-    /// MSSBCBS: as none, by the name that Microsoft's services have for it.
-    Claims,
-    /// SASL EXTERNAL: the TLS certificate.
-    Certificate,
-    /// SASL PLAIN.
-    Plain { user: String, password: Secret },
-    /// A shared key: a token for `resource` is put to `$cbs`.
-    SharedKey { signer: Signer, resource: String },
+/// A shared key: a token for `resource` is put to `$cbs`.
+struct SharedKey {
+    signer: Signer,
+    resource: String,
 }
 
 /// The hub of this configuration cannot be used.
@@ -73,42 +60,6 @@ pub enum HubError {
         /// What is wrong.
         error: TlsError,
     },
-}
-
-/// The hub did not answer, or not as who it should be.
-#[derive(Debug, Error)]
-pub(crate) enum ConnectError {
-    /// No TCP connection.
-    #[error("no TCP connection to {address}: {error}")]
-    Tcp {
-        /// Host and port.
-        address: String,
-        /// What the system said.
-        error: std::io::Error,
-    },
-    /// TLS failed: certificate, name or protocol.
-    #[error("TLS with {address} failed: {error}")]
-    Tls {
-        /// Host and port.
-        address: String,
-        /// What rustls said.
-        error: std::io::Error,
-    },
-    /// It took too long.
-    #[error("no answer from {address} within {} s", within.as_secs())]
-    TimeOut {
-        /// Host and port.
-        address: String,
-        /// How long was waited.
-        within: Duration,
-    },
-    /// None of the addresses answered.
-    #[error("{}", each(.0))]
-    Each(Vec<ConnectError>),
-}
-
-fn each(errors: &[ConnectError]) -> String {
-    errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
 
 /// A token of the gateway's own, for `$cbs`.
@@ -144,8 +95,12 @@ impl Hub {
     /// # Errors
     /// What is wrong with the configured hub.
     pub(crate) fn new(config: &Config, embedded: Option<&Embedded>) -> Result<Self, HubError> {
+        const PLACE: &str = "[upstream]";
         let upstream = &config.upstream;
-        let (name, at, credential) = match (&upstream.target, embedded) {
+        let access = &upstream.access;
+        let mut transport = access.transport.clone();
+        let mut own_sasl = None;
+        let (name, mut at, key) = match (&upstream.target, embedded) {
             (Target::Embedded, Some(embedded)) => {
                 let text = embedded.connection_string.expose();
                 Self::by_connection_string(&ConnectionString::parse(text)?)
@@ -156,28 +111,36 @@ impl Hub {
             }
             (Target::ConnectionString(parsed), _) => Self::by_connection_string(parsed),
             (Target::Url(url), _) => {
-                let credential = match &url.credentials {
-                    None => Credential::None,
-                    Some((user, password)) => {
-                        Credential::Plain { user: user.clone(), password: password.clone() }
-                    }
+                let plain = |(user, password): &(String, Secret)| Sasl::Plain {
+                    user: user.clone(),
+                    password: password.clone(),
                 };
-                (url.host.clone(), HostPort { host: url.host.clone(), port: url.port }, credential)
+                own_sasl = url.credentials.as_ref().map(plain);
+                transport = match &url.websocket {
+                    Some(path) => {
+                        Transport::WebSocket { path: path.as_str().into(), subprotocol: access.subprotocol }
+                    }
+                    None => Transport::Tcp,
+                };
+                (url.host.clone(), (url.host.clone(), Some(url.port)), None)
             }
         };
-        let roots = match (&upstream.ca_file, embedded) {
-            (Some(path), _) => Roots::File(path.clone()),
-            (None, Some(embedded)) if upstream.target == Target::Embedded => {
-                Roots::File(embedded.ca_file.clone())
-            }
-            (None, _) => Roots::Platform,
+        let port = match transport {
+            Transport::Tcp => AMQPS_PORT,
+            Transport::WebSocket { .. } => HTTPS_PORT,
         };
-        const PLACE: &str = "[upstream]";
-        let tls = tls::client(&roots).map_err(|error| HubError::Tls { place: PLACE.into(), error })?;
+        let at = HostPort { host: std::mem::take(&mut at.0), port: at.1.unwrap_or(port) };
+        let mut profile = (*access.tls).clone();
+        if let (Target::Embedded, None, Some(embedded)) = (&upstream.target, &profile.ca_cert_file, embedded)
+        {
+            profile.ca_cert_file = Some(embedded.ca_file.clone());
+        }
+        let tls = follow(PLACE.into(), Arc::new(profile))?;
         Ok(Self {
             name: name.into(),
-            endpoints: vec![Endpoint::new(PLACE, at, Some(tls))?],
-            credential,
+            endpoints: vec![Endpoint::new(PLACE, at, Some(tls), transport, access.proxy.as_ref())?],
+            sasl: access.sasl.clone().or(own_sasl).unwrap_or(Sasl::Anonymous),
+            key,
             token_ttl: upstream.token_ttl,
             connect_time_out: upstream.connect_time_out,
         })
@@ -203,31 +166,27 @@ impl Hub {
         let tls = match &hosts.tls {
             None => None,
             Some(profile) => {
-                let place = format!("{place}, ssl_profile `{}`", profile.name);
-                Some(tls::connector(profile).map_err(|error| HubError::Tls { place, error })?)
+                Some(follow(format!("{place}, ssl_profile `{}`", profile.name), Arc::clone(profile))?)
             }
         };
-        let endpoints = hosts.addresses.iter().map(|at| Endpoint::new(&place, at.clone(), tls.clone()));
+        let endpoint = |at: &HostPort| {
+            Endpoint::new(&place, at.clone(), tls.clone(), hosts.transport.clone(), hosts.proxy.as_ref())
+        };
         Ok(Self {
             name: Arc::clone(&hosts.hub_name),
-            endpoints: endpoints.collect::<Result<_, _>>()?,
-            credential: match &hosts.sasl {
-                Sasl::Anonymous => Credential::None,
-                Sasl::Mssbcbs => Credential::Claims,
-                Sasl::External => Credential::Certificate,
-                Sasl::Plain { user, password } => {
-                    Credential::Plain { user: user.clone(), password: password.clone() }
-                }
-            },
+            endpoints: hosts.addresses.iter().map(endpoint).collect::<Result<_, _>>()?,
+            sasl: hosts.sasl.clone(),
+            key: None,
             token_ttl: config.upstream.token_ttl,
             connect_time_out: connector.connect_time_out,
         })
     }
 
-    fn by_connection_string(parsed: &ConnectionString) -> (String, HostPort, Credential) {
+    /// Its name, where it is, and its key.
+    fn by_connection_string(parsed: &ConnectionString) -> (String, (String, Option<u16>), Option<SharedKey>) {
         let host = parsed.gateway_host.as_ref().unwrap_or(&parsed.host).clone();
-        let credential = Credential::SharedKey { signer: parsed.signer(), resource: parsed.resource() };
-        (parsed.host.clone(), HostPort { host, port: parsed.port.unwrap_or(AMQPS_PORT) }, credential)
+        let key = SharedKey { signer: parsed.signer(), resource: parsed.resource() };
+        (parsed.host.clone(), (host, parsed.port), Some(key))
     }
 
     /// The hub's name: `hostname` of our `open`, and what tokens are signed for.
@@ -237,25 +196,26 @@ impl Hub {
 
     /// Hosts and ports, for people.
     pub(crate) fn address(&self) -> String {
-        self.endpoints.iter().map(|endpoint| endpoint.at.to_string()).collect::<Vec<_>>().join(", ")
+        self.endpoints.iter().map(|endpoint| endpoint.at().to_string()).collect::<Vec<_>>().join(", ")
     }
 
     /// How the gateway's own connections prove themselves at SASL level.
     pub(crate) fn security(&self) -> ClientSecurity {
-        match &self.credential {
-            Credential::Plain { user, password } => {
+        match &self.sasl {
+            Sasl::Bare => ClientSecurity::Bare,
+            Sasl::Anonymous => ClientSecurity::Anonymous,
+            Sasl::Mssbcbs => ClientSecurity::Mssbcbs,
+            Sasl::External => ClientSecurity::External,
+            Sasl::Plain { user, password } => {
                 ClientSecurity::Plain { user: user.clone(), password: password.expose().to_owned() }
             }
-            Credential::Claims => ClientSecurity::Mssbcbs,
-            Credential::Certificate => ClientSecurity::External,
-            Credential::None | Credential::SharedKey { .. } => ClientSecurity::Anonymous,
         }
     }
 
     /// A fresh token, where the gateway proves itself by tokens. `random` is uniform over all of `u64`: connections
     /// that were made together are not all to renew theirs together.
     pub(crate) fn token(&self, random: u64) -> Option<OwnToken> {
-        let Credential::SharedKey { signer, resource } = &self.credential else { return None };
+        let SharedKey { signer, resource } = self.key.as_ref()?;
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
         let expiry = (now + self.token_ttl).as_secs();
         let text = signer.token(resource, expiry);
@@ -264,7 +224,12 @@ impl Hub {
         Some(OwnToken { name: resource.clone(), text, renew_in, life: self.token_ttl })
     }
 
-    /// TCP, and TLS where it is spoken, to the first address that answers.
+    /// What follows its files.
+    pub(crate) fn files(&self) -> impl Iterator<Item = Arc<dyn Follow>> {
+        self.endpoints.iter().filter_map(Endpoint::files)
+    }
+
+    /// TCP, and TLS and a WebSocket where they are spoken, to the first address that answers.
     ///
     /// # Errors
     /// Which step failed, and how; for each address.
@@ -283,34 +248,11 @@ impl Hub {
     }
 }
 
-impl Endpoint {
-    fn new(place: &str, at: HostPort, tls: Option<Arc<ClientConfig>>) -> Result<Self, HubError> {
-        let tls = match tls {
-            None => None,
-            Some(config) => {
-                let name = ServerName::try_from(at.host.clone())
-                    .map_err(|_| HubError::Host { place: place.into(), host: at.host.clone() })?;
-                Some((TlsConnector::from(config), name))
-            }
-        };
-        Ok(Self { at, tls })
-    }
-
-    async fn connect(&self, within: Duration) -> Result<Stream, ConnectError> {
-        let address = || self.at.to_string();
-        let connecting = async {
-            let tcp = TcpStream::connect((self.at.host.as_str(), self.at.port))
-                .await
-                .map_err(|error| ConnectError::Tcp { address: address(), error })?;
-            // Frames are gathered by turns already; waiting for more would only add delay.
-            tcp.set_nodelay(true).map_err(|error| ConnectError::Tcp { address: address(), error })?;
-            let Some((connector, name)) = &self.tls else { return Ok(Stream::from(tcp)) };
-            let stream = connector.connect(name.clone(), tcp).await;
-            stream.map(Stream::from).map_err(|error| ConnectError::Tls { address: address(), error })
-        };
-        let late = |_| ConnectError::TimeOut { address: address(), within };
-        tokio::time::timeout(within, connecting).await.map_err(late)?
-    }
+/// The TLS of a profile, as its files change.
+fn follow(place: String, profile: Arc<SslProfile>) -> Result<Arc<Live<ClientConfig>>, HubError> {
+    let files = profile.files();
+    let live = Live::new(place.as_str(), files, move || tls::connector(&profile));
+    live.map_err(|error| HubError::Tls { place, error })
 }
 
 impl fmt::Debug for Hub {

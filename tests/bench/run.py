@@ -13,6 +13,7 @@ The others
 
     tests/bench/run.py outage                 the hub's connection is cut under load: what 200 devices are told, and
                                               what the hub has; ends with 1 where the promise was not kept
+    tests/bench/run.py store                  the log below the spool, by itself: CPU and bytes for each record, opening
     tests/bench/run.py mqtt                   MQTT QoS 1, each PUBACK after the hub's acceptance over TLS
     tests/bench/run.py all --tools DIR
 
@@ -41,14 +42,17 @@ from processes import Failure, stop_all  # noqa: E402
 import mapped  # noqa: E402
 import outage  # noqa: E402
 import routed  # noqa: E402
+import store  # noqa: E402
+import websocket  # noqa: E402
 from measure import table  # noqa: E402
 
 OPEN_FILES = 20_000
 
 
 def bench_memory(options):
-    """Both protocols; AMQP only with its tools."""
-    return (routed.bench_memory(options) if options.tools else []) + mapped.bench_memory(options)
+    """Both protocols; AMQP with links only with its tools."""
+    links = routed.bench_memory(options) if options.tools else []
+    return links + websocket.bench_memory(options) + mapped.bench_memory(options)
 
 
 BENCHES = {
@@ -58,6 +62,7 @@ BENCHES = {
     "memory": bench_memory,
     "mqtt": mapped.bench_mqtt,
     "outage": outage.bench_outage,
+    "store": store.bench_store,
 }
 
 
@@ -69,6 +74,7 @@ def main():
     parser.add_argument("--binary", default=os.environ.get("FIELDGATE", os.path.join(built, "fieldgate")))
     parser.add_argument("--mqtt-load", default=os.path.join(built, "examples", "mqtt_load"))
     parser.add_argument("--outage-program", default=os.path.join(built, "examples", "outage"))
+    parser.add_argument("--store-program", default=os.path.join(built, "examples", "store"))
     parser.add_argument("--tools", help="directory of load.c and sink.c")
     parser.add_argument("--mode", action="append", help="upstream mode of the gateway; without it, the gateway's default")
     parser.add_argument("--baseline", action="store_true", help="amqp, latency: without a gateway")
@@ -77,6 +83,7 @@ def main():
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the message counts")
     parser.add_argument("--devices", type=int, default=5000, help="memory, many: how many are attached")
     outage.add_arguments(parser)
+    store.add_arguments(parser)
     options = parser.parse_args()
     Program.path = os.path.abspath(options.binary)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

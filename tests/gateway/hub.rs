@@ -10,7 +10,7 @@ use std::time::Instant;
 use bytes::{Bytes, BytesMut};
 use fieldgate::state::StateDir;
 use fieldgate::tls;
-use fieldgate_amqp::codec::Limits;
+use fieldgate_amqp::codec::{Limits, Value};
 use fieldgate_amqp::connection::{CloseReason, Connection, ConnectionConfig, Event, LinkId, SessionId};
 use fieldgate_amqp::endpoint::{CreditPolicy, OutgoingMessage, Receiver, ReceiverConfig, Sender, Unsettled};
 use fieldgate_amqp::error::AmqpError;
@@ -53,6 +53,10 @@ pub(crate) struct Message {
     pub(crate) place: Place,
     pub(crate) delivery_id: u32,
     pub(crate) body: Bytes,
+    /// The message-id, where it is a text.
+    pub(crate) id: Option<String>,
+    /// Whether it is marked as one that may have come before, in the header and in the properties.
+    pub(crate) resent: (bool, bool),
 }
 
 /// What the hub sees.
@@ -506,8 +510,7 @@ impl Peer {
                 let receiver = self.receivers.get_mut(&link).unwrap();
                 if let Ok(Some(delivery)) = receiver.on_transfer(machine, &transfer, delivery_id) {
                     let place = self.place(session, link);
-                    let body = body(&delivery.payload);
-                    self.saw(Seen::Message(Message { place, delivery_id, body }));
+                    self.saw(Seen::Message(message(place, delivery_id, &delivery.payload)));
                 }
             }
             Event::Disposition { session, disposition } => {
@@ -618,6 +621,20 @@ fn body(message: &Bytes) -> Bytes {
         Body::Data(data) => data,
         other => panic!("{other:?}"),
     }
+}
+
+fn message(place: Place, delivery_id: u32, encoded: &Bytes) -> Message {
+    let sections = Sections::parse(encoded, &Limits::WIRE).unwrap();
+    let id = match sections.properties().message_id() {
+        Some(Value::Str(id)) => Some(id.to_owned()),
+        _ => None,
+    };
+    let mark = (Value::Str("fieldgate-resent"), Value::Bool(true));
+    let resent = (
+        sections.header().delivery_count > 0,
+        sections.application_properties().any(|property| property == mark),
+    );
+    Message { place, delivery_id, body: body(encoded), id, resent }
 }
 
 fn word(state: &fieldgate_amqp::performative::DeliveryState<'_>) -> String {

@@ -85,7 +85,7 @@ pub(crate) struct Gateway {
     /// Where AMQP devices connect: `ports.amqp`, then the listeners in their order.
     pub(crate) amqp: Vec<SocketAddr>,
     pub(crate) health: Arc<Health>,
-    pub(crate) state: Directory,
+    pub(crate) state: Arc<Directory>,
     pub(crate) trigger: Trigger,
     /// Closed when the thread is about to end.
     ended: mpsc::Receiver<()>,
@@ -134,8 +134,22 @@ impl Gateway {
         Self::start(Lines { upstream: &upstream, ..lines }).await
     }
 
+    /// With a hub of the lines' own, which need not be there.
+    pub(crate) async fn routing(lines: Lines<'_>) -> Self {
+        Self::start(lines).await
+    }
+
+    /// With the test's hub, which need not be there, and the state that another gateway has left.
+    pub(crate) async fn after(state: &Arc<Directory>, hub: &Hub, lines: Lines<'_>) -> Self {
+        let upstream = format!("{}\n{}", hub.settings(), lines.upstream);
+        Self::start_in(Arc::clone(state), Lines { upstream: &upstream, ..lines }).await
+    }
+
     async fn start(lines: Lines<'_>) -> Self {
-        let state = Directory::new();
+        Self::start_in(Arc::new(Directory::new()), lines).await
+    }
+
+    async fn start_in(state: Arc<Directory>, lines: Lines<'_>) -> Self {
         let directory = state.path();
         let Lines { runtime, amqp, mqtt, coap, http, hub, upstream, more } = lines;
         let workers = if runtime.contains("workers") { "" } else { "workers = 1" };

@@ -81,11 +81,16 @@ async fn what_is_no_tls_and_what_is_no_amqp_harms_nobody() {
         let mut rest = Vec::new();
         let _ = plain.read_to_end(&mut rest).await;
 
-        let mut other = hub.stream().await.unwrap();
-        other.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-        let mut answer = Vec::new();
-        let _ = other.read_to_end(&mut answer).await;
-        assert_eq!(answer.get(..4), Some(&b"AMQP"[..]), "the hub says what it speaks");
+        for (said, told) in [
+            (&b"\x10\x0c\0\x04MQTT\x04\0\0\0\0\0"[..], &b"AMQP"[..]),
+            (b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", b"HTTP/1.1 404 "),
+        ] {
+            let mut other = hub.stream().await.unwrap();
+            other.write_all(said).await.unwrap();
+            let mut answer = Vec::new();
+            let _ = other.read_to_end(&mut answer).await;
+            assert_eq!(answer.get(..told.len()), Some(told), "the hub says what it speaks");
+        }
 
         assert!(sender.send(data(*b"x")).await.unwrap().is_accepted());
     })

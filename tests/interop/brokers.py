@@ -110,18 +110,24 @@ def artemis_version():
 
 
 class Artemis(Broker):
-    """ActiveMQ Artemis, in memory, with SASL ANONYMOUS and PLAIN.
+    """ActiveMQ Artemis, in memory, with SASL ANONYMOUS and PLAIN; on a port of its own EXTERNAL for `gateway`.
 
     Addresses are created on attach, except below `closed.`; `forbidden.` may not be used by anybody.
     """
 
     name = "Artemis"
 
+    def __init__(self, certificates=None):
+        super().__init__(certificates)
+        self.external_port = free_port()
+
     def launch(self):
         home = cached(f"apache-artemis-{artemis_version()}")
         self.directory.file("broker.xml", self._broker())
         self.directory.file("artemis-users.properties", f"{USER} = {PASSWORD}\n")
         self.directory.file("artemis-roles.properties", f"amq = {USER}\n")
+        self.directory.file("cert-users.properties", "gateway=/CN=gateway/\n")
+        self.directory.file("cert-roles.properties", "amq = gateway\n")
         login = self.directory.file("login.config", LOGIN)
         self.directory.file("management.xml", '<management-context xmlns="http://activemq.apache.org/schema"/>\n')
         bootstrap = BOOTSTRAP.replace("@BROKER@", self.directory.sub("broker.xml"))
@@ -148,7 +154,10 @@ class Artemis(Broker):
         store = f"keyStoreType=PKCS12;keyStorePath={self.certificates.store};keyStorePassword={self.certificates.store_password}"
         amqp = "protocols=AMQP;useEpoll=false;amqpCredits=100;amqpLowCredits=30;amqpMinLargeMessageSize=102400"
         acceptor = f"tcp://127.0.0.1:{self.port}?sslEnabled=true;{store};{amqp}"
-        return BROKER.replace("@ACCEPTOR@", acceptor).replace("@DIRECTORY@", self.directory.path)
+        trust = f"needClientAuth=true;trustStoreType=PEM;trustStorePath={self.certificates.ca};saslMechanisms=EXTERNAL"
+        external = f"tcp://127.0.0.1:{self.external_port}?sslEnabled=true;{store};{amqp};{trust}"
+        broker = BROKER.replace("@ACCEPTOR@", acceptor).replace("@EXTERNAL@", external)
+        return broker.replace("@DIRECTORY@", self.directory.path)
 
 
 class RabbitMq(Broker):
@@ -239,10 +248,15 @@ LOGIN = """activemq {
        org.apache.activemq.jaas.guest.user="guest"
        org.apache.activemq.jaas.guest.role="amq";
 };
+certificates {
+   org.apache.activemq.artemis.spi.core.security.jaas.TextFileCertificateLoginModule required
+       org.apache.activemq.jaas.textfiledn.user="cert-users.properties"
+       org.apache.activemq.jaas.textfiledn.role="cert-roles.properties";
+};
 """
 
 BOOTSTRAP = """<broker xmlns="http://activemq.apache.org/schema">
-   <jaas-security domain="activemq"/>
+   <jaas-security domain="activemq" certificate-domain="certificates"/>
    <server configuration="file:@BROKER@"/>
 </broker>
 """
@@ -274,7 +288,10 @@ BROKER = f"""<configuration xmlns="urn:activemq">
       <paging-directory>@DIRECTORY@/paging</paging-directory>
       <max-disk-usage>-1</max-disk-usage>
       <critical-analyzer>false</critical-analyzer>
-      <acceptors><acceptor name="amqps">@ACCEPTOR@</acceptor></acceptors>
+      <acceptors>
+         <acceptor name="amqps">@ACCEPTOR@</acceptor>
+         <acceptor name="external">@EXTERNAL@</acceptor>
+      </acceptors>
       <security-settings>
          <security-setting match="#">{PERMISSIONS}</security-setting>
          <security-setting match="forbidden.#">{NO_PERMISSION}</security-setting>

@@ -238,20 +238,24 @@ PER_CONNECTION, SHARED = "per-connection", "shared"
 """How a connector uses its hub connections."""
 
 
-def routed_sections(port, hub_port, ca_file, mode, routes, credentials=None, tls=None, hold=None, **listener):
+def routed_sections(
+    port, hub_port, ca_file, mode, routes, credentials=None, tls=None, hold=None, connector=None, profile=None, **listener
+):
     """A gateway that does nothing but route links to another hub: the one place that knows how this is written.
 
     Devices are not asked for tokens. `routes` are prefixes; `credentials` are what a shared connection proves itself with;
-    `tls` is the listener's profile, the rest are other settings of the listener.
+    `tls` is the listener's profile; `connector` and `profile` are other settings of the connector and of its profile, the
+    rest are those of the listener.
     """
     off = {name: {"listen": []} for name in LISTENERS if name != "amqp"}
     login = dict(zip(("sasl_username", "sasl_password"), credentials or (), strict=False))
     secured = {"ssl_profile": "devices"} if tls else {}
-    connector = {"name": "broker", "host": "localhost", "port": hub_port, "ssl_profile": "broker", "mode": mode}
-    connector |= {"hold": hold} if hold else {}
+    more = (connector or {}) | ({"hold": hold} if hold else {})
+    connector = {"name": "broker", "host": "localhost", "port": hub_port, "ssl_profile": "broker", "mode": mode} | more
+    trust = {"name": "broker", "ca_cert_file": ca_file} | (profile or {})
     return off | {
         "listener": [{"name": "devices", "host": "127.0.0.1", "port": port} | secured | listener],
-        "ssl_profile": [{"name": "broker", "ca_cert_file": ca_file}, *([{"name": "devices"} | tls] if tls else [])],
+        "ssl_profile": [trust, *([{"name": "devices"} | tls] if tls else [])],
         "connector": [connector | login],
         "link_route": [{"prefix": prefix, "direction": "both", "connector": "broker"} for prefix in routes],
     }

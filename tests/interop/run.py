@@ -21,7 +21,7 @@ from scenario import SCENARIOS  # noqa: E402
 from stacks import Fe2o3  # noqa: E402
 
 MAPPED = ("uplink", "commands", "bad_input", "outage", "startup")
-ROUTED = ("attaching", "deliveries", "holding", "connectors", "listeners", "stacks", "artemis")
+ROUTED = ("attaching", "deliveries", "holding", "connectors", "listeners", "stacks", "artemis", "transport", "restart")
 for module in (*MAPPED, *ROUTED):
     importlib.import_module(f"scenarios.{module}")
 

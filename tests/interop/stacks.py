@@ -50,10 +50,10 @@ class Refused(Failure):
 class Device:
     """What all stacks share: a word that fails raises."""
 
-    def __init__(self, port, container, user=None, password=None):
+    def __init__(self, port, container, user=None, password=None, **more):
         login = {"user": user, "password": password} if user else {}
         try:
-            self.ask("open", port=port, container=container, **login)
+            self.ask("open", port=port, container=container, **login, **more)
         except Failure:
             self.leave()
             raise
@@ -80,9 +80,21 @@ class ProcessDevice(Device):
         super().__init__(*arguments, **more)
 
     def answer(self, order):
-        self._process.write_line(json.dumps(order))
+        self.tell(order.pop("do"), **order)
+        return self.hear()
+
+    def tell(self, word, **order):
+        """Asks, and does not wait: the other side may have to be played meanwhile."""
+        self._process.write_line(json.dumps({"do": word} | order))
         self._answers += 1
-        self._process.wait_until(lambda: len(self._out()) >= self._answers, f"an answer to {order}")
+
+    def has_answered(self):
+        """Whether the answer to what was told last is there."""
+        return len(self._out()) >= self._answers
+
+    def hear(self):
+        """The answer to what was told last."""
+        self._process.wait_until(self.has_answered, f"answer {self._answers}")
         return json.loads(self._out()[self._answers - 1])
 
     def _out(self):

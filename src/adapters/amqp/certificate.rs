@@ -26,9 +26,7 @@ const VERSION: u8 = 0xa0;
 
 /// The identity of the peer, where it has shown a certificate that TLS found good.
 pub(super) fn peer(stream: &Stream) -> Option<Box<str>> {
-    let Stream::Tls(stream) = stream else { return None };
-    let chain = stream.get_ref().1.peer_certificates()?;
-    Some(identity(chain.first()?).into())
+    Some(identity(stream.peer_certificates()?.first()?).into())
 }
 
 /// The identity of the holder of this certificate (DER): its common name, else `sha256:` and its thumbprint.

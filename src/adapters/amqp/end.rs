@@ -2,6 +2,7 @@
 //! the router, and is handed in for each turn.
 
 use std::future::Future as _;
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ pub(super) struct End<S> {
     wire: Wire<S>,
     /// Nothing comes or goes any more.
     finished: bool,
+    /// What the stream said at its end; boxed, for few ever have it.
+    loss: Option<Box<io::Error>>,
     /// Runs out when the last words were not taken.
     patience: Option<Pin<Box<Sleep>>>,
 }
@@ -30,12 +33,17 @@ pub(super) struct End<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
     /// A side whose stream is up.
     pub(super) fn new(stream: S) -> Self {
-        Self { wire: Wire::new(stream), finished: false, patience: None }
+        Self { wire: Wire::new(stream), finished: false, loss: None, patience: None }
     }
 
     /// Whether nothing comes or goes any more: the stream is over, or the machine is and has said everything.
     pub(super) fn is_finished(&self) -> bool {
         self.finished
+    }
+
+    /// Why the stream was lost, where it was not ended.
+    pub(super) fn loss(&self) -> Option<&io::Error> {
+        self.loss.as_deref()
     }
 
     /// Bytes taken from the machine and not yet taken by the stream.
@@ -57,7 +65,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> End<S> {
         let closed = machine.is_closed();
         match self.wire.poll_turn(cx, machine, read && !closed) {
             Poll::Ready(Ok(Turn::Progress)) => {}
-            Poll::Ready(Ok(Turn::Ended) | Err(_)) => self.finished = true,
+            Poll::Ready(Ok(Turn::Ended)) => self.finished = true,
+            Poll::Ready(Err(error)) => {
+                self.finished = true;
+                self.loss = Some(Box::new(error));
+            }
             Poll::Pending if closed && self.poll_last_words(cx, machine).is_ready() => self.finished = true,
             Poll::Pending => return Poll::Pending,
         }

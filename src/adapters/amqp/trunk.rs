@@ -14,7 +14,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use crate::console::{Link, Status};
 use crate::router::{Router, TrunkKey};
 use crate::telemetry::emit;
-use crate::tls::Stream;
+use crate::tls::{self, Stream};
 use crate::upstream::Backoff;
 
 use super::connectors::Connector;
@@ -149,7 +149,11 @@ impl Trunk {
             turn
         })
         .await;
-        let why = reason.map_or_else(|| "the hub ended the stream".into(), |reason| reason.to_string());
+        let why = match (reason, end.loss()) {
+            (Some(reason), _) => reason.to_string(),
+            (None, Some(error)) => tls::in_words(error),
+            (None, None) => "the hub ended the stream".into(),
+        };
         (was_up, why, Some(end))
     }
 

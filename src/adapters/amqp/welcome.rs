@@ -1,9 +1,9 @@
-//! From the accepted socket to the device's `open`: TLS, SASL, and for a device with a password the hub that judges
-//! it.
+//! From the accepted socket to the device's `open`: TLS, a WebSocket, SASL, and for a device with a password the hub
+//! that judges it.
 //!
 //! ```text
-//! accept ─▶ [TLS] ─▶ [SASL ANONYMOUS, MSSBCBS, EXTERNAL] ─▶ open ─▶ the way that the connector has
-//!                    [SASL PLAIN ─▶ hub connected, SASL PLAIN there ─▶ its outcome] ─▶ open ─▶ that hub connection
+//! accept ─▶ [TLS] ─▶ [WebSocket] ─▶ [SASL ANONYMOUS, MSSBCBS, EXTERNAL] ─▶ open ─▶ the way that the connector has
+//!                                   [SASL PLAIN ─▶ hub connected, SASL PLAIN there ─▶ its outcome] ─▶ open ─▶ that hub connection
 //! ```
 //!
 //! The gateway judges no password and keeps none: it is the hub that says whether it is right.
@@ -21,14 +21,14 @@ use tokio::net::TcpStream;
 
 use crate::config::Mode;
 use crate::telemetry::emit;
-use crate::tls::Stream;
+use crate::tls;
 use crate::worker::Worker;
 
 use super::certificate;
 use super::connectors::Connector;
 use super::listeners::Listener;
 use super::party::Party;
-use super::telemetry::{DeviceGone, HubUnreachable, TlsRefused};
+use super::telemetry::{DeviceGone, DeviceRefused, HubUnreachable};
 use super::trace;
 
 /// A device that has opened.
@@ -88,11 +88,11 @@ async fn receive(
 ) -> Result<(Guest, Way), Lost> {
     let since = Instant::now();
     let stream = tokio::select! {
-        secured = secure(stream, listener) => secured,
+        accepted = listener.acceptor.accept(stream, listener.machine.open_time_out) => accepted,
         () = worker.shutdown.draining() => return Err(Lost::Never),
     };
     let stream = stream.map_err(|error| {
-        emit(TlsRefused { peer, listener: &listener.name, error });
+        emit(DeviceRefused { peer, listener: &listener.name, error: &error });
         Lost::Never
     })?;
     let identity = certificate::peer(&stream);
@@ -119,14 +119,6 @@ async fn receive(
         }
         Err(Some(error)) => Err(Lost::Refused(device, error)),
         Err(None) => Err(Lost::Gone(device)),
-    }
-}
-
-/// TLS where the listener has it.
-async fn secure(stream: TcpStream, listener: &Listener) -> Result<Stream, String> {
-    match tokio::time::timeout(listener.machine.open_time_out, listener.acceptor.accept(stream)).await {
-        Ok(done) => done.map_err(|error| error.to_string()),
-        Err(_) => Err("it took too long".into()),
     }
 }
 
@@ -201,7 +193,10 @@ async fn judge(
                 return Err(match hub.reason {
                     Some(CloseReason::SaslFailed(Some(code))) => code,
                     Some(reason) => unreachable(reason.to_string()),
-                    None => unreachable("the hub closed the stream".into()),
+                    None => unreachable(match hub.end.loss() {
+                        Some(error) => tls::in_words(error),
+                        None => "the hub closed the stream".into(),
+                    }),
                 });
             }
         }

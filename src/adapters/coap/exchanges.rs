@@ -229,7 +229,11 @@ impl Exchanges {
         };
         self.waiting.insert(self.tickets, waiting);
         let report: Rc<dyn Report> = self.verdicts();
-        (message, patience(now, self.answer_time_out), Verdict::new(report, self.tickets))
+        (
+            message,
+            patience(now, self.answer_time_out, request.confirmable),
+            Verdict::new(report, self.tickets),
+        )
     }
 
     fn refuse(&mut self, now: Instant, request: &Request, refusal: Refusal) {

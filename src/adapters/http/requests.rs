@@ -194,7 +194,7 @@ impl<S: Fn(Message, Patience, Verdict)> Requests<S> {
         let device = message.device.clone();
         let (sender, outcome) = oneshot::channel();
         let verdict = Verdict::new(Rc::new(Awaited(Cell::new(Some(sender)))), 0);
-        (self.send)(message, patience(Instant::now(), within), verdict);
+        (self.send)(message, patience(Instant::now(), within, true), verdict);
         let (ending, outcome) = match timeout(within, outcome).await {
             Ok(outcome) => {
                 // A verdict reports before it is gone: there always is an outcome.

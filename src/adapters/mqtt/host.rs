@@ -21,7 +21,7 @@ pub(super) trait Host {
     fn config(&self) -> &Config;
     fn rules(&self) -> &RuleSet;
     fn directory(&self) -> &Arc<Directory>;
-    /// See [`Upstream::send`](crate::upstream::Upstream::send).
+    /// See [`Outbound::send`](crate::outbound::Outbound::send).
     fn send(&self, message: Message, patience: Patience, verdict: Verdict);
     /// See [`Upstream::subscribe`](crate::upstream::Upstream::subscribe).
     fn subscribe(
@@ -55,7 +55,7 @@ impl Host for Worker {
     }
 
     fn send(&self, message: Message, patience: Patience, verdict: Verdict) {
-        self.upstream.send(message, patience, verdict);
+        self.outbound.send(message, patience, verdict);
     }
 
     fn subscribe(
@@ -65,7 +65,7 @@ impl Host for Worker {
         credit: u32,
         sink: Rc<dyn CommandSink>,
     ) -> Subscription {
-        self.upstream.subscribe(device, address, credit, sink)
+        self.outbound.upstream().subscribe(device, address, credit, sink)
     }
 }
 

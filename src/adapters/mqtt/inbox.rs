@@ -149,7 +149,7 @@ impl Report for Inbox {
         telemetry::published(ticket.kind(), &outcome).inc();
         if let Ticket::Unwaited(bytes) = ticket {
             self.qos_0_bytes.set(self.qos_0_bytes.get().saturating_sub(bytes));
-            if matches!(outcome, Outcome::Released | Outcome::Unknown) {
+            if lost(&outcome) {
                 telemetry::qos_0_dropped().inc();
             }
         }
@@ -158,6 +158,15 @@ impl Report for Inbox {
             self.outcomes.borrow_mut().push_back((ticket, outcome));
             self.wake();
         }
+    }
+}
+
+/// Whether a message that nobody sends again is lost, although nothing was wrong with it.
+fn lost(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Accepted => false,
+        Outcome::Rejected(rejection) => rejection.reason.loses_the_message(),
+        Outcome::Released | Outcome::Unknown => true,
     }
 }
 

@@ -23,7 +23,7 @@ use fieldgate_mqtt::{
 
 use crate::adapters::directory::Held;
 use crate::telemetry::emit;
-use crate::upstream::{CommandSink, Patience};
+use crate::upstream::{CommandSink, Hears, Patience};
 use crate::wire::Machine;
 
 use super::commands::{Commands, Delivered, Grant};
@@ -163,7 +163,9 @@ impl<H: Host> Session<H> {
         self.tell(End::Lost);
         if let Some(Client { device, will: Some(will), .. }) = self.client.take() {
             emit(WillPublished { device: &device });
-            let patience = self.patience(will.durable, now);
+            // Nobody is there to be told of a refusal, or to send it again.
+            let hears = if will.durable { Hears::Acceptance } else { Hears::Nothing };
+            let patience = self.patience(hears, now);
             self.host.send(*will, patience, self.inbox.verdict(Ticket::Will));
         }
         self.machine
@@ -240,10 +242,14 @@ impl<H: Host> Session<H> {
         match (self.host.rules().map_mqtt(&client.device, said), token) {
             (Ok(message), Some(token)) => {
                 let verdict = self.inbox.verdict(Ticket::Waiting(token));
-                self.host.send(message, self.patience(true, now), verdict);
+                let hears = match client.version {
+                    Version::V311 => Hears::Acceptance,
+                    Version::V5 => Hears::Everything,
+                };
+                self.host.send(message, self.patience(hears, now), verdict);
             }
             (Ok(message), None) => match self.inbox.unwaited(payload_bytes) {
-                Some(verdict) => self.host.send(message, self.patience(false, now), verdict),
+                Some(verdict) => self.host.send(message, self.patience(Hears::Nothing, now), verdict),
                 None => emit(QoS0Dropped { device: &client.device }),
             },
             (Err(rejection), token) => {
@@ -256,13 +262,11 @@ impl<H: Host> Session<H> {
     }
 
     /// How long a message may wait for the hub.
-    fn patience(&self, acknowledged: bool, now: Instant) -> Patience {
+    fn patience(&self, hears: Hears, now: Instant) -> Patience {
         let hold = self.host.config().upstream.hold;
-        if acknowledged && !hold.is_zero() {
-            Patience { until: now + hold.max(LINK_PATIENCE), through_outage: true }
-        } else {
-            Patience { until: now + LINK_PATIENCE, through_outage: false }
-        }
+        let through_outage = hears != Hears::Nothing && !hold.is_zero();
+        let wait = if through_outage { hold.max(LINK_PATIENCE) } else { LINK_PATIENCE };
+        Patience { until: now + wait, through_outage, in_order: false, hears }
     }
 
     /// A message has its outcome.

@@ -150,13 +150,15 @@ mod tests {
 
     use super::*;
 
-    const REASONS: [Reason; 6] = [
+    const REASONS: [Reason; 8] = [
         Reason::Credentials,
         Reason::NotPermitted,
         Reason::NoSuchAddress,
         Reason::TooLarge,
         Reason::Quota { retry_after: None },
         Reason::Content,
+        Reason::Full { retry_after: None },
+        Reason::Disk { retry_after: None },
     ];
 
     #[test]

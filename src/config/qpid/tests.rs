@@ -112,7 +112,7 @@ fn the_recipe_means_the_same_in_every_spelling() {
         let [connector] = config.connectors.as_slice() else { panic!("{text}") };
         assert_eq!((&*connector.name, connector.mode), ("HUB", Mode::Shared));
         assert_eq!(connector.idle_time_out.as_secs(), 120);
-        let Reach::Hosts(Hosts { addresses, tls, hub_name, sasl }) = &connector.reach else { panic!() };
+        let Reach::Hosts(Hosts { addresses, tls, hub_name, sasl, .. }) = &connector.reach else { panic!() };
         assert_eq!(addresses, &[HostPort { host: "hub.example.net".into(), port: 5671 }]);
         assert_eq!(tls.as_ref().unwrap().ca_cert_file, Some("ca.pem".into()));
         assert_eq!((&**hub_name, sasl), ("hub.example.net", &Sasl::Anonymous));

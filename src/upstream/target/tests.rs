@@ -6,19 +6,29 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::state::tests::Scratch;
 use crate::tls::Acceptor;
 
+mod ways;
+
+/// Nothing here takes anywhere near as long.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn ca_params() -> CertificateParams {
+    let mut ca = CertificateParams::new(Vec::new()).unwrap();
+    ca.distinguished_name.push(DnType::CommonName, "Site CA");
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    ca
+}
+
 /// A directory with a CA, and a certificate for `localhost` and 127.0.0.1 that it has signed.
 fn site() -> Scratch {
     let scratch = Scratch::new();
     let ca_key = KeyPair::generate().unwrap();
-    let mut ca = CertificateParams::new(Vec::new()).unwrap();
-    ca.distinguished_name.push(DnType::CommonName, "Site CA");
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let ca = ca_params();
     let key = KeyPair::generate().unwrap();
     let own = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
     let write = |name: &str, text: &str| {
@@ -27,6 +37,7 @@ fn site() -> Scratch {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     };
     write("ca.pem", &ca.self_signed(&ca_key).unwrap().pem());
+    write("ca.key", &ca_key.serialize_pem());
     let issuer = Issuer::new(ca, ca_key);
     write("own.pem", &own.signed_by(&key, &issuer).unwrap().pem());
     write("own.key", &key.serialize_pem());
@@ -73,7 +84,7 @@ async fn deaf_port() -> u16 {
 async fn meet(hub: &Hub, listener: &TcpListener, acceptor: &Acceptor) -> Result<(Stream, Stream), String> {
     let server = async {
         let (stream, _) = listener.accept().await.unwrap();
-        let mut stream = acceptor.accept(stream).await.map_err(|error| error.to_string())?;
+        let mut stream = acceptor.accept(stream, PATIENCE).await.map_err(|error| error.to_string())?;
         stream.write_all(b"hello").await.map_err(|error| error.to_string())?;
         stream.flush().await.map_err(|error| error.to_string())?;
         Ok::<_, String>(stream)
@@ -194,7 +205,7 @@ async fn one_port_may_take_both() {
         stream
     };
     let hear = async {
-        let mut stream = both.accept(listener.accept().await.unwrap().0).await.unwrap();
+        let mut stream = both.accept(listener.accept().await.unwrap().0, PATIENCE).await.unwrap();
         assert!(matches!(stream, Stream::Plain(_)));
         let mut heard = [0; 4];
         stream.read_exact(&mut heard).await.unwrap();
@@ -205,7 +216,7 @@ async fn one_port_may_take_both() {
     let (mut stream, accepted) =
         tokio::join!(async { TcpStream::connect(("127.0.0.1", port)).await.unwrap() }, listener.accept());
     stream.write_all(b"AMQP\0\x01\0\0").await.unwrap();
-    assert!(strict.accept(accepted.unwrap().0).await.is_err());
+    assert!(strict.accept(accepted.unwrap().0, PATIENCE).await.is_err());
 }
 
 #[test]

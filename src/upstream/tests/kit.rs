@@ -11,6 +11,7 @@ use bytes::Bytes;
 use fieldgate_amqp::connection::{ClientSecurity, Connection, ConnectionConfig};
 use fieldgate_amqp::performative::ACCEPTED;
 use fieldgate_mappings::address::{Address, DeviceId};
+use fieldgate_mappings::delivery::{Ack, Delivery, NORMAL_PRIORITY, OnError};
 use fieldgate_mappings::message::{Direction, Message};
 use fieldgate_mappings::outcome::{Outcome, Rejection, Report, Verdict};
 
@@ -18,11 +19,11 @@ use crate::config::{Config, Connector, Profile};
 use crate::testing::{Random, Stream};
 use crate::upstream::fleet::{Counts, Fleet, Line};
 use crate::upstream::hubs::{Belongs, HubSettings, MappedHub, MappedHubs, Roster, Speaks};
-use crate::upstream::lanes::{NORMAL, Priority};
+use crate::upstream::lanes::Priority;
 use crate::upstream::pace::Pace;
 use crate::upstream::target;
 use crate::upstream::uplink::{Kind, Notice, Uplink};
-use crate::upstream::{Command, CommandSink, Patience};
+use crate::upstream::{Command, CommandSink, Hears, Patience};
 
 use super::hub::{Hub, Records, Script};
 
@@ -374,12 +375,17 @@ impl Bench {
     }
 
     pub(super) fn patience(&self, seconds: u64, through_outage: bool) -> Patience {
-        Patience { until: self.now + Duration::from_secs(seconds), through_outage }
+        Patience {
+            until: self.now + Duration::from_secs(seconds),
+            through_outage,
+            in_order: false,
+            hears: Hears::Everything,
+        }
     }
 
     /// Sends a message with so many bytes behind its ticket.
     pub(super) fn send_with(&mut self, device: &str, kind: &str, more: usize, patience: Patience) -> u64 {
-        self.send_urgent(device, kind, more, patience, NORMAL)
+        self.send_urgent(device, kind, more, patience, NORMAL_PRIORITY)
     }
 
     /// The same, with a priority.
@@ -395,9 +401,17 @@ impl Bench {
         self.sent += 1;
         let mut body = ticket.to_be_bytes().to_vec();
         body.resize(8 + more, 0);
-        let message = Message::new(id(device), Direction::Uplink, node(device, kind), Bytes::from(body));
+        let mut message = Message::new(id(device), Direction::Uplink, node(device, kind), Bytes::from(body));
         let verdict = Verdict::new(Rc::clone(&self.ledger) as Rc<dyn Report>, ticket);
-        self.fleet.send(&message, priority, patience, verdict, self.now);
+        let rule = Delivery {
+            rule: "test".into(),
+            ack: Ack::default(),
+            priority,
+            when_offline: None,
+            on_error: OnError::default(),
+        };
+        message.delivery = (priority != NORMAL_PRIORITY).then(|| Arc::new(rule));
+        self.fleet.send(&message, patience, verdict, self.now);
         ticket
     }
 

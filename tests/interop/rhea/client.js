@@ -3,9 +3,11 @@
 'use strict';
 
 const crypto = require('crypto');
+const fs = require('fs');
 const readline = require('readline');
 const { createRequire } = require('module');
-const rhea = createRequire(process.argv[2] + '/')('rhea');
+const installed = createRequire(process.argv[2] + '/');
+const rhea = installed('rhea');
 
 const container = rhea.create_container();
 const links = {};
@@ -81,9 +83,13 @@ const SETTLE = {
 };
 
 const WORDS = {
-    async open({ port, container: id, user, password }) {
+    // With `url`, over a WebSocket of the package `ws`, with TLS where the URL says so.
+    async open({ port, container: id, user, password, url, ca, subprotocol }) {
         const login = { username: user || 'anonymous', password };
-        connection = container.connect({ host: '127.0.0.1', port, container_id: id, reconnect: false, ...login });
+        const options = ca ? { ca: fs.readFileSync(ca) } : {};
+        const web = url && rhea.websocket_connect(installed('ws'))(url, [subprotocol], options);
+        const there = url ? { connection_details: web } : { host: '127.0.0.1', port };
+        connection = container.connect({ ...there, container_id: id, reconnect: false, ...login });
         connection.on('error', () => {});
         const end = (context) => { over = over || new Ended(context.error || connection.error); };
         for (const name of ['connection_error', 'connection_close', 'disconnected']) connection.on(name, end);
@@ -123,6 +129,18 @@ const WORDS = {
         const { name } = await until(sender, names, () => { delivery = sender.send(encoded, undefined, format || 0); });
         const error = delivery.remote_state.error;
         return { outcome: name, condition: error && error.condition, text: error && error.description };
+    },
+    // Many at once: rhea has them all in one piece of its output.
+    async burst({ link, count, size }) {
+        const sender = links[link];
+        if (!sender.sendable()) await until(sender, ['sendable']);
+        const body = rhea.message.data_section(content(size));
+        let accepted = 0;
+        const all = new Promise((resolve) => sender.on('accepted', () => { if (++accepted === count) resolve(); }));
+        await Promise.race([all, until(sender, ['rejected', 'released'], () => {
+            for (let sent = 0; sent < count; sent++) sender.send({ body });
+        })]);
+        return { accepted };
     },
     async receiver({ link, address, second }) {
         const options = { name: link, source: address, credit_window: 0, autoaccept: false, rcv_settle_mode: second ? 1 : 0 };

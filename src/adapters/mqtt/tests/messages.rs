@@ -7,6 +7,8 @@ use fieldgate_mappings::{Reason, Value};
 use fieldgate_mqtt::client::{self, ConnectOptions, ServerPacket};
 use fieldgate_mqtt::{PublishProperties, QoS, Version, Will};
 
+use crate::upstream::Hears;
+
 use super::bench::{Bench, Device, EVENTS, puback, rejected};
 
 const BOTH: [Version; 2] = [Version::V311, Version::V5];
@@ -23,6 +25,8 @@ fn a_message_is_acknowledged_when_the_hub_has_accepted_it() {
         assert_eq!(sent.message.body, "21.5");
         assert_eq!(sent.message.application_property("a"), Some(&Value::from("1")));
         assert!(sent.message.durable);
+        let hears = if version == Version::V5 { Hears::Everything } else { Hears::Acceptance };
+        assert_eq!(sent.patience.hears, hears);
         assert!(sent.patience.through_outage);
         assert_eq!(sent.patience.until, device.now + bench.config.upstream.hold);
         sent.verdict.report(Outcome::Accepted);
@@ -43,6 +47,8 @@ fn every_outcome_has_its_answer() {
         (rejected(quota), Some(puback(1, 0)), Some(puback(1, 0x97))),
         (rejected(Reason::Content), Some(puback(1, 0)), Some(puback(1, 0x99))),
         (rejected(Reason::Credentials), None, Some(disconnect(0x87))),
+        (rejected(Reason::Full { retry_after: None }), None, Some(puback(1, 0x97))),
+        (rejected(Reason::Disk { retry_after: None }), None, Some(puback(1, 0x97))),
         (Outcome::Unknown, None, Some(disconnect(0x89))),
     ] {
         for (version, answer) in BOTH.into_iter().zip([answer_3, answer_5]) {
@@ -50,9 +56,13 @@ fn every_outcome_has_its_answer() {
             let mut device = Device::connected(&bench, version);
             device.publish(1, QoS::AtLeastOnce, EVENTS, b"");
             bench.answer(outcome.clone());
-            let closes = !matches!(answer, Some(ServerPacket::PubAck { .. }));
+            // What nobody has pauses an older client first.
+            let pauses = matches!(&outcome, Outcome::Rejected(refused) if refused.reason.loses_the_message());
+            let closes = !pauses && !matches!(answer, Some(ServerPacket::PubAck { .. }));
+            let read_on = matches!(answer, Some(ServerPacket::PubAck { .. }));
             assert_eq!(device.hear(), Vec::from_iter(answer), "{version:?} {outcome:?}");
             assert_eq!(device.session.is_over(), closes, "{version:?} {outcome:?}");
+            assert_eq!(device.session.wants_input(), read_on, "{version:?} {outcome:?}");
         }
     }
 }
@@ -123,6 +133,7 @@ fn qos_0_is_sent_and_bounded() {
     device.publish(1, QoS::AtMostOnce, EVENTS, b"x");
     let sent = bench.next_sent();
     assert!(!sent.message.durable && !sent.patience.through_outage);
+    assert_eq!(sent.patience.hears, Hears::Nothing);
     sent.verdict.report(Outcome::Released);
     let large = vec![0; 200 * 1024];
     for _ in 0..8 {

@@ -1,0 +1,224 @@
+//! What is due by the time alone: commits, dead letters, what has expired, space that is given back.
+
+use std::time::{Duration, Instant};
+
+use super::{Keeper, Now, SETTLE_DELAY, What, dead};
+use crate::spool::ask;
+use crate::spool::queues::Dying;
+use crate::spool::record::{Body, Death};
+use crate::spool::telemetry::{Levels, ReadFailed, RecordsDamaged, TendFailed};
+use crate::store::{Disk, Place, ReadError};
+use crate::telemetry::emit;
+
+/// How often what has expired is looked for, and the gauges are set.
+const SWEEP: Duration = Duration::from_secs(1);
+/// How often space is given back while messages come or go, and while none do.
+const TEND: Duration = Duration::from_millis(100);
+const TEND_IDLE: Duration = Duration::from_secs(1);
+/// After an attempt to give space back that failed.
+const TEND_PAUSE: Duration = Duration::from_secs(1);
+
+/// When what is due.
+#[derive(Debug)]
+pub(super) struct Tending {
+    sweep_at: Instant,
+    tend_at: Instant,
+    /// Dead letters could not be written: when it is tried again.
+    bury_at: Option<Instant>,
+    /// Places that have changed.
+    moved: Vec<(u64, Place)>,
+    /// Appended and settled so far, to see whether anything happens.
+    seen: (u64, usize),
+}
+
+impl Tending {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { sweep_at: now, tend_at: now, bury_at: None, moved: Vec::new(), seen: (0, 0) }
+    }
+}
+
+/// Why a message could not be buried.
+enum Unburied {
+    /// There is nothing left that could be kept.
+    Lost,
+    /// No room, or the disk failed.
+    Later,
+}
+
+impl<D: Disk> Keeper<D> {
+    /// When [`handle_timeout`](Self::handle_timeout) is to be called.
+    pub(in crate::spool) fn poll_timeout(&self) -> Instant {
+        let commit = self.batch.since.map(|since| since + self.settings.commit_delay);
+        let settle = self.settling_since.map(|since| since + SETTLE_DELAY);
+        let settle = settle.map(|at| at.max(self.disk_paused_until.unwrap_or(at)));
+        let due = [commit, settle, self.tending.bury_at, self.queues.poll_timeout()];
+        due.into_iter().flatten().fold(self.tending.sweep_at.min(self.tending.tend_at), Instant::min)
+    }
+
+    /// Does what is due. True if there is more to do at once.
+    pub(in crate::spool) fn handle_timeout(&mut self, now: Now) -> bool {
+        if self.tending.sweep_at <= now.at {
+            self.tending.sweep_at = now.at + SWEEP;
+            self.sweep(now);
+        }
+        self.bury(now);
+        if self.commit_is_due(now) {
+            self.commit(now);
+        }
+        self.tend(now)
+    }
+
+    /// A batch gathers until it has been open for the configured delay, is large, or has as many messages as the last
+    /// one: then everybody who waited for that has come again, most likely.
+    fn commit_is_due(&mut self, now: Now) -> bool {
+        let settles = self.settling_since.is_some_and(|since| since + SETTLE_DELAY <= now.at)
+            || self.queues.wants_sync() && self.settling_since.is_some();
+        let batch = self.batch.since.is_some_and(|since| {
+            since + self.settings.commit_delay <= now.at
+                || self.batch.appended.0.len() >= self.batch.last
+                || self.log.bytes_waiting() >= super::ENOUGH_BYTES
+        });
+        batch || settles && !self.disk_is_paused(now)
+    }
+
+    fn sweep(&mut self, now: Now) {
+        let seconds = u32::try_from(now.unix_seconds()).unwrap_or(u32::MAX);
+        self.queues.expire(seconds);
+        self.drop_excess(now);
+        self.release_left();
+        let totals = self.queues.totals();
+        emit(Levels {
+            records: totals.records,
+            bytes: totals.bytes,
+            devices: self.queues.devices(),
+            in_flight: self.queues.in_flight(),
+            oldest_seconds: self.oldest_seconds(now).unwrap_or(0),
+            disk_bytes: self.log.usage().bytes,
+            dead_letters: self.dead.len(),
+            dead_letter_bytes: self.dead.bytes(),
+        });
+    }
+
+    /// Age of the oldest message.
+    pub(super) fn oldest_seconds(&self, now: Now) -> Option<u64> {
+        self.queues.oldest().map(|stored| now.unix_seconds().saturating_sub(stored.into()))
+    }
+
+    /// Writes the dead letters of dying messages; they count after the commit.
+    fn bury(&mut self, now: Now) {
+        if !self.queues.has_dying() || self.tending.bury_at.is_some_and(|at| at > now.at) {
+            return;
+        }
+        self.tending.bury_at = None;
+        while let Some(dying) = self.queues.next_dying() {
+            if self.disk_is_paused(now) {
+                self.not_buried_yet(dying, now);
+                return;
+            }
+            match self.write_dead_letter(&dying, now) {
+                Ok((seq, place, bytes)) => {
+                    let dead = dead(place, bytes, now);
+                    self.appended(seq, place, What::Burial { dead, dying }, now);
+                }
+                Err(Unburied::Lost) => {
+                    self.descriptions.remove(&dying.seq);
+                    self.settle(dying.seq, dying.place, now);
+                    self.queues.buried(dying);
+                }
+                Err(Unburied::Later) => {
+                    self.not_buried_yet(dying, now);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn not_buried_yet(&mut self, dying: Dying, now: Now) {
+        self.queues.not_buried(dying);
+        self.tending.bury_at = Some(now.at + SWEEP);
+    }
+
+    /// Appends a copy with the reason. Gives its number, place and length.
+    fn write_dead_letter(&mut self, dying: &Dying, now: Now) -> Result<(u64, Place, usize), Unburied> {
+        let mut bytes = std::mem::take(&mut self.body);
+        let read = self.log.read(dying.place, dying.seq, &mut bytes);
+        let written = match read {
+            Ok(()) => self.append_dead_letter(&bytes, dying, now),
+            Err(error @ ReadError::Damaged { .. }) => {
+                emit(RecordsDamaged { spots: 1, lost: 1, what: &error });
+                Err(Unburied::Lost)
+            }
+            Err(error @ ReadError::Io { .. }) => {
+                emit(ReadFailed { error: &error });
+                Err(Unburied::Later)
+            }
+        };
+        self.body = bytes;
+        written
+    }
+
+    fn append_dead_letter(
+        &mut self,
+        bytes: &[u8],
+        dying: &Dying,
+        now: Now,
+    ) -> Result<(u64, Place, usize), Unburied> {
+        let mut body = Body::decode(bytes).map_err(|error| {
+            emit(RecordsDamaged { spots: 1, lost: 1, what: &error });
+            Unburied::Lost
+        })?;
+        let description = self.description(dying.seq, dying.reason);
+        body.death = Some(Death { reason: dying.reason, died_at: now.unix_ms, description: &description });
+        let mut head = std::mem::take(&mut self.head);
+        head.clear();
+        body.encode_head(&mut head);
+        let length = head.len() + body.message.len();
+        let appended = self.append(&head, body.message, now);
+        self.head = head;
+        appended.map(|(seq, place)| (seq, place, length)).map_err(|_| Unburied::Later)
+    }
+
+    /// Lets the log give space back, one step. True if another should follow.
+    fn tend(&mut self, now: Now) -> bool {
+        if self.tending.tend_at > now.at || self.batch.since.is_some() {
+            return false;
+        }
+        let mut moved = std::mem::take(&mut self.tending.moved);
+        let tended = self.log.tend(|seq, place| moved.push((seq, place)));
+        for (seq, place) in moved.drain(..) {
+            self.moved(seq, place);
+        }
+        self.tending.moved = moved;
+        let usage = self.log.usage();
+        let seen = (usage.records, usage.segments);
+        let busy = std::mem::replace(&mut self.tending.seen, seen) != seen;
+        let (pause, more) = match tended {
+            Ok(true) => (Duration::ZERO, true),
+            Ok(false) => (if busy { TEND } else { TEND_IDLE }, false),
+            Err(error) => {
+                emit(TendFailed { error: &error });
+                (TEND_PAUSE, false)
+            }
+        };
+        self.tending.tend_at = now.at + pause;
+        if self.disk == ask::Disk::Full && usage.spares > 0 {
+            self.disk = ask::Disk::Good;
+        }
+        more
+    }
+
+    /// A record lies elsewhere from now on. Whose it is stands in it.
+    fn moved(&mut self, seq: u64, place: Place) {
+        if self.dead.moved(seq, place) {
+            return;
+        }
+        let read = self.log.read(place, seq, &mut self.body).is_ok();
+        let body = if read { Body::decode(&self.body).ok() } else { None };
+        // What was just written cannot be read: then it is found by its number.
+        let known =
+            body.is_some_and(|body| self.queues.moved(body.hub, body.device, body.priority, seq, place));
+        if !known {
+            self.queues.moved_somewhere(seq, place);
+        }
+    }
+}

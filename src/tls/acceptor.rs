@@ -1,0 +1,146 @@
+//! The server's end of a listener: from the accepted socket to the stream that AMQP is spoken on.
+//!
+//! One port may take several ways to come: the first bytes tell TLS from AMQP, and AMQP from a WebSocket's request.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustls::ServerConfig;
+use thiserror::Error;
+use tokio::io::AsyncBufReadExt as _;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+
+use super::live::{Follow, Live};
+use super::{Stream, TlsError, WebSocket, listener, websocket};
+use crate::config::Listener;
+
+/// The server's end of a listener: plain, TLS, or whichever the device begins with.
+#[derive(Clone)]
+pub(crate) struct Acceptor {
+    tls: Option<Tls>,
+    /// A device that does not begin with TLS is not heard.
+    required: bool,
+    /// A WebSocket is taken as well.
+    websocket: bool,
+}
+
+#[derive(Clone)]
+enum Tls {
+    Fixed(Arc<ServerConfig>),
+    Live(Arc<Live<ServerConfig>>),
+}
+
+/// A device that did not get as far as AMQP.
+#[derive(Debug, Error)]
+pub(crate) enum AcceptError {
+    /// It did not get through TLS, or went before it had said anything.
+    #[error("{0}")]
+    Tls(io::Error),
+    /// It did not say anything, or not enough.
+    #[error("it took too long")]
+    TimeOut,
+    /// It asked for something else than a WebSocket with AMQP.
+    #[error("no WebSocket: {0}")]
+    WebSocket(#[from] websocket::AcceptError),
+}
+
+/// The first byte of a TLS connection: a handshake record (RFC 8446 5.1).
+const HANDSHAKE: u8 = 22;
+/// The first byte of an AMQP connection (AMQP 1.0 2.2).
+const AMQP: u8 = b'A';
+
+impl Acceptor {
+    /// What the listener is configured to be.
+    ///
+    /// # Errors
+    /// When its certificates or key cannot be used.
+    pub(crate) fn new(config: &Listener) -> Result<Self, TlsError> {
+        let tls = match &config.tls {
+            None => None,
+            Some(profile) => {
+                let place = format!("listener `{}`, ssl_profile `{}`", config.name, profile.name);
+                let make = Arc::clone(profile);
+                Some(Tls::Live(Live::new(place, profile.files(), move || listener(&make))?))
+            }
+        };
+        Ok(Self { tls, required: config.require_ssl, websocket: config.websocket })
+    }
+
+    /// The embedded hub's: TLS, AMQP directly or in a WebSocket.
+    pub(crate) fn hub(tls: Arc<ServerConfig>) -> Self {
+        Self { tls: Some(Tls::Fixed(tls)), required: true, websocket: true }
+    }
+
+    /// What follows its files.
+    pub(crate) fn files(&self) -> Option<Arc<dyn Follow>> {
+        match &self.tls {
+            Some(Tls::Live(live)) => Some(Arc::<Live<ServerConfig>>::clone(live)),
+            Some(Tls::Fixed(_)) | None => None,
+        }
+    }
+
+    /// The device's connection, ready for AMQP.
+    ///
+    /// # Errors
+    /// When it does not get that far, or not within this time.
+    pub(crate) async fn accept(&self, stream: TcpStream, within: Duration) -> Result<Stream, AcceptError> {
+        let since = Instant::now();
+        let ready = async {
+            let mut stream = self.secure(stream).await?;
+            let asks = self.websocket && is_request(first_byte(&mut stream).await?);
+            Ok::<_, io::Error>((stream, asks))
+        };
+        let ready = tokio::time::timeout(within, ready).await.map_err(|_| AcceptError::TimeOut)?;
+        let (stream, asks) = ready.map_err(AcceptError::Tls)?;
+        if !asks {
+            return Ok(stream);
+        }
+        let left = within.saturating_sub(since.elapsed());
+        Ok(WebSocket::accept(stream, left).await?.into())
+    }
+
+    async fn secure(&self, stream: TcpStream) -> io::Result<Stream> {
+        let tls = match &self.tls {
+            None => return Ok(stream.into()),
+            Some(Tls::Fixed(tls)) => Arc::clone(tls),
+            Some(Tls::Live(live)) => live.current(),
+        };
+        if !self.required {
+            let mut first = [0];
+            // Nothing at all is the end of the connection, which whoever reads it will see.
+            if stream.peek(&mut first).await? == 0 || first != [HANDSHAKE] {
+                return Ok(stream.into());
+            }
+        }
+        Ok(TlsAcceptor::from(tls).accept(stream).await?.into())
+    }
+}
+
+/// The first byte, which stays unread; nothing at the end.
+async fn first_byte(stream: &mut Stream) -> io::Result<Option<u8>> {
+    let mut first = [0];
+    match stream {
+        Stream::Plain(stream) => Ok((stream.peek(&mut first).await? > 0).then_some(first[0])),
+        Stream::Tls(stream) => Ok(stream.fill_buf().await?.first().copied()),
+        // There is none yet.
+        Stream::WebSocket(_) => Ok(None),
+    }
+}
+
+/// Whether it is an HTTP method that begins so. What is neither that nor AMQP is told so in AMQP.
+fn is_request(first: Option<u8>) -> bool {
+    first.is_some_and(|first| first.is_ascii_uppercase() && first != AMQP)
+}
+
+impl fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Acceptor")
+            .field("tls", &self.tls.is_some())
+            .field("required", &self.required)
+            .field("websocket", &self.websocket)
+            .finish()
+    }
+}
