@@ -9,7 +9,7 @@ use fieldgate_mappings::address::DeviceId;
 
 use super::pace::Pace;
 use super::target::Hub;
-use crate::config::{Config, Connect, Connector, Mode, Profile, Reach, Secret, UPSTREAM};
+use crate::config::{Config, Connector, Mode, Profile, Reach, Secret, UPSTREAM};
 use crate::sas::{Resource, SharedKey, Token, TokenError};
 use crate::tls::Follow;
 
@@ -216,7 +216,8 @@ impl HubSettings {
             max_in_flight: config.upstream.max_in_flight.get(),
             idle: mapped.idle_session,
             token_ttl: config.upstream.token_ttl,
-            at_start: connector.connect == Connect::Start,
+            // Native devices are what it is asked for; whether there will be a mapped one nobody knows.
+            at_start: false,
             idle_time_out: connector.idle_time_out,
             connect_time_out: connector.connect_time_out,
             retry_max: connector.retry_max,
