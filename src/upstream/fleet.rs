@@ -26,6 +26,8 @@ use super::{CommandSink, Patience};
 
 /// How often devices are looked through for what waited too long.
 const SWEEP: Duration = Duration::from_secs(1);
+/// How often it is told how long tokens are good.
+const TOLD: Duration = Duration::from_secs(10);
 /// Devices with a session, or with something that waits; about 2 KB each with a link.
 pub(super) const MAX_DEVICES: usize = 262_144;
 
@@ -182,11 +184,7 @@ impl Fleet {
             return Err(Outcome::Released);
         }
         let token = self.tokens.get(id);
-        let (hub, speaks) = self.hubs.belongs(id, token);
-        let Some(hub) = hub else {
-            let why = "the device belongs to a hub that the gateway has no connector for";
-            return Err(Outcome::Rejected(Rejection::new(Reason::NoSuchAddress, why)));
-        };
+        let (hub, speaks) = self.hubs.belongs(id, token).map_err(Outcome::Rejected)?;
         let source = source(speaks, token);
         let kind = if source.is_some() { Kind::Tokens } else { Kind::Policy };
         let pool = &mut self.pools[hub];
@@ -206,7 +204,7 @@ impl Fleet {
     pub(super) fn hub_of(&self, id: &DeviceId) -> Arc<str> {
         let hub = match self.places.get(id) {
             Some(place) => Some(place.hub),
-            None => self.hubs.belongs(id, self.tokens.get(id)).0,
+            None => self.hubs.belongs(id, self.tokens.get(id)).ok().map(|(hub, _)| hub),
         };
         // What belongs nowhere is refused by its name, wherever it is sent.
         hub.map_or_else(|| UPSTREAM.into(), |hub| Arc::clone(&self.pools[hub].settings.name))
@@ -221,7 +219,10 @@ impl Fleet {
     pub(super) fn is_away_for(&self, id: &DeviceId) -> bool {
         match self.places.get(id) {
             Some(place) => self.pools[place.hub].uplinks.get(place.uplink).is_some_and(Uplink::is_away),
-            None => self.hubs.belongs(id, self.tokens.get(id)).0.is_some_and(|hub| self.pools[hub].is_away()),
+            None => {
+                let belongs = self.hubs.belongs(id, self.tokens.get(id));
+                belongs.is_ok_and(|(hub, _)| self.pools[hub].is_away())
+            }
         }
     }
 
@@ -240,9 +241,12 @@ impl Fleet {
         let known: Vec<(DeviceId, Place)> = self.places.iter().map(|(id, at)| (id.clone(), *at)).collect();
         for (id, Place { hub, uplink, device }) in known {
             let token = self.tokens.get(&id);
-            let (belongs, speaks) = self.hubs.belongs(&id, token);
-            let source = source(speaks, token);
-            self.drive((hub, uplink), now, |uplink| uplink.review(device, belongs == Some(hub), source, now));
+            let source = match self.hubs.belongs(&id, token) {
+                Ok((belongs, speaks)) if belongs == hub => Ok(source(speaks, token)),
+                Ok(_) => Err(Outcome::Released),
+                Err(rejection) => Err(Outcome::Rejected(rejection)),
+            };
+            self.drive((hub, uplink), now, |uplink| uplink.review(device, source, now));
         }
     }
 
@@ -400,8 +404,11 @@ impl Fleet {
             self.follow(hub, followed, now);
         }
         let next = self.pools.iter().filter_map(|pool| pool.poll_timeout(now, SWEEP)).min();
-        // Between sweeps of idle devices, and when all there is to do is far away.
-        self.sweep_at = next;
+        // Where no device has anything, how long tokens are good is told all the same.
+        self.sweep_at = next.map(|next| match self.own_seconds_left(now) {
+            Some(_) => next.min(now + TOLD),
+            None => next,
+        });
     }
 
     /// A connection has time of its own to be kept, from now on.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fieldgate_mappings::address::DeviceId;
+use fieldgate_mappings::outcome::{Reason, Rejection};
 
 use super::pace::Pace;
 use super::target::Hub;
@@ -37,8 +38,8 @@ pub(crate) enum Speaks {
 /// Who says where devices belong. Asked when a device first sends, and when something has changed; not for each
 /// message.
 pub(crate) trait Roster: Send + Sync {
-    /// What is known of a device; the default where nothing is.
-    fn belongs(&self, device: &str) -> Belongs;
+    /// What is known of a device: the default where nothing is, nothing where it may not do anything any more.
+    fn belongs(&self, device: &DeviceId) -> Option<Belongs>;
 }
 
 /// Nobody is known: all belong to the hub of `[upstream]`.
@@ -46,8 +47,8 @@ pub(crate) trait Roster: Send + Sync {
 pub(crate) struct Nobody;
 
 impl Roster for Nobody {
-    fn belongs(&self, _: &str) -> Belongs {
-        Belongs::default()
+    fn belongs(&self, _: &DeviceId) -> Option<Belongs> {
+        Some(Belongs::default())
     }
 }
 
@@ -158,10 +159,18 @@ impl MappedHubs {
         self.hubs.iter().map(|hub| &hub.settings.name)
     }
 
-    /// Which hub a device belongs to, and with what the gateway speaks for it; `token` is what it brought. No hub
-    /// where one is named that is none of these.
-    pub(super) fn belongs(&self, device: &DeviceId, token: Option<&OwnToken>) -> (Option<usize>, Speaks) {
-        let Belongs { hub, speaks } = self.roster.belongs(device.as_str());
+    /// Which hub a device belongs to, and with what the gateway speaks for it; `token` is what it brought.
+    ///
+    /// # Errors
+    /// Why it belongs nowhere.
+    pub(super) fn belongs(
+        &self,
+        device: &DeviceId,
+        token: Option<&OwnToken>,
+    ) -> Result<(usize, Speaks), Rejection> {
+        let Some(Belongs { hub, speaks }) = self.roster.belongs(device) else {
+            return Err(Rejection::new(Reason::NotPermitted, "the device is disabled"));
+        };
         let own = token.filter(|_| matches!(speaks, Speaks::OwnToken));
         let at = match (hub, own) {
             (Some(name), _) => self.hubs.iter().position(|hub| hub.settings.name == name),
@@ -172,7 +181,13 @@ impl MappedHubs {
             }
             (None, None) => Some(0),
         };
-        (at.filter(|at| *at < self.hubs.len()), speaks)
+        match at.filter(|at| *at < self.hubs.len()) {
+            Some(at) => Ok((at, speaks)),
+            None => {
+                let why = "the device belongs to a hub that the gateway has no connector for";
+                Err(Rejection::new(Reason::NoSuchAddress, why))
+            }
+        }
     }
 }
 

@@ -258,11 +258,11 @@ impl Uplink {
         Some(device)
     }
 
-    /// Ends all that a device has here, at once: what was sent is unknown, what waits is released.
-    pub(super) fn uproot(&mut self, key: Key<Device>, now: Instant) {
+    /// Ends all that a device has here, at once: what was sent is unknown, what waits has this outcome.
+    pub(super) fn uproot(&mut self, key: Key<Device>, outcome: &Outcome, now: Instant) {
         self.end_session(key, None, now);
         let Some(mut device) = self.devices.remove(key) else { return };
-        device.turn_away(&Outcome::Released);
+        device.turn_away(outcome);
         self.told.forgotten.push(device.id);
         self.note_empty(now);
     }

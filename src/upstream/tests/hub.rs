@@ -32,6 +32,8 @@ pub(super) enum Cbs {
 #[derive(Clone, Debug)]
 pub(super) struct Script {
     pub(super) cbs: Cbs,
+    /// Credit for tokens, given once.
+    pub(super) cbs_credit: u32,
     /// Credit for each link that a device attaches.
     pub(super) credit: u32,
     /// The condition that attaches are refused with.
@@ -47,6 +49,7 @@ impl Default for Script {
     fn default() -> Self {
         Self {
             cbs: Cbs::Accepts,
+            cbs_credit: 10_000,
             credit: 100,
             refuses: None,
             max_message_bytes: None,
@@ -70,6 +73,8 @@ pub(super) struct Records {
     pub(super) tokens: usize,
     /// The audience of each token.
     pub(super) audiences: Vec<String>,
+    /// What was put, without the gateway's own.
+    pub(super) texts: Vec<String>,
     /// Attaches of devices' links.
     pub(super) attaches: usize,
 }
@@ -269,7 +274,7 @@ impl Hub {
                 let mut receiver = Receiver::new(link, config);
                 let credit = match (is_cbs, script.cbs) {
                     (true, Cbs::GivesNoCredit) => 0,
-                    (true, _) => 10,
+                    (true, _) => script.cbs_credit,
                     (false, _) => script.credit,
                 };
                 if credit > 0 {
@@ -293,6 +298,11 @@ impl Hub {
         let request = Sections::parse(request, &Limits::WIRE).expect("a sound request");
         let name = request.application_properties().find(|(key, _)| key.as_str() == Some("name"));
         let name = name.and_then(|(_, value)| value.as_str().map(str::to_owned)).expect("an audience");
+        if let Body::Value(text) = request.body()
+            && let Some(text) = text.as_str().filter(|text| *text != "secret")
+        {
+            records.texts.push(text.to_owned());
+        }
         records.audiences.push(name.clone());
         let unwanted = script.unwanted.iter().find(|(of, _)| *of == name).map(|(_, status)| *status);
         let status = match (script.cbs, unwanted) {

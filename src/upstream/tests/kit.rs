@@ -110,18 +110,27 @@ impl Default for Setup {
 
 /// A roster that a test can change.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Roll(Arc<Mutex<HashMap<String, Belongs>>>);
+pub(super) struct Roll(Arc<Mutex<HashMap<String, Option<Belongs>>>>);
 
 impl Roll {
     pub(super) fn set(&self, device: &str, hub: Option<&str>, speaks: Speaks) {
         let belongs = Belongs { hub: hub.map(Arc::from), speaks };
-        self.0.lock().expect("no panic").insert(device.to_owned(), belongs);
+        self.0.lock().expect("no panic").insert(device.to_owned(), Some(belongs));
+    }
+
+    pub(super) fn disable(&self, device: &str) {
+        self.0.lock().expect("no panic").insert(device.to_owned(), None);
     }
 }
 
 impl Roster for Roll {
-    fn belongs(&self, device: &str) -> Belongs {
-        self.0.lock().expect("no panic").get(device).cloned().unwrap_or_default()
+    fn belongs(&self, device: &DeviceId) -> Option<Belongs> {
+        self.0
+            .lock()
+            .expect("no panic")
+            .get(device.as_str())
+            .cloned()
+            .unwrap_or_else(|| Some(Belongs::default()))
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use fieldgate_mappings::outcome::Outcome;
 
 use crate::router::arena::Key;
-use crate::router::claims::Answer;
+use crate::router::claims::{Answer, Reply};
 use crate::telemetry::emit;
 use crate::upstream::device::Device;
 use crate::upstream::grant::{Clock, Heard, Source};
@@ -53,9 +53,9 @@ impl Uplink {
                 let mut answers = Vec::new();
                 let key = (key, serial);
                 let put = self.cbs.put(connection, key, &resource, &token, clock.now, &mut answers);
-                if put.is_err() {
-                    // Too many wait already: asked again when some of them have their answer.
-                    grant.lose();
+                if let Err(full) = put {
+                    // As if the hub had said it: asked again in a while.
+                    answers.push(Answer { key, reply: Reply::status(429, full.to_string()) });
                 }
                 self.granted(answers, clock.now);
             }
@@ -126,21 +126,22 @@ impl Uplink {
         }
     }
 
-    /// What is known of a device has changed: it belongs here still or not, and its tokens come from there.
+    /// What is known of a device has changed: its tokens come from `source` now, or it belongs here no longer, and what
+    /// waits ends with that outcome.
     pub(in crate::upstream) fn review(
         &mut self,
         key: Key<Device>,
-        belongs: bool,
-        source: Option<Source>,
+        source: Result<Option<Source>, Outcome>,
         now: Instant,
     ) {
         let Some(device) = self.devices.get(key) else { return };
         match (&device.grant, source) {
-            (None, None) if belongs => {}
+            (None, Ok(None)) => {}
             // The same key, or the token that is there already.
-            (Some(grant), Some(source)) if belongs && grant.is_of(&source) => {}
-            (Some(_), Some(source)) if belongs => self.replace_source(key, source),
-            _ => self.uproot(key, now),
+            (Some(grant), Ok(Some(source))) if grant.is_of(&source) => {}
+            (Some(_), Ok(Some(source))) => self.replace_source(key, source),
+            (_, Ok(_)) => self.uproot(key, &Outcome::Released, now),
+            (_, Err(outcome)) => self.uproot(key, &outcome, now),
         }
     }
 
