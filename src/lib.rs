@@ -10,6 +10,7 @@ pub mod config;
 pub mod console;
 mod control;
 pub mod demo;
+mod devices;
 pub mod hub;
 pub mod listener;
 mod outbound;

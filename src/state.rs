@@ -31,6 +31,7 @@ const HUB: &str = "hub.pem";
 const HUB_KEY: &str = "hub-key.pem";
 const POLICY_KEY: &str = "policy-key";
 const SERVICE: &str = "service-connection-string";
+const DEVICES: &str = "devices.toml";
 
 /// A state directory that cannot be used.
 #[derive(Debug, Error)]
@@ -130,6 +131,12 @@ impl StateDir {
     #[must_use]
     pub fn ca_file(&self) -> PathBuf {
         self.path.join(CA)
+    }
+
+    /// The device registry, if there is one.
+    #[must_use]
+    pub fn devices_file(&self) -> PathBuf {
+        self.path.join(DEVICES)
     }
 
     /// How to reach the hub that runs, or last ran, with this directory, with its policy key.

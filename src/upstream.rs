@@ -42,15 +42,19 @@ use fieldgate_mappings::outcome::{Outcome, Rejection, Verdict};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use crate::config::Secret;
 use crate::console::Health;
 use crate::shutdown::Shutdown;
+use crate::telemetry::emit;
 
 use fleet::Fleet;
+use hubs::OwnToken;
+use telemetry::OwnTokenUnfit;
 use uplink::Outgoing;
 
 pub(crate) use backoff::Backoff;
 pub(crate) use commands::CommandId;
-pub(crate) use hubs::{Belongs, MappedHubs, Nobody, OwnToken, Roster, Speaks};
+pub(crate) use hubs::MappedHubs;
 pub use target::HubError;
 pub(crate) use target::{Embedded, Hub};
 
@@ -170,13 +174,11 @@ impl Upstream {
     }
 
     /// A device has brought a token, which the gateway shows its hub where it speaks for the device with nothing else.
-    pub(crate) fn present(&self, device: &DeviceId, token: OwnToken) {
-        self.fleet.borrow_mut().present(device, token, Instant::now());
-    }
-
-    /// What the roster says has changed: devices that belong elsewhere now, or are spoken for otherwise, begin anew.
-    pub(crate) fn review(&self) {
-        self.fleet.borrow_mut().review(Instant::now());
+    pub(crate) fn present(&self, device: &DeviceId, token: &Secret) {
+        match OwnToken::read(device, token.expose()) {
+            Ok(token) => self.fleet.borrow_mut().present(device, token, Instant::now()),
+            Err(error) => emit(OwnTokenUnfit { device, error: &error }),
+        }
     }
 
     /// Asks the hub for the device's commands, from the node `address`; at most `credit` are unsettled at a time.

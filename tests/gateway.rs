@@ -24,6 +24,8 @@ mod bounds;
 mod commands;
 #[path = "gateway/console.rs"]
 mod console;
+#[path = "gateway/devices.rs"]
+mod devices;
 #[path = "gateway/listeners.rs"]
 mod listeners;
 #[path = "gateway/order.rs"]

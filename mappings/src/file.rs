@@ -132,7 +132,18 @@ pub(crate) struct RuleText {
     pub(crate) to: BTreeMap<Spanned<String>, Spanned<ToText>>,
     #[serde(default)]
     pub(crate) properties: BTreeMap<Spanned<String>, Spanned<PropertyText>>,
+    pub(crate) device: Option<Spanned<DeviceText>>,
     pub(crate) delivery: Option<Spanned<DeliveryText>>,
+}
+
+/// `[rule.device]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DeviceText {
+    /// `{device}`: there is no other.
+    pub(crate) id: Option<Spanned<String>>,
+    /// The group of gateways that may act for the device.
+    pub(crate) via: Option<Spanned<String>>,
 }
 
 /// A value below `to`.
@@ -216,7 +227,6 @@ impl<'de> Deserialize<'de> for PropertyText {
 /// Keys of the mapping language that this version does not have yet.
 const LATER: &[&str] = &[
     "match",
-    "device",
     "system",
     "payload",
     "test",

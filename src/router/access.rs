@@ -19,16 +19,18 @@ use std::sync::Arc;
 use fieldgate_amqp::endpoint::CBS_NODE;
 use fieldgate_amqp::error::{AmqpError, Condition};
 use fieldgate_amqp::performative::{Attach, Patch, Role, Terminus};
-use fieldgate_mappings::Address;
+use fieldgate_mappings::{Address, DeviceId};
 
 pub(crate) use grants::{Grant, Grants, Refusal};
 pub(crate) use hubs::Hubs;
 
 use super::policy::Authorise;
+use super::proving::Registrar;
 use super::routes::{ConnectorIndex, Direction, Routes, with_plain_words};
+use crate::devices::Pass;
 use crate::sas::percent_decode;
 use address::{Canonical, canonical};
-use grants::{clip, is_below, is_same_host};
+use grants::{Place, clip, is_below, is_same_host};
 
 /// What holds for all devices of a gateway.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ pub(crate) struct Rules {
     pub(crate) routes: Routes,
     /// The names of the connectors' hubs.
     pub(crate) hubs: Hubs,
+    /// Who knows the devices, where there is a registry.
+    pub(crate) registrar: Option<Arc<dyn Registrar>>,
 }
 
 /// What one device connection may do on shared hub connections.
@@ -83,6 +87,8 @@ pub(crate) struct Permit {
     hub: ConnectorIndex,
     /// `None`: everybody may.
     node: Option<Address>,
+    /// The device that is believed to be the one that it says it is, where anybody may.
+    word_of: Option<DeviceId>,
 }
 
 /// An address as the device wrote it, and as it is sent.
@@ -117,7 +123,7 @@ impl Access {
     pub(crate) fn admit(&self, attach: &Attach, now_unix: u64) -> Result<Admitted, AmqpError> {
         let written = &named_node(attach)?;
         match self.authorise {
-            Authorise::Token => self.admit_by_token(attach, written, now_unix),
+            Authorise::Token | Authorise::Registry => self.admit_by_token(attach, written, now_unix),
             Authorise::Any => self.admit_any(attach, written),
         }
     }
@@ -138,7 +144,7 @@ impl Access {
         let connector = self
             .route(path.as_str(), direction, hub, has_permit)
             .ok_or_else(|| self.not_routed(written, direction))?;
-        let permit = Permit { hub: self.rules.hubs.of(connector), node: Some(path) };
+        let permit = Permit { hub: self.rules.hubs.of(connector), node: Some(path), word_of: None };
         if !self.allows(&permit, now_unix) {
             return Err(unauthorized(written));
         }
@@ -163,11 +169,18 @@ impl Access {
         }
         let host = authority.map(|authority| authority.rsplit_once(':').map_or(authority, |(host, _)| host));
         let hub = host.filter(|host| !self.is_dialled(host)).and_then(|host| self.hub_named(host));
+        let device = self.claimed_device(path)?;
         let direction = Direction::of(attach.role());
         let connector = self
             .route(&with_plain_words(path), direction, hub, |_| false)
             .ok_or_else(|| self.not_routed(written, direction))?;
-        let permit = Permit { hub: self.rules.hubs.of(connector), node: None };
+        let permit = Permit { hub: self.rules.hubs.of(connector), node: None, word_of: device };
+        if !self.allows(&permit, 0) {
+            return Err(refuse(
+                &Condition::UnauthorizedAccess,
+                "the device is registered with a proof, and this listener asks for none",
+            ));
+        }
         let sent = match (host, self.rules.hubs.name(connector)) {
             (Some(host), Some(name)) if hub.is_none() && self.is_dialled(host) => {
                 let port = &authority.unwrap_or_default()[host.len()..];
@@ -176,6 +189,17 @@ impl Access {
             _ => written.to_owned(),
         };
         routed(connector, attach, permit, written, &sent)
+    }
+
+    /// The device whose address is named by one that proves nothing. Where there is a registry the address must have
+    /// one reading: whose it is decides.
+    fn claimed_device(&self, path: &str) -> Result<Option<DeviceId>, AmqpError> {
+        let Some(registrar) = &self.rules.registrar else { return Ok(None) };
+        match canonical(path) {
+            Ok(canonical) => Ok(canonical.path.device()),
+            Err(_) if registrar.is_empty() || !is_below_devices(path) => Ok(None),
+            Err(fault) => Err(refuse(&Condition::NotFound, &fault.to_string())),
+        }
     }
 
     /// The hub that an absolute address asks for; `None` where it says no host, or only the gateway's.
@@ -234,7 +258,11 @@ impl Access {
 
     /// Whether a link may still be where it is.
     pub(crate) fn allows(&self, permit: &Permit, now_unix: u64) -> bool {
-        permit.node.as_ref().is_none_or(|node| self.may(permit.hub, node, now_unix))
+        let is_believed = match (&permit.word_of, &self.rules.registrar) {
+            (Some(device), Some(registrar)) => !registrar.asks_for_proof(device),
+            _ => true,
+        };
+        is_believed && permit.node.as_ref().is_none_or(|node| self.may(permit.hub, node, now_unix))
     }
 
     fn may(&self, hub: ConnectorIndex, node: &Address, now_unix: u64) -> bool {
@@ -259,8 +287,9 @@ impl Access {
         token: &str,
         now_unix: u64,
     ) -> Result<Grant, Refusal> {
-        let dialled = self.dialled.as_deref();
-        let grant = Grant::judge(&self.rules.hubs, dialled, name, token_type, token, now_unix)?;
+        let place =
+            Place { hubs: &self.rules.hubs, dialled: self.dialled.as_deref(), otherwise: self.own_hub() };
+        let grant = Grant::judge(place, name, token_type, token, now_unix)?;
         if let Some(bound_to) = self.bound_to
             && self.rules.hubs.of(bound_to) != grant.hub
         {
@@ -273,6 +302,25 @@ impl Access {
             return Err(Refusal { status: 403, description });
         }
         Ok(grant)
+    }
+
+    /// Where the gateway verifies tokens itself, one may be for the gateway and mean its hub.
+    fn own_hub(&self) -> Option<ConnectorIndex> {
+        if self.authorise != Authorise::Registry {
+            return None;
+        }
+        let own = self.own.as_ref().map(|(hub, _)| *hub);
+        own.or_else(|| Some(self.rules.hubs.of(self.bound_to.unwrap_or(ConnectorIndex(0)))))
+    }
+
+    /// Who judges what the device attaches to.
+    pub(crate) fn authorise(&self) -> Authorise {
+        self.authorise
+    }
+
+    /// Forgets the grants of devices that may not stay.
+    pub(crate) fn review(&mut self, may_stay: impl Fn(&Pass) -> bool) {
+        self.grants.review(may_stay);
     }
 
     /// The hub has accepted the token of `grant`.
@@ -405,6 +453,11 @@ fn split_absolute(address: &str) -> (&str, Option<&str>, &str) {
     let Some((scheme, rest)) = address.split_once("://") else { return ("", None, address) };
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     (&address[..scheme.len() + 3], Some(authority), path)
+}
+
+/// Whether some hub might take the path for a device's.
+fn is_below_devices(path: &str) -> bool {
+    decoded(path).trim_start_matches(['/', '\\', '.']).to_ascii_lowercase().starts_with("devices")
 }
 
 /// A segment without its escapes, and as it is where they are none.

@@ -8,6 +8,7 @@
 //!
 //! Whatever belongs to a pair stands at the device's end; a trunk only knows the way there.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,12 +16,14 @@ use bytes::Bytes;
 use fieldgate_amqp::connection::{LinkId, SessionId};
 use fieldgate_amqp::performative::Begin;
 
+use crate::devices::Pass;
 use crate::table::Table;
 
 use super::arena::Key;
 use super::deliveries::Deliveries;
 use super::hold::SharedLink;
 use super::policy::{Authorise, Policy};
+use super::routes::ConnectorIndex;
 use super::seat::Seat;
 use super::shared::{SharedDevice, SharedTrunk};
 
@@ -189,6 +192,28 @@ pub(crate) struct DeviceInfo {
     pub(crate) max_tokens: usize,
     /// The connector that its listener is bound to.
     pub(crate) bound_to: Option<usize>,
+    /// Where it comes from.
+    pub(crate) peer: IpAddr,
+    /// The device that it has proved to be as a whole connection.
+    pub(crate) own: Option<OwnDevice>,
+}
+
+/// The one device that a connection has proved to be.
+#[derive(Clone, Debug)]
+pub(crate) struct OwnDevice {
+    /// To its hub.
+    pub(crate) connector: ConnectorIndex,
+    /// Who it is, and by what.
+    pub(crate) pass: Pass,
+    /// When the gateway puts another token for it, in seconds since 1970.
+    pub(super) renew_unix: Option<u64>,
+}
+
+impl OwnDevice {
+    /// A device for which nothing is put yet.
+    pub(crate) fn new(connector: usize, pass: Pass) -> Self {
+        Self { connector: ConnectorIndex(connector), pass, renew_unix: None }
+    }
 }
 
 /// A hub that devices share connections to.

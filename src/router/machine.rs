@@ -214,6 +214,7 @@ impl Router {
             return;
         }
         self.expire_tokens(now);
+        self.see_to_own(now);
         self.end_waiting(now);
         self.close_idle_trunks(now);
         self.attach_freed(now);

@@ -17,6 +17,8 @@ use super::routes::{Direction, Routes};
 pub(crate) enum Authorise {
     /// The hub, by the token that the device puts; the gateway routes the configured prefixes only.
     Token,
+    /// The gateway: the device has proved to it who it is, and has its own addresses.
+    Registry,
     /// The hub alone: every address is routed, also none (a sender to the anonymous terminus), a dynamic
     /// node or a transaction coordinator.
     Any,
@@ -53,7 +55,7 @@ impl Policy {
     /// What the peer is told when nothing routes the address: `amqp:not-found`, or `amqp:not-allowed` for a
     /// terminus that names no node of its own.
     pub(super) fn admit(&self, side: Side, attach: &Attach) -> Result<Attach, AmqpError> {
-        if side == Side::Downstream && self.authorise == Authorise::Token {
+        if side == Side::Downstream && self.authorise != Authorise::Any {
             self.judge(attach)?;
         }
         Ok(self.rename(attach, self.gateway.as_deref(), Some(&self.hub)))

@@ -14,12 +14,13 @@ use fieldgate_mappings::message::Message;
 use fieldgate_mappings::outcome::{Outcome, Reason, Rejection, Verdict};
 
 use crate::config::{Profile, UPSTREAM};
+use crate::devices::SpeaksWith;
 use crate::router::arena::Key;
 
 use super::commands::{CommandId, Commands};
 use super::device::Device;
 use super::grant::{Clock, Grant, Source};
-use super::hubs::{HubSettings, MappedHubs, OwnToken, Speaks};
+use super::hubs::{MappedHubs, OwnToken};
 use super::pool::{Followed, Pool};
 use super::uplink::{Kind, Outgoing, Uplink};
 use super::{CommandSink, Patience};
@@ -228,25 +229,34 @@ impl Fleet {
 
     /// A device has brought a token.
     pub(super) fn present(&mut self, id: &DeviceId, token: OwnToken, now: Instant) {
-        if let Some(Place { hub, uplink, device }) = self.places.get(id).copied() {
-            self.drive((hub, uplink), now, |uplink| uplink.present(device, &token));
+        if self.tokens.len() >= MAX_DEVICES && !self.tokens.contains_key(id) {
+            return;
         }
-        if self.tokens.len() < MAX_DEVICES || self.tokens.contains_key(id) {
-            self.tokens.insert(id.clone(), token);
+        self.tokens.insert(id.clone(), token);
+        if let Some(place) = self.places.get(id).copied() {
+            self.look_again(id, place, now);
         }
     }
 
     /// What is known of devices has changed: those that belong elsewhere, or are spoken for otherwise, begin anew.
     pub(super) fn review(&mut self, now: Instant) {
         let known: Vec<(DeviceId, Place)> = self.places.iter().map(|(id, at)| (id.clone(), *at)).collect();
-        for (id, Place { hub, uplink, device }) in known {
-            let token = self.tokens.get(&id);
-            let source = match self.hubs.belongs(&id, token) {
-                Ok((belongs, speaks)) if belongs == hub => Ok(source(speaks, token)),
-                Ok(_) => Err(Outcome::Released),
-                Err(rejection) => Err(Outcome::Rejected(rejection)),
-            };
-            self.drive((hub, uplink), now, |uplink| uplink.review(device, source, now));
+        for (id, place) in known {
+            self.look_again(&id, place, now);
+        }
+    }
+
+    /// Whether a device still belongs where it is, and is spoken for with the same.
+    fn look_again(&mut self, id: &DeviceId, Place { hub, uplink, device }: Place, now: Instant) {
+        let token = self.tokens.get(id);
+        let source = match self.hubs.belongs(id, token) {
+            Ok((belongs, speaks)) if belongs == hub => Ok(source(speaks, token)),
+            Ok(_) => Err(Outcome::Released),
+            Err(rejection) => Err(Outcome::Rejected(rejection)),
+        };
+        let Some(line) = self.uplink((hub, uplink)) else { return };
+        if line.review(device, source, now) {
+            self.drive((hub, uplink), now, |_| {});
         }
     }
 
@@ -452,10 +462,10 @@ impl Fleet {
     }
 }
 
-fn source(speaks: Speaks, token: Option<&OwnToken>) -> Option<Source> {
+fn source(speaks: SpeaksWith, token: Option<&OwnToken>) -> Option<Source> {
     match speaks {
-        Speaks::Policy => None,
-        Speaks::DeviceKey(key) => Some(Source::Key(key)),
-        Speaks::OwnToken => Some(Source::Brought(token.cloned())),
+        SpeaksWith::Policy => None,
+        SpeaksWith::DeviceKey(key) => Some(Source::Key(key)),
+        SpeaksWith::OwnToken => Some(Source::Brought(token.cloned())),
     }
 }

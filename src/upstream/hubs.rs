@@ -11,7 +11,8 @@ use fieldgate_mappings::outcome::{Reason, Rejection};
 use super::pace::Pace;
 use super::target::Hub;
 use crate::config::{Config, Connector, Mode, Profile, Reach, Secret, UPSTREAM};
-use crate::sas::{Resource, SharedKey, Token, TokenError};
+use crate::devices::{Changes, Registry, SpeaksWith};
+use crate::sas::{Resource, Token, TokenError};
 use crate::tls::Follow;
 
 /// Where a device belongs, and with what the gateway speaks for it there.
@@ -20,19 +21,7 @@ pub(crate) struct Belongs {
     /// The connector's name; the hub of `[upstream]` where none is said.
     pub(crate) hub: Option<Arc<str>>,
     /// What the hub is shown.
-    pub(crate) speaks: Speaks,
-}
-
-/// With what the gateway speaks for a device.
-#[derive(Clone, Debug, Default)]
-pub(crate) enum Speaks {
-    /// What the gateway's own connection has proven itself with: a policy's key, a password, a certificate.
-    #[default]
-    Policy,
-    /// A key of the device's, of which tokens are made.
-    DeviceKey(SharedKey),
-    /// The token that the device brought itself, and nothing else.
-    OwnToken,
+    pub(crate) speaks: SpeaksWith,
 }
 
 /// Who says where devices belong. Asked when a device first sends, and when something has changed; not for each
@@ -40,15 +29,19 @@ pub(crate) enum Speaks {
 pub(crate) trait Roster: Send + Sync {
     /// What is known of a device: the default where nothing is, nothing where it may not do anything any more.
     fn belongs(&self, device: &DeviceId) -> Option<Belongs>;
+    /// Tells when something has changed, from now on.
+    fn changes(&self) -> Changes;
 }
 
-/// Nobody is known: all belong to the hub of `[upstream]`.
-#[derive(Debug)]
-pub(crate) struct Nobody;
+impl Roster for Registry {
+    fn belongs(&self, device: &DeviceId) -> Option<Belongs> {
+        let devices = self.snapshot();
+        let Some(device) = devices.get(device.as_str()) else { return Some(Belongs::default()) };
+        device.enabled.then(|| Belongs { hub: device.hub.clone(), speaks: device.speaks_with.clone() })
+    }
 
-impl Roster for Nobody {
-    fn belongs(&self, _: &DeviceId) -> Option<Belongs> {
-        Some(Belongs::default())
+    fn changes(&self) -> Changes {
+        self.changes()
     }
 }
 
@@ -116,7 +109,7 @@ pub(crate) struct MappedHub {
 /// All of them; the first is that of `[upstream]`.
 pub(crate) struct MappedHubs {
     pub(super) hubs: Vec<MappedHub>,
-    pub(super) roster: Box<dyn Roster>,
+    pub(super) roster: Arc<dyn Roster>,
 }
 
 impl MappedHubs {
@@ -125,7 +118,7 @@ impl MappedHubs {
         config: &Config,
         upstream: Arc<Hub>,
         connectors: &[Arc<Hub>],
-        roster: Box<dyn Roster>,
+        roster: Arc<dyn Roster>,
     ) -> Self {
         let first = MappedHub { hub: upstream, settings: HubSettings::of_upstream(config) };
         let others = config.connectors.iter().zip(connectors);
@@ -141,7 +134,7 @@ impl MappedHubs {
 
     /// None at all, for a gateway that maps nothing.
     pub(crate) fn none() -> Self {
-        Self { hubs: Vec::new(), roster: Box::new(Nobody) }
+        Self { hubs: Vec::new(), roster: Registry::empty() }
     }
 
     /// What the hub of `[upstream]` has that follows its files; the others are connectors', which are looked after.
@@ -154,9 +147,9 @@ impl MappedHubs {
         self.hubs.iter().map(|hub| hub.hub.address())
     }
 
-    /// The names that a registry may use.
+    /// What they are called in tokens.
     pub(crate) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.hubs.iter().map(|hub| &hub.settings.name)
+        self.hubs.iter().map(|hub| hub.hub.name())
     }
 
     /// Which hub a device belongs to, and with what the gateway speaks for it; `token` is what it brought.
@@ -167,11 +160,11 @@ impl MappedHubs {
         &self,
         device: &DeviceId,
         token: Option<&OwnToken>,
-    ) -> Result<(usize, Speaks), Rejection> {
+    ) -> Result<(usize, SpeaksWith), Rejection> {
         let Some(Belongs { hub, speaks }) = self.roster.belongs(device) else {
             return Err(Rejection::new(Reason::NotPermitted, "the device is disabled"));
         };
-        let own = token.filter(|_| matches!(speaks, Speaks::OwnToken));
+        let own = token.filter(|_| speaks == SpeaksWith::OwnToken);
         let at = match (hub, own) {
             (Some(name), _) => self.hubs.iter().position(|hub| hub.settings.name == name),
             (None, Some(token)) => {

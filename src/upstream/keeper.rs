@@ -55,7 +55,19 @@ impl Keeper {
         self.health.set_upstream(self.index, Status::Starting);
         let mut timer = Timer::default();
         let mut connections = JoinSet::new();
-        poll_fn(|cx| self.poll(cx, &mut timer, &mut connections)).await;
+        let (fleet, mut changes) = (Rc::clone(&self.fleet), self.hubs.roster.changes());
+        // What changed before this was listened to.
+        fleet.borrow_mut().review(Instant::now());
+        let follow = async {
+            loop {
+                changes.changed().await;
+                fleet.borrow_mut().review(Instant::now());
+            }
+        };
+        tokio::select! {
+            () = poll_fn(|cx| self.poll(cx, &mut timer, &mut connections)) => {}
+            () = follow => {}
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, timer: &mut Timer, connections: &mut JoinSet<()>) -> Poll<()> {

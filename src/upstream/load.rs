@@ -61,6 +61,7 @@ impl Load {
     }
 
     /// Messages that were sent and have no outcome.
+    #[cfg(test)]
     pub(super) fn in_flight(&self) -> usize {
         self.in_flight.get()
     }

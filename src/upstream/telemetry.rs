@@ -8,6 +8,7 @@ use fieldgate_mappings::address::{Address, DeviceId};
 use fieldgate_mappings::amqp::Limited;
 use fieldgate_mappings::outcome::{Outcome, Rejection};
 
+use crate::sas::TokenError;
 use crate::telemetry::{
     Counter, EncodeLabelSet, EncodeLabelValue, Family, Gauge, Happening, LabelValueEncoder, counter, gauge,
     gauges,
@@ -332,6 +333,19 @@ impl EncodeLabelValue for TokenOf {
 struct TokenLabels {
     of: TokenOf,
     worker: u64,
+}
+
+/// A device has brought a token that cannot be shown to its hub.
+pub(super) struct OwnTokenUnfit<'a> {
+    pub(super) device: &'a DeviceId,
+    pub(super) error: &'a TokenError,
+}
+
+impl Happening for OwnTokenUnfit<'_> {
+    fn emit(self) {
+        METRICS.tokens_refused.inc();
+        tracing::warn!(device = %self.device, error = %self.error, "a device's token cannot be shown to its hub");
+    }
 }
 
 /// How long the token has left that expires first, where there is one. Once a second, so no line is written.

@@ -269,7 +269,8 @@ impl Bench {
 
 /// A router without shared connections.
 fn router() -> Router {
-    let rules = Rules { routes: Routes::new([]), hubs: Hubs::new::<&str>(Vec::<[&str; 0]>::new()) };
+    let rules =
+        Rules { routes: Routes::new([]), hubs: Hubs::new::<&str>(Vec::<[&str; 0]>::new()), registrar: None };
     Router::new(Vec::new(), Arc::new(rules), 0)
 }
 

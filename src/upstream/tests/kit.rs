@@ -16,9 +16,10 @@ use fieldgate_mappings::message::{Direction, Message};
 use fieldgate_mappings::outcome::{Outcome, Rejection, Report, Verdict};
 
 use crate::config::{Config, Connector, Profile};
+use crate::devices::{Changes, Registry, SpeaksWith};
 use crate::testing::{Random, Stream};
 use crate::upstream::fleet::{Counts, Fleet, Line};
-use crate::upstream::hubs::{Belongs, HubSettings, MappedHub, MappedHubs, Roster, Speaks};
+use crate::upstream::hubs::{Belongs, HubSettings, MappedHub, MappedHubs, Roster};
 use crate::upstream::lanes::Priority;
 use crate::upstream::pace::Pace;
 use crate::upstream::target;
@@ -113,7 +114,7 @@ impl Default for Setup {
 pub(super) struct Roll(Arc<Mutex<HashMap<String, Option<Belongs>>>>);
 
 impl Roll {
-    pub(super) fn set(&self, device: &str, hub: Option<&str>, speaks: Speaks) {
+    pub(super) fn set(&self, device: &str, hub: Option<&str>, speaks: SpeaksWith) {
         let belongs = Belongs { hub: hub.map(Arc::from), speaks };
         self.0.lock().expect("no panic").insert(device.to_owned(), Some(belongs));
     }
@@ -131,6 +132,10 @@ impl Roster for Roll {
             .get(device.as_str())
             .cloned()
             .unwrap_or_else(|| Some(Belongs::default()))
+    }
+
+    fn changes(&self) -> Changes {
+        Registry::empty().changes()
     }
 }
 
@@ -197,7 +202,7 @@ impl Bench {
         let now = Instant::now();
         let mut hubs: Vec<MappedHub> = config.connectors.iter().enumerate().map(hub).collect();
         hubs[0].settings.pace = setup.per_second.map(|rate| Arc::new(Pace::new(rate, now)));
-        let hubs = Arc::new(MappedHubs { hubs, roster: Box::new(setup.roster.clone()) });
+        let hubs = Arc::new(MappedHubs { hubs, roster: Arc::new(setup.roster.clone()) });
         let mut fleet = Fleet::new(&hubs, now, START, 1);
         fleet.start();
         let mut bench = Self {

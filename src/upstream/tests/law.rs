@@ -11,9 +11,9 @@ use fieldgate_amqp::performative::{ACCEPTED, AmqpError, Condition, RELEASED, mod
 use fieldgate_mappings::outcome::Outcome;
 
 use crate::config::Profile;
+use crate::devices::SpeaksWith;
 use crate::sas::SharedKey;
 use crate::testing::Random;
-use crate::upstream::Speaks;
 
 use super::hub::{Cbs, Said, Script};
 use super::kit::{Bench, Inbox, Roll, Setup, id, piece};
@@ -88,8 +88,8 @@ impl World {
         for device in DEVICES {
             let hub = random.chance(5).then_some("b");
             let speaks = match random.below(3) {
-                0 => Speaks::DeviceKey(SharedKey::from_bytes(b"key").expect("some bytes")),
-                _ => Speaks::Policy,
+                0 => SpeaksWith::DeviceKey(SharedKey::from_bytes(b"key").expect("some bytes")),
+                _ => SpeaksWith::Policy,
             };
             setup.roster.set(device, hub, speaks);
         }

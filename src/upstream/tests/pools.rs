@@ -8,7 +8,7 @@ use fieldgate_amqp::performative::{AmqpError, Condition, rejected};
 use fieldgate_mappings::delivery::NORMAL_PRIORITY;
 use fieldgate_mappings::outcome::{Outcome, Reason};
 
-use crate::upstream::Speaks;
+use crate::devices::SpeaksWith;
 
 use super::hub::Script;
 use super::kit::{Bench, IDLE, Roll, Setup};
@@ -90,7 +90,7 @@ fn the_end_of_one_session_is_no_concern_of_the_others() {
 #[test]
 fn each_device_is_sent_for_to_its_own_hub() {
     let roster = Roll::default();
-    roster.set("d1", Some("b"), Speaks::Policy);
+    roster.set("d1", Some("b"), SpeaksWith::Policy);
     let mut bench = Bench::ready(Setup { roster, token: false, ..Setup::default() });
     assert_eq!(bench.connections(), 1, "that of the other hub is made when it is needed");
     let tickets = send_all(&mut bench, 2);

@@ -10,7 +10,6 @@ use crate::router::claims::{Answer, Reply};
 use crate::telemetry::emit;
 use crate::upstream::device::Device;
 use crate::upstream::grant::{Clock, Heard, Source};
-use crate::upstream::hubs::OwnToken;
 use crate::upstream::telemetry::{DeviceTokenAccepted, DeviceTokenRefused};
 
 use super::{Phase, Uplink};
@@ -92,19 +91,11 @@ impl Uplink {
     }
 
     /// Another source of a device's tokens.
-    pub(in crate::upstream) fn replace_source(&mut self, key: Key<Device>, source: Source) {
+    fn replace_source(&mut self, key: Key<Device>, source: Source) {
         if let Some(grant) = self.devices.get_mut(key).and_then(|device| device.grant.as_mut())
             && grant.replace(source)
         {
             self.want_token(key);
-        }
-    }
-
-    /// A device has brought a token.
-    pub(in crate::upstream) fn present(&mut self, key: Key<Device>, token: &OwnToken) {
-        let grant = self.devices.get(key).and_then(|device| device.grant.as_ref());
-        if grant.is_some_and(|grant| grant.is_brought() && !grant.brought(token)) {
-            self.replace_source(key, Source::Brought(Some(token.clone())));
         }
     }
 
@@ -126,23 +117,24 @@ impl Uplink {
         }
     }
 
-    /// What is known of a device has changed: its tokens come from `source` now, or it belongs here no longer, and what
-    /// waits ends with that outcome.
+    /// What is known of a device may have changed: its tokens come from `source` now, or it belongs here no longer, and
+    /// what waits ends with that outcome. True if it has.
     pub(in crate::upstream) fn review(
         &mut self,
         key: Key<Device>,
         source: Result<Option<Source>, Outcome>,
         now: Instant,
-    ) {
-        let Some(device) = self.devices.get(key) else { return };
+    ) -> bool {
+        let Some(device) = self.devices.get(key) else { return false };
         match (&device.grant, source) {
-            (None, Ok(None)) => {}
+            (None, Ok(None)) => return false,
             // The same key, or the token that is there already.
-            (Some(grant), Ok(Some(source))) if grant.is_of(&source) => {}
+            (Some(grant), Ok(Some(source))) if grant.is_of(&source) => return false,
             (Some(_), Ok(Some(source))) => self.replace_source(key, source),
             (_, Ok(_)) => self.uproot(key, &Outcome::Released, now),
             (_, Err(outcome)) => self.uproot(key, &outcome, now),
         }
+        true
     }
 
     /// The seconds that the device's token has left which expires first.
