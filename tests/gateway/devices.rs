@@ -23,13 +23,13 @@ use super::mqtt::{Mqtt, Told};
 use super::requests::{Http, HttpAnswer};
 use super::world::{Directory, Gateway, Lines, in_an_hour, within};
 
-const KEY: &[u8] = b"0123456789abcdef0123456789abcdef";
+pub(crate) const KEY: &[u8] = b"0123456789abcdef0123456789abcdef";
 const OTHER_KEY: &[u8] = b"another-another-another-another-";
-const PASSWORD: &str = "correct horse";
+pub(crate) const PASSWORD: &str = "correct horse";
 /// How soon a device that may no longer is cut off.
 const CUT_OFF: Duration = Duration::from_secs(5);
 /// Nobody is believed.
-const STRICT: Lines<'static> = Lines {
+pub(crate) const STRICT: Lines<'static> = Lines {
     amqp: "authorise = \"registry\"",
     mqtt: "allow_anonymous = false",
     coap: "allow_anonymous = false",
@@ -38,12 +38,12 @@ const STRICT: Lines<'static> = Lines {
 };
 
 /// The registry's file.
-struct Registry {
+pub(crate) struct Registry {
     directory: Directory,
 }
 
 impl Registry {
-    fn new(text: &str) -> Self {
+    pub(crate) fn new(text: &str) -> Self {
         let directory = Directory::new();
         std::fs::create_dir_all(directory.path()).unwrap();
         let registry = Self { directory };
@@ -56,7 +56,7 @@ impl Registry {
     }
 
     /// Puts another file in its place.
-    fn write(&self, text: &str) {
+    pub(crate) fn write(&self, text: &str) {
         use std::os::unix::fs::PermissionsExt as _;
         let new = self.directory.path().join("new");
         std::fs::write(&new, text).unwrap();
@@ -64,7 +64,7 @@ impl Registry {
         std::fs::rename(&new, self.file()).unwrap();
     }
 
-    fn section(&self) -> String {
+    pub(crate) fn section(&self) -> String {
         format!("[devices]\nfile = {:?}\n", self.file())
     }
 }
@@ -75,11 +75,11 @@ fn hash(password: &str) -> String {
     format!("$sha256${}${}", STANDARD_NO_PAD.encode(salt), STANDARD_NO_PAD.encode(hash))
 }
 
-fn with_key(id: &str, key: &[u8]) -> String {
+pub(crate) fn with_key(id: &str, key: &[u8]) -> String {
     format!("[[device]]\nid = \"{id}\"\nsas_keys = [\"{}\"]\n", STANDARD.encode(key))
 }
 
-fn with_password(id: &str, password: &str) -> String {
+pub(crate) fn with_password(id: &str, password: &str) -> String {
     format!("[[device]]\nid = \"{id}\"\npasswords = [\"{}\"]\n", hash(password))
 }
 
@@ -98,16 +98,22 @@ fn token_until(device: &str, key: &[u8], expiry: u64) -> String {
     Signer::new(None, key).token(&format!("localhost/devices/{device}"), expiry)
 }
 
-fn token(device: &str, key: &[u8]) -> String {
+pub(crate) fn token(device: &str, key: &[u8]) -> String {
     token_until(device, key, in_an_hour())
 }
 
-async fn gateway(registry: &Registry, lines: Lines<'_>) -> Gateway {
+pub(crate) async fn gateway(registry: &Registry, lines: Lines<'_>) -> Gateway {
     let more = registry.section() + lines.more;
     Gateway::embedded(Lines { more: &more, ..lines }).await
 }
 
-async fn connect(gateway: &Gateway, version: Version, id: &str, user: &str, password: &str) -> (Mqtt, u8) {
+pub(crate) async fn connect(
+    gateway: &Gateway,
+    version: Version,
+    id: &str,
+    user: &str,
+    password: &str,
+) -> (Mqtt, u8) {
     // MQTT 3.1.1 has no password without a user name (3.1.2-22).
     let user =
         if user.is_empty() && !password.is_empty() && version == Version::V311 { "anybody" } else { user };
@@ -127,7 +133,7 @@ async fn told_to_go(device: &mut Mqtt) -> u8 {
     reason
 }
 
-async fn post(gateway: &Gateway, device: &str, authorization: &str) -> HttpAnswer {
+pub(crate) async fn post(gateway: &Gateway, device: &str, authorization: &str) -> HttpAnswer {
     let mut http = gateway.http().await;
     post_on(&mut http, device, authorization).await
 }
@@ -165,7 +171,7 @@ async fn refused(gateway: &Gateway, profile: &SaslProfile, address: &str) -> [St
     [format!("{:?}", as_sender.expect_err(address)), format!("{:?}", as_receiver.expect_err(address))]
 }
 
-fn events(device: &str) -> String {
+pub(crate) fn events(device: &str) -> String {
     format!("devices/{device}/messages/events")
 }
 
