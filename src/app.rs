@@ -303,7 +303,7 @@ impl Hubs {
 
 /// The device registry: the file that is named, or the state directory's if it has one.
 fn registry(config: &Config, rules: &RuleSet) -> Result<Arc<Registry>, AppError> {
-    let known = Known::of(config).with_rules(rules);
+    let known = Known::of(config, rules);
     let path = match (&config.devices.file, StateDir::locate(config.state.directory.as_deref())) {
         (Some(file), _) => {
             if !file.exists() {

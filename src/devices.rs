@@ -49,6 +49,7 @@ pub(crate) struct Devices {
     /// Whose a certificate is: an index into `devices`.
     by_certificate: HashMap<Proof, u32>,
     has_slow_password: bool,
+    doubts_anybody: bool,
     /// Grows with every change; 0 where there is no file.
     generation: u64,
 }
@@ -57,7 +58,9 @@ impl Devices {
     fn new(devices: Vec<Device>, by_certificate: HashMap<Proof, u32>) -> Self {
         let mut proofs = devices.iter().flat_map(|device| &device.proofs);
         let has_slow_password = proofs.any(|proof| matches!(proof, Proof::Password(hash) if hash.is_slow()));
-        Self { devices: devices.into(), by_certificate, has_slow_password, generation: 0 }
+        let doubts_anybody = devices.iter().any(|device| !device.enabled || !device.needs_no_proof());
+        let devices = devices.into();
+        Self { devices, by_certificate, has_slow_password, doubts_anybody, generation: 0 }
     }
 
     /// The device of this id.
@@ -80,6 +83,11 @@ impl Devices {
     /// Whether any password takes its time to be verified.
     fn has_slow_password(&self) -> bool {
         self.has_slow_password
+    }
+
+    /// Whether there is any device for which somebody's word is not enough.
+    pub(crate) fn doubts_anybody(&self) -> bool {
+        self.doubts_anybody
     }
 
     /// All of them, by id.

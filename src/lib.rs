@@ -13,6 +13,7 @@ pub mod demo;
 mod devices;
 pub mod hub;
 pub mod listener;
+mod lock_file;
 mod outbound;
 mod output;
 mod router;

@@ -26,6 +26,7 @@ mod shared;
 mod telemetry;
 #[cfg(test)]
 mod tests;
+mod word;
 
 pub(crate) use access::{Hubs, Rules};
 pub(crate) use ends::{ConnectorSettings, DeviceInfo, DeviceKey, OwnDevice, TrunkKey};
@@ -34,3 +35,4 @@ pub(crate) use policy::{Authorise, Policy};
 pub(crate) use proving::{Registrar, Spoken};
 pub(crate) use routes::{ConnectorIndex, Direction, LinkRoute, RouteMatch, Routes};
 pub(crate) use seat::MAX_BACKLOG_BYTES;
+pub(crate) use word::Word;

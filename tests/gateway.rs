@@ -18,6 +18,8 @@ mod requests;
 #[path = "gateway/world.rs"]
 mod world;
 
+#[path = "gateway/alone.rs"]
+mod alone;
 #[path = "gateway/bounds.rs"]
 mod bounds;
 #[path = "gateway/commands.rs"]

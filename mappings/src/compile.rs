@@ -93,7 +93,8 @@ impl Loader {
         let delivery = delivery::delivery(source, rule)?;
         self.insert_uplink(source, rule, convention, &patterns, &target, delivery.as_ref())?;
         let place = source.place(rule.name.span().start);
-        self.set.described.push(Described { name: rule.name.get_ref().clone(), place, delivery });
+        let (name, version) = (rule.name.get_ref().clone(), source.version());
+        self.set.described.push(Described { name, place, version, delivery });
         Ok(())
     }
 

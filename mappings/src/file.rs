@@ -70,6 +70,11 @@ impl fmt::Display for Place {
 }
 
 impl Source<'_> {
+    /// Tells this text from others that the file had before: its CRC-32.
+    pub(crate) fn version(&self) -> String {
+        format!("{:08x}", crc32fast::hash(self.text.as_bytes()))
+    }
+
     /// The place of a byte of the text.
     pub(crate) fn place(&self, at: usize) -> Place {
         let before = self.text.get(..at).unwrap_or(self.text);

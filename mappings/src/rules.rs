@@ -63,6 +63,8 @@ pub struct Described {
     pub name: String,
     /// Where it stands.
     pub place: Place,
+    /// The CRC-32 of the file's text.
+    pub version: String,
     /// How its messages are delivered, where it says so.
     pub delivery: Option<Arc<Delivery>>,
 }

@@ -93,13 +93,13 @@ fn share(guest: Guest, listener: &Listener, worker: &Worker) -> Device {
 
 /// A device and the hub connection that is its alone, once the router has both.
 fn pair(guest: Guest, hub: Party, connector: &Connector, listener: &Listener, worker: &Worker) -> Pair {
-    let Guest { device, peer, open, identity, .. } = guest;
+    let Guest { device, peer, open, identity, pass } = guest;
     let alone = Some(&*connector.name);
     emit(DeviceConnected { peer, container: open.container_id(), identity: identity.as_deref(), alone });
-    let policy = connector.policy(listener.authorise, open.hostname());
-    let keys = worker
-        .routing
-        .turn(|router| router.add_pair(device.machine, hub.machine, policy, listener.max_unsettled));
+    let policy = connector.policy(listener.authorise, open.hostname()).proven(pass);
+    let keys = worker.routing.turn(|router| {
+        router.add_pair(device.machine, hub.machine, policy, listener.max_unsettled, Instant::now())
+    });
     let count = Counted::new(&connector.metrics);
     Pair::new(device.end, hub.end, keys, &worker.routing, Some(count))
 }

@@ -1,5 +1,6 @@
 //! `fieldgate check`: everything that can be wrong before the start, and what the configuration means.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -12,7 +13,7 @@ use crate::config::{
     Authorise, Config, Connect, Connector, Direction, Listener, MappingsError, Mode, Proxy, Reach,
     SslProfile, Target, TlsVersion, Transport,
 };
-use crate::devices::{Known, Registry};
+use crate::devices::{Devices, Known, Proof, Registry};
 use crate::output::say;
 use crate::state::StateDir;
 use crate::tls::{self, TlsError};
@@ -61,15 +62,34 @@ fn devices(config: &Config, rules: &RuleSet) -> Result<Option<(&'static str, Str
         (None, Ok(state)) if state.devices_file().exists() => state.devices_file(),
         (None, _) => return Ok(None),
     };
-    let registry = Registry::load(&file, Known::of(config).with_rules(rules))?;
-    Ok(Some(("devices", format!("{} registered in {}", registry.snapshot().len(), file.display()))))
+    let registry = Registry::load(&file, Known::of(config, rules))?;
+    Ok(Some(("devices", format!("{} in {}", registered(&registry.snapshot()), file.display()))))
+}
+
+/// How many devices there are, and by what they prove themselves: each kind of proof with its devices.
+fn registered(devices: &Devices) -> String {
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    for device in devices.iter() {
+        let of_device: BTreeSet<&str> = device.proofs.iter().map(Proof::kind).collect();
+        of_device.into_iter().for_each(|kind| *kinds.entry(kind).or_default() += 1);
+    }
+    let disabled = devices.iter().filter(|device| !device.enabled).count();
+    let mut text = format!("{} registered", devices.len());
+    if disabled > 0 {
+        text += &format!(", {disabled} of them disabled");
+    }
+    if !kinds.is_empty() {
+        let kinds: Vec<_> = kinds.iter().map(|(kind, devices)| format!("{kind} {devices}")).collect();
+        text += &format!(" (proofs: {})", kinds.join(", "));
+    }
+    text
 }
 
 /// How the messages of each rule are delivered.
 fn deliveries(rules: &RuleSet) -> Vec<String> {
     let line = |rule: &Described| {
         let delivery = rule.delivery.as_ref().map_or_else(|| Delivery::USUAL.into(), ToString::to_string);
-        format!("  `{}` ({}:{}): {delivery}", rule.name, rule.place.file, rule.place.line)
+        format!("  `{}` ({}:{} @{}): {delivery}", rule.name, rule.place.file, rule.place.line, rule.version)
     };
     rules.described().iter().map(line).collect()
 }
@@ -281,8 +301,8 @@ routes   `upstream`: the hub; shared by 500 devices at most, on demand, held 60 
         assert_eq!(
             deliveries(&rules),
             [
-                "  `a` (m.toml:3): acknowledged when the hub accepts",
-                "  `b` (m.toml:8): acknowledged when the disk has it; kept until the hub accepts, \
+                "  `a` (m.toml:3 @bd65b9cd): acknowledged when the hub accepts",
+                "  `b` (m.toml:8 @bd65b9cd): acknowledged when the disk has it; kept until the hub accepts, \
                  refused when full; a dead letter if the hub refuses it",
             ]
         );

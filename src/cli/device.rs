@@ -161,7 +161,9 @@ pub(super) fn run(place: &Place, command: DeviceCommand) -> Result<(), CliError>
             state.devices_file()
         }
     };
-    let mut book = Book::open(&path, Known::of(&config))?;
+    // Rules that are not good are for `fieldgate check` to say.
+    let rules = config.mappings.load().unwrap_or_default();
+    let mut book = Book::open(&path, Known::of(&config, &rules))?;
     match command {
         DeviceCommand::Add(asked) => add(&mut book, &path, asked),
         DeviceCommand::List { json } => print_all(&book, &path, json),

@@ -37,7 +37,16 @@ impl Book {
         let name = path.display().to_string();
         let lock = lock(path).map_err(|error| unwritable(&name, &error))?;
         let text = file::read(path, &name)?.unwrap_or_default();
-        let devices = Arc::new(file::parse(&name, &text, &known)?);
+        let (known, devices) = match file::parse(&name, &text, &known) {
+            Ok(devices) => (known, devices),
+            // That the file and the mapping rules do not go together must not keep anybody from mending it here.
+            Err(_) => {
+                let known = known.without_spool();
+                let devices = file::parse(&name, &text, &known)?;
+                (known, devices)
+            }
+        };
+        let devices = Arc::new(devices);
         Ok(Self { path: path.into(), name, text, known, devices, _lock: lock })
     }
 
@@ -257,7 +266,7 @@ mod tests {
     }
 
     fn book(scratch: &Scratch) -> Book {
-        let known = Known { hubs: vec!["upstream".into()], ..Known::default() };
+        let known = Known { hubs: vec!["upstream".into()], spools: None };
         Book::open(&scratch.0.join("devices.toml"), known).unwrap_or_else(|error| panic!("{error}"))
     }
 

@@ -183,26 +183,25 @@ fn is_header(line: &str) -> bool {
 pub(crate) struct Known {
     /// The names of the connectors.
     pub(crate) hubs: Vec<Arc<str>>,
-    /// A rule that keeps messages on the disk, for people: there they may outlive the token that a device brings.
-    pub(crate) keeps: Option<Arc<str>>,
+    /// A mapping rule that keeps messages on the disk, if there is any: ``file:line `name` ``.
+    pub(crate) spools: Option<Arc<str>>,
 }
 
 impl Known {
-    /// What a configuration has.
-    pub(crate) fn of(config: &Config) -> Self {
+    /// What a configuration has, with its mapping rules.
+    pub(crate) fn of(config: &Config, rules: &RuleSet) -> Self {
         let mut hubs: Vec<Arc<str>> = config.connectors.iter().map(|it| Arc::clone(&it.name)).collect();
         if !hubs.iter().any(|hub| **hub == *UPSTREAM) {
             hubs.push(UPSTREAM.into());
         }
-        Self { hubs, keeps: None }
+        let mut deliveries = rules.described().iter().filter_map(|rule| rule.delivery.as_deref());
+        let spools = deliveries.find(|delivery| delivery.spools() && config.maps());
+        Self { hubs, spools: spools.map(|delivery| Arc::clone(&delivery.rule)) }
     }
 
-    /// The same, with the rules that apply.
-    pub(crate) fn with_rules(self, rules: &RuleSet) -> Self {
-        let mut deliveries = rules.described().iter().filter_map(|rule| rule.delivery.as_deref());
-        let keeps =
-            deliveries.find(|delivery| delivery.needs_disk()).map(|delivery| Arc::clone(&delivery.rule));
-        Self { keeps, ..self }
+    /// As if no rule kept messages on the disk.
+    pub(super) fn without_spool(self) -> Self {
+        Self { spools: None, ..self }
     }
 }
 
@@ -457,16 +456,20 @@ impl Reader<'_> {
         })
     }
 
+    /// What waits on the disk goes to the hub when the device is perhaps not there, and its token perhaps not good any
+    /// more: the gateway must have a credential of its own.
     fn speaks_with(&self, entry: &Entry) -> Result<SpeaksWith, Fault> {
         let speaks_with = speaks_with(entry)?;
-        match &self.known.keeps {
-            Some(rule) if speaks_with == SpeaksWith::OwnToken => Err(Fault::new(
-                "speaks_with",
-                format!(
-                    "the rule {rule} keeps messages on the disk, where they may outlive the device's token"
-                ),
-                "`\"device-key\"` or `\"policy\"`, or rules without `when_offline` and `ack = \"on-store\"`",
-            )),
+        match &self.known.spools {
+            Some(rule) if speaks_with == SpeaksWith::OwnToken && entry.enabled != Some(false) => {
+                let what = format!(
+                    "the hub is shown the device's own token, but messages of the rule {rule} wait on the disk, \
+                     where they may outlive it"
+                );
+                let help = "\"device-key\" or \"policy\"; or neither `ack = \"on-store\"` nor `when_offline` in \
+                            the mapping rules";
+                Err(Fault::new("speaks_with", what, help))
+            }
             _ => Ok(speaks_with),
         }
     }

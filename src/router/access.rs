@@ -27,9 +27,11 @@ pub(crate) use hubs::Hubs;
 use super::policy::Authorise;
 use super::proving::Registrar;
 use super::routes::{ConnectorIndex, Direction, Routes, with_plain_words};
+use super::word;
 use crate::devices::Pass;
 use crate::sas::percent_decode;
-use address::{Canonical, canonical};
+use address::Canonical;
+pub(super) use address::canonical;
 use grants::{Place, clip, is_below, is_same_host};
 
 /// What holds for all devices of a gateway.
@@ -145,9 +147,10 @@ impl Access {
             .route(path.as_str(), direction, hub, has_permit)
             .ok_or_else(|| self.not_routed(written, direction))?;
         let permit = Permit { hub: self.rules.hubs.of(connector), node: Some(path), word_of: None };
-        if !self.allows(&permit, now_unix) {
+        if !self.covers(&permit, now_unix) {
             return Err(unauthorized(written));
         }
+        self.believe(&permit)?;
         routed(connector, attach, permit, written, &text)
     }
 
@@ -169,18 +172,14 @@ impl Access {
         }
         let host = authority.map(|authority| authority.rsplit_once(':').map_or(authority, |(host, _)| host));
         let hub = host.filter(|host| !self.is_dialled(host)).and_then(|host| self.hub_named(host));
-        let device = self.claimed_device(path)?;
+        let registrar = self.rules.registrar.as_deref();
+        let device = registrar.map_or(Ok(None), |registrar| word::claimed(registrar, path))?;
         let direction = Direction::of(attach.role());
         let connector = self
             .route(&with_plain_words(path), direction, hub, |_| false)
             .ok_or_else(|| self.not_routed(written, direction))?;
         let permit = Permit { hub: self.rules.hubs.of(connector), node: None, word_of: device };
-        if !self.allows(&permit, 0) {
-            return Err(refuse(
-                &Condition::UnauthorizedAccess,
-                "the device is registered with a proof, and this listener asks for none",
-            ));
-        }
+        self.believe(&permit)?;
         let sent = match (host, self.rules.hubs.name(connector)) {
             (Some(host), Some(name)) if hub.is_none() && self.is_dialled(host) => {
                 let port = &authority.unwrap_or_default()[host.len()..];
@@ -189,17 +188,6 @@ impl Access {
             _ => written.to_owned(),
         };
         routed(connector, attach, permit, written, &sent)
-    }
-
-    /// The device whose address is named by one that proves nothing. Where there is a registry the address must have
-    /// one reading: whose it is decides.
-    fn claimed_device(&self, path: &str) -> Result<Option<DeviceId>, AmqpError> {
-        let Some(registrar) = &self.rules.registrar else { return Ok(None) };
-        match canonical(path) {
-            Ok(canonical) => Ok(canonical.path.device()),
-            Err(_) if registrar.is_empty() || !is_below_devices(path) => Ok(None),
-            Err(fault) => Err(refuse(&Condition::NotFound, &fault.to_string())),
-        }
     }
 
     /// The hub that an absolute address asks for; `None` where it says no host, or only the gateway's.
@@ -258,11 +246,20 @@ impl Access {
 
     /// Whether a link may still be where it is.
     pub(crate) fn allows(&self, permit: &Permit, now_unix: u64) -> bool {
-        let is_believed = match (&permit.word_of, &self.rules.registrar) {
-            (Some(device), Some(registrar)) => !registrar.asks_for_proof(device),
-            _ => true,
-        };
-        is_believed && permit.node.as_ref().is_none_or(|node| self.may(permit.hub, node, now_unix))
+        self.covers(permit, now_unix) && self.believe(permit).is_ok()
+    }
+
+    /// Whether a token covers the node, where one has to.
+    fn covers(&self, permit: &Permit, now_unix: u64) -> bool {
+        permit.node.as_ref().is_none_or(|node| self.may(permit.hub, node, now_unix))
+    }
+
+    /// Whether the registry lets the device of the node be spoken for here.
+    fn believe(&self, permit: &Permit) -> Result<(), AmqpError> {
+        let Some(registrar) = self.rules.registrar.as_deref() else { return Ok(()) };
+        let device = permit.word_of.clone().or_else(|| permit.node.as_ref()?.device());
+        // What a shared connection has shown stands in its grants: on the word of somebody it has shown nothing.
+        device.map_or(Ok(()), |device| word::believe(registrar, self.authorise, None, &device))
     }
 
     fn may(&self, hub: ConnectorIndex, node: &Address, now_unix: u64) -> bool {
@@ -371,7 +368,7 @@ impl Respelled {
 }
 
 /// The terminus at the hub of a link whose device has this role.
-fn node_of(attach: &Attach, device: Role) -> Option<Terminus> {
+pub(super) fn node_of(attach: &Attach, device: Role) -> Option<Terminus> {
     match device {
         Role::Sender => attach.target(),
         Role::Receiver => attach.source(),
@@ -449,18 +446,13 @@ fn unauthorized(written: &str) -> AmqpError {
 }
 
 /// Scheme, authority and path of an absolute address; a relative one is all path.
-fn split_absolute(address: &str) -> (&str, Option<&str>, &str) {
+pub(super) fn split_absolute(address: &str) -> (&str, Option<&str>, &str) {
     let Some((scheme, rest)) = address.split_once("://") else { return ("", None, address) };
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     (&address[..scheme.len() + 3], Some(authority), path)
 }
 
-/// Whether some hub might take the path for a device's.
-fn is_below_devices(path: &str) -> bool {
-    decoded(path).trim_start_matches(['/', '\\', '.']).to_ascii_lowercase().starts_with("devices")
-}
-
 /// A segment without its escapes, and as it is where they are none.
-fn decoded(segment: &str) -> String {
+pub(super) fn decoded(segment: &str) -> String {
     percent_decode(segment).unwrap_or_else(|| segment.to_owned())
 }

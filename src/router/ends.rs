@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fieldgate_amqp::connection::{LinkId, SessionId};
 use fieldgate_amqp::performative::Begin;
+use fieldgate_mappings::DeviceId;
 
 use crate::devices::Pass;
 use crate::table::Table;
@@ -55,7 +56,7 @@ pub(crate) struct Device {
 #[derive(Debug)]
 pub(super) enum Way {
     /// By a connection that is its alone.
-    Paired { trunk: TrunkKey, policy: Policy },
+    Paired { trunk: TrunkKey, policy: Box<Policy> },
     /// By connections that it shares with others.
     Shared(Box<SharedDevice>),
 }
@@ -141,6 +142,8 @@ pub(super) struct DownLink {
     /// How far the device's delivery-count is ahead of the hub's (serial): by the deliveries that did not go
     /// through, and by what an earlier connection of the trunk had counted.
     pub(super) skew: u32,
+    /// The device that it speaks for, where it has the hub connection alone.
+    pub(super) claims: Option<Box<DeviceId>>,
     /// What is kept to attach the link again.
     pub(super) shared: Option<Box<SharedLink>>,
 }

@@ -17,11 +17,12 @@ use crate::devices::{Denied, Pass};
 use crate::sas::percent_encode;
 
 use super::access::{Grant, Refusal, Rules};
-use super::ends::{Device, DeviceKey, OwnDevice};
+use super::ends::{DeviceKey, OwnDevice, Way};
 use super::machine::Router;
 use super::policy::Authorise;
 use super::routes::ConnectorIndex;
 use super::shared::SharedDevice;
+use super::word::Word;
 
 /// Who knows the devices. It asks nobody and waits for nothing.
 pub(crate) trait Registrar: fmt::Debug + Send + Sync {
@@ -37,11 +38,11 @@ pub(crate) trait Registrar: fmt::Debug + Send + Sync {
     /// The connector that the device's entry names.
     fn connector_of(&self, device: &DeviceId) -> Option<ConnectorIndex>;
 
-    /// Whether the word of whoever says that he is this device is not enough.
-    fn asks_for_proof(&self, device: &DeviceId) -> bool;
+    /// What the word of whoever says that he is this device is worth.
+    fn word_of(&self, device: &DeviceId) -> Word;
 
-    /// Whether there are devices at all.
-    fn is_empty(&self) -> bool;
+    /// Whether there is any device for which somebody's word is not enough.
+    fn doubts_anybody(&self) -> bool;
 
     /// What the gateway shows the hub of this connector for the device. `brought` is the device's own token and
     /// when that ends, in seconds since 1970: a token that is made in its place ends then too.
@@ -124,14 +125,35 @@ impl Router {
     pub(crate) fn review(&mut self, now: Instant) {
         let Some(registrar) = self.rules.registrar.clone() else { return };
         for key in self.devices.keys() {
-            let Some(shared) = self.devices.get_mut(key).and_then(Device::shared) else { continue };
-            shared.access.review(|pass| registrar.may_stay(pass));
-            if shared.own.as_ref().is_some_and(|own| !registrar.may_stay(&own.pass)) {
+            let Some(device) = self.devices.get_mut(key) else { continue };
+            let pass = match &mut device.way {
+                Way::Paired { policy, .. } => policy.pass(),
+                Way::Shared(shared) => {
+                    shared.access.review(|pass| registrar.may_stay(pass));
+                    shared.own.as_ref().map(|own| &own.pass)
+                }
+            };
+            if pass.is_some_and(|pass| !registrar.may_stay(pass)) {
                 self.close_forbidden(key, now);
-            } else {
-                // Also what stands on nothing but the word of a device that is registered with a proof now.
-                self.detach_forbidden(key, &over());
+                continue;
             }
+            // Also what stands on nothing but the word of a device that is registered with a proof now.
+            self.detach_forbidden(key, &over());
+            self.detach_disbelieved(key, &*registrar);
+        }
+    }
+
+    /// Detaches the links of a device with a hub connection of its own, as far as they speak for devices that the
+    /// registry does not let it speak for any more.
+    fn detach_disbelieved(&mut self, key: DeviceKey, registrar: &dyn Registrar) {
+        let Some(device) = self.devices.get(key) else { return };
+        let Way::Paired { policy, .. } = &device.way else { return };
+        let judged = device
+            .links
+            .iter()
+            .filter_map(|(link, end)| Some((link, policy.believe(registrar, end.claims.as_deref()?).err()?)));
+        for (link, error) in judged.collect::<Vec<_>>() {
+            self.detach_both(key, link, &error);
         }
     }
 
@@ -139,7 +161,16 @@ impl Router {
     pub(super) fn see_to_own(&mut self, now: Instant) {
         let unix = self.unix;
         for key in self.devices.keys() {
-            let Some(shared) = self.devices.get_mut(key).and_then(Device::shared) else { continue };
+            let Some(device) = self.devices.get_mut(key) else { continue };
+            let shared = match &mut device.way {
+                Way::Shared(shared) => shared,
+                Way::Paired { policy, .. } => {
+                    if policy.pass().and_then(|pass| pass.until).is_some_and(|until| until <= unix) {
+                        self.close_forbidden(key, now);
+                    }
+                    continue;
+                }
+            };
             let Some(own) = &shared.own else { continue };
             if own.pass.until.is_some_and(|until| until <= unix) {
                 self.close_forbidden(key, now);
@@ -163,9 +194,15 @@ impl Router {
 
     /// Ends the connection of a device that may not stay.
     fn close_forbidden(&mut self, key: DeviceKey, now: Instant) {
-        let Some(seat) = self.device(key) else { return };
-        seat.machine.close(Some(over()));
-        seat.wake();
+        let Some(device) = self.devices.get_mut(key) else { return };
+        device.seat.machine.close(Some(over()));
+        device.seat.wake();
+        if let Way::Paired { trunk, .. } = device.way
+            && let Some(hub) = self.trunk(trunk)
+        {
+            hub.machine.close(None);
+            hub.wake();
+        }
         self.handle_device(key, now);
     }
 }

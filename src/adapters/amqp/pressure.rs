@@ -74,7 +74,7 @@ impl Bench {
         carry(&mut device, &mut near);
         assert!(matches!(near.poll_event(), Some(Event::Opened(_))));
         let mut router = Router::new(Vec::new(), rules(), 0);
-        let keys = router.add_pair(near, client(config()), policy(), 100_000);
+        let keys = router.add_pair(near, client(config()), policy(), 100_000, Instant::now());
         let mut bench =
             Self { device, router, keys, hub, streams: Default::default(), heard, deaf: [false; 2] };
         bench.run();
@@ -288,7 +288,8 @@ fn who_was_held_back_is_read_again_when_there_is_room() {
         }
         let (_trigger, shutdown) = crate::shutdown::channel();
         let routing = Routing::start(0, &Config::default(), &[], &testing::gate(), Arc::default(), shutdown);
-        let keys = routing.turn(|router| router.add_pair(near.1, client(config()), policy(), 100_000));
+        let keys = routing
+            .turn(|router| router.add_pair(near.1, client(config()), policy(), 100_000, Instant::now()));
         let pair = Pair::new(near.0, End::new(near_hub), keys, &routing, None);
         tokio::task::spawn_local(pair.run());
 

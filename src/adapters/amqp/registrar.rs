@@ -7,7 +7,7 @@ use fieldgate_mappings::DeviceId;
 
 use crate::config::Secret;
 use crate::devices::{Attempt, Denied, Gate, Judged, Pass, Shown, SpeaksWith};
-use crate::router::{ConnectorIndex, Registrar, Spoken};
+use crate::router::{ConnectorIndex, Registrar, Spoken, Word};
 use crate::sas::percent_decode;
 use crate::telemetry::Protocol;
 use crate::upstream::Hub;
@@ -49,13 +49,17 @@ impl Registrar for Registered {
         self.connectors.iter().position(|(name, _)| **name == *hub).map(ConnectorIndex)
     }
 
-    fn asks_for_proof(&self, device: &DeviceId) -> bool {
-        let devices = self.gate.registry().snapshot();
-        devices.get(device.as_str()).is_some_and(|device| !device.enabled || !device.needs_no_proof())
+    fn word_of(&self, device: &DeviceId) -> Word {
+        match self.gate.registry().snapshot().get(device.as_str()) {
+            None => Word::Enough,
+            Some(entry) if !entry.enabled => Word::Disabled,
+            Some(entry) if entry.needs_no_proof() => Word::Enough,
+            Some(_) => Word::NeedsProof,
+        }
     }
 
-    fn is_empty(&self) -> bool {
-        self.gate.registry().snapshot().len() == 0
+    fn doubts_anybody(&self) -> bool {
+        self.gate.registry().snapshot().doubts_anybody()
     }
 
     fn speak(

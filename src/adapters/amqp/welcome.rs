@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Where the listener asks for a registered device, the gateway judges a password or a certificate itself. Elsewhere it
-//! judges no password and keeps none: it is the hub that says whether it is right.
+//! keeps no password, and it is the hub that says whether it is right; where the listener believes everybody
+//! (`authorise = "any"`), a device that is registered with a proof has to pass the registry before that.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -180,15 +181,25 @@ async fn opened(
             Event::SaslInit { plain: Some(credentials), hostname, .. } => {
                 let connector = worker.routing.connector_for(listener, hostname.as_deref());
                 let judged = tokio::select! {
-                    judged = judge(&connector, credentials, peer, worker) => judged,
+                    judged = judge_both(&connector, credentials, peer, listener, worker) => judged,
                     // Nothing else comes from it until it has its outcome.
                     _ = device.event() => return Err(None),
                 };
                 device.machine.sasl_outcome(judged.as_ref().err().copied().unwrap_or(SaslCode::Ok));
-                hub = judged.ok().map(|party| (party, connector));
+                if let Ok((party, proven)) = judged {
+                    (hub, pass) = (Some((party, connector)), proven);
+                }
             }
             Event::SaslInit { .. } => device.machine.sasl_outcome(SaslCode::Ok),
             Event::Opened(open) => {
+                let shared = hub.is_none()
+                    && worker.routing.connector_for(listener, open.hostname()).mode == Mode::Shared;
+                // Whoever has a hub connection of his own may prove himself, where nobody has to.
+                if let (Authorise::Any, false, None, Some(certificate)) =
+                    (listener.authorise, shared, &pass, certificate)
+                {
+                    pass = by_certificate(certificate, peer, worker).await.map_err(Some)?;
+                }
                 if let Some((hub, connector)) = &mut hub {
                     hub.machine.open(connector.open_for(&open));
                 }
@@ -244,6 +255,25 @@ async fn judge_registered(
     let peer = peer.ip();
     let attempt = Attempt { protocol: Protocol::Amqp, peer, device, shown, believes: false };
     worker.roster.judge(attempt).answer().await
+}
+
+/// Has the hub judge a password, and before it the registry, where the user is a device whose word is not enough.
+async fn judge_both(
+    connector: &Connector,
+    credentials: PlainCredentials,
+    peer: SocketAddr,
+    listener: &Listener,
+    worker: &Worker,
+) -> Result<(Party, Option<Pass>), SaslCode> {
+    let devices = worker.roster.devices();
+    let is_doubted =
+        |id: &str| devices.get(id).is_some_and(|device| !device.enabled || !device.needs_no_proof());
+    let user = registrar::user(&credentials.user, |id| devices.get(id).is_some());
+    let pass = match user.filter(|user| listener.authorise == Authorise::Any && is_doubted(user.as_str())) {
+        Some(_) => Some(by_password(&credentials, peer, worker).await?),
+        None => None,
+    };
+    Ok((judge(connector, credentials, peer, worker).await?, pass))
 }
 
 /// Has the hub judge a password: the connection to it, or the outcome that the device is told.

@@ -33,7 +33,7 @@ impl Bench {
     fn device(&self, id: &str) -> Device {
         let book = Book::open(
             &self.0.0.join("state/devices.toml"),
-            Known { hubs: vec!["upstream".into()], ..Known::default() },
+            Known { hubs: vec!["upstream".into()], spools: None },
         )
         .unwrap();
         book.devices().get(id).unwrap().clone()

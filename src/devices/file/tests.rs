@@ -7,7 +7,7 @@ use super::*;
 const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";
 
 fn known() -> Known {
-    Known { hubs: vec!["upstream".into(), "hub-berlin".into()], ..Known::default() }
+    Known { hubs: vec!["upstream".into(), "hub-berlin".into()], spools: None }
 }
 
 fn good(text: &str) -> Devices {
@@ -226,15 +226,49 @@ fn a_hundred_thousand_devices_are_read_fast() {
     assert!(took.as_secs() < 20, "{took:?}");
 }
 
+/// The rule that keeps messages on the disk is the mapping files' business; that it does is the registry's.
 #[test]
-fn a_token_that_is_passed_on_is_not_kept_on_the_disk() {
-    let text =
-        "[[device]]\nid = \"a\"\nsas_keys = \"KEY\"\nspeaks_with = \"own-token\"\n".replace("KEY", KEY);
-    assert_eq!(good(&text).get("a").unwrap().speaks_with, SpeaksWith::OwnToken);
-    let keeps = Known { keeps: Some("rules.toml:7 `alarms`".into()), ..known() };
-    let error = parse("devices.toml", &text, &keeps).unwrap_err().to_string();
-    for part in ["devices.toml:4", "rules.toml:7 `alarms`", "device-key"] {
-        assert!(error.contains(part), "{error}");
+fn a_passed_through_token_and_a_rule_that_spools_do_not_go_together() {
+    let spooling = Known { spools: Some("mapping.toml:7 `telemetry`".into()), ..known() };
+    let parse = |text: &str, known: &Known| parse("devices.toml", text, known);
+    let own = |more: &str| {
+        format!(
+            "[[device]]\nid = \"a\"\n[[device]]\nid = \"d\"\nsas_keys = [\"{KEY}\"]\n{more}speaks_with = \"own-token\"\n"
+        )
+    };
+    let text = own("");
+    let error = parse(&text, &spooling).expect_err("must be refused").to_string();
+    assert!(error.contains("devices.toml:6") && error.contains("mapping.toml:7 `telemetry`"), "{error}");
+    assert!(error.contains("device-key") && !error.contains(KEY), "{error}");
+    assert!(parse(&text, &known()).is_ok() && parse(&text, &spooling.clone().without_spool()).is_ok());
+    // One that is let in nowhere sends nothing.
+    assert!(parse(&own("enabled = false\n"), &spooling).is_ok());
+    for word in ["device-key", "policy"] {
+        assert!(parse(&text.replace("own-token", word), &spooling).is_ok(), "{word}");
     }
-    assert!(parse("devices.toml", &text.replace("own-token", "policy"), &keeps).is_ok());
+}
+
+#[test]
+fn the_rules_say_whether_anything_waits_on_the_disk() {
+    use fieldgate_mappings::rules::{RuleSet, Source};
+    let rule = |delivery: &str| {
+        let text = format!(
+            "version = 1\n[[rule]]\nname = \"r\"\ndirection = \"uplink\"\nfrom.mqtt = \"t/{{device}}\"\n\
+             to.address = \"devices/{{device}}/messages/events\"\n{delivery}"
+        );
+        RuleSet::load(&[Source { name: "m.toml", text: &text }]).unwrap_or_else(|error| panic!("{error}"))
+    };
+    let maps = Config::default();
+    let mut maps_not = Config::default();
+    maps_not.mqtt.listen.clear();
+    maps_not.coap.listen.clear();
+    maps_not.http.listen.clear();
+    let spools = |config: &Config, delivery: &str| Known::of(config, &rule(delivery)).spools;
+    for delivery in ["delivery.ack = \"on-store\"\n", "delivery.when_offline = {}\n"] {
+        assert!(spools(&maps, delivery).is_some_and(|rule| rule.contains("m.toml:")), "{delivery}");
+        assert!(spools(&maps_not, delivery).is_none(), "nobody's messages are mapped");
+    }
+    for delivery in ["", "delivery.priority = 7\n", "delivery.on_error = \"dead-letter\"\n"] {
+        assert!(spools(&maps, delivery).is_none(), "{delivery}");
+    }
 }

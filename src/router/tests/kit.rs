@@ -160,7 +160,8 @@ impl Bench {
             Connection::server(Arc::new(config), &[Mechanism::Anonymous], true, now)
         };
         let mut router = router();
-        let (down, up) = router.add_pair(server(setup.down), client(setup.up), policy, 100_000);
+        let (down, up) =
+            router.add_pair(server(setup.down), client(setup.up), policy, 100_000, Instant::now());
         let mut bench = Self {
             now,
             device: Peer::new(client(setup.device)),
