@@ -6,6 +6,7 @@
 //! hub's outcome, or with what is certain when there is none. Commands come the other way, to
 //! whoever subscribed for a device.
 
+mod alone;
 mod answer;
 mod backoff;
 mod claims;
@@ -52,6 +53,7 @@ use hubs::OwnToken;
 use telemetry::OwnTokenUnfit;
 use uplink::Outgoing;
 
+pub use alone::Alone;
 pub(crate) use backoff::Backoff;
 pub(crate) use commands::CommandId;
 pub(crate) use hubs::MappedHubs;
