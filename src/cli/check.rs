@@ -18,6 +18,9 @@ use crate::output::say;
 use crate::state::StateDir;
 use crate::tls::{self, TlsError};
 
+/// The word before the mapping files; their rules stand below it.
+const MAPPINGS: &str = "mappings";
+
 /// What a start would stumble over.
 #[derive(Debug, Error)]
 pub(super) enum Wrong {
@@ -43,10 +46,10 @@ pub(super) fn run(file: Option<&Path>) -> Result<(), CliError> {
     say(&format!("{name}: good"))?;
     for (what, meaning) in summary(&config).into_iter().chain(devices) {
         say(&format!("  {what:<9}{meaning}"))?;
-    }
-    if config.maps() {
-        for line in deliveries(&rules) {
-            say(&format!("  {:<9}{line}", ""))?;
+        if what == MAPPINGS {
+            for line in deliveries(&rules) {
+                say(&format!("  {:<9}{line}", ""))?;
+            }
         }
     }
     for remark in &config.remarks {
@@ -163,7 +166,7 @@ fn summary(config: &Config) -> Vec<(&'static str, String)> {
         files => files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", "),
     };
     if config.maps() {
-        lines.push(("mappings", mappings));
+        lines.push((MAPPINGS, mappings));
     }
     for (index, connector) in config.connectors.iter().enumerate() {
         lines.push(("routes", amqp_connector(connector)));
