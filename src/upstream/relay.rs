@@ -48,6 +48,19 @@ struct SharedLink {
     /// Who waits for its credit, each in its turn.
     line: VecDeque<Key<Device>>,
     used: u64,
+    /// When it was attached, as uses count.
+    since: u64,
+    /// Nothing more goes over it: others wait for a link for longer than it has been there.
+    leaves: bool,
+}
+
+/// A link that makes place.
+#[derive(Debug)]
+pub(super) struct Recycled {
+    pub(super) link: LinkId,
+    pub(super) address: Option<Address>,
+    /// Who waits for it still.
+    pub(super) line: VecDeque<Key<Device>>,
 }
 
 /// A link that is gone.
@@ -86,7 +99,8 @@ impl Relay {
 
     /// The link for an address, with what is in flight over all of them.
     pub(super) fn link(&mut self, address: &Address) -> Option<(&mut OutLink, &mut Unsettled<InFlight>)> {
-        let link = self.links.get_mut(self.key(address)?)?;
+        let key = self.key(address)?;
+        let link = self.links.get_mut(key).filter(|link| !link.leaves)?;
         self.uses += 1;
         link.used = self.uses;
         Some((&mut link.link, &mut self.unsettled))
@@ -94,7 +108,9 @@ impl Relay {
 
     /// Whether nobody waits for the credit of the link for an address.
     pub(super) fn is_free(&self, address: &Address) -> bool {
-        self.key(address).and_then(|key| self.links.get(key)).is_some_and(|link| link.line.is_empty())
+        self.key(address)
+            .and_then(|key| self.links.get(key))
+            .is_some_and(|link| link.line.is_empty() && !link.leaves)
     }
 
     /// Whether there is a link for an address.
@@ -128,7 +144,7 @@ impl Relay {
         connection: &Connection,
         link: LinkId,
     ) -> (Vec<Key<Device>>, Option<Address>) {
-        let waited = self.find(link).filter(|shared| !shared.line.is_empty());
+        let waited = self.find(link).filter(|shared| !shared.line.is_empty() && !shared.leaves);
         let Some(shared) = waited.filter(|shared| shared.link.has_credit(connection)) else {
             return (Vec::new(), None);
         };
@@ -205,7 +221,16 @@ impl Relay {
         self.uses += 1;
         let id = link.id();
         let line = VecDeque::new();
-        let shared = SharedLink { address: address.clone(), link, in_flight: 0, line, used: self.uses };
+        let since = self.uses;
+        let shared = SharedLink {
+            address: address.clone(),
+            link,
+            in_flight: 0,
+            line,
+            used: since,
+            since,
+            leaves: false,
+        };
         let key = self.links.insert(shared);
         self.by_id.insert(id, key);
         match address {
@@ -213,6 +238,23 @@ impl Relay {
             None => self.anywhere = Some(key),
         }
         Ok(recycled)
+    }
+
+    /// Nothing more goes over the link that has been there for longest, where all that there may be are in use: others
+    /// wait for one.
+    pub(super) fn ask_to_leave(&mut self) {
+        let full = self.anywhere.is_none() && self.by_id.len() >= self.max_links;
+        if full && self.links.iter().all(|(_, link)| !link.leaves) {
+            let oldest = self.links.iter_mut().min_by_key(|(_, link)| link.since);
+            oldest.into_iter().for_each(|(_, link)| link.leaves = true);
+        }
+    }
+
+    /// Takes the link out that was asked to leave, once nothing is in flight over it.
+    pub(super) fn take_left(&mut self) -> Option<Recycled> {
+        let (key, _) = self.links.iter().find(|(_, link)| link.leaves && link.in_flight == 0)?;
+        let SharedLink { address, link, line, .. } = self.take(key)?;
+        Some(Recycled { link: link.id(), address, line })
     }
 
     /// Takes the link out that nobody uses or is about to use, and nobody has used for longest.

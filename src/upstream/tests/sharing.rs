@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fieldgate_amqp::performative::{AmqpError, Condition, rejected};
+use fieldgate_amqp::performative::{ACCEPTED, AmqpError, Condition, rejected};
 use fieldgate_mappings::outcome::{Outcome, Reason};
 
 use crate::config::Profile;
@@ -10,7 +10,7 @@ use crate::config::Profile;
 use super::hub::Script;
 use super::kit::{Bench, IDLE, Setup};
 
-const ACCEPTED: Option<Outcome> = Some(Outcome::Accepted);
+const ACCEPTED_OUTCOME: Option<Outcome> = Some(Outcome::Accepted);
 
 fn broker(relays: bool, max_links: usize) -> Setup {
     let script = Script { relays, ..Script::default() };
@@ -23,7 +23,7 @@ fn send_all(bench: &mut Bench, devices: usize) -> Vec<u64> {
 
 fn assert_accepted(bench: &Bench, tickets: &[u64]) {
     for ticket in tickets {
-        assert_eq!(bench.outcome(*ticket), ACCEPTED, "message {ticket}");
+        assert_eq!(bench.outcome(*ticket), ACCEPTED_OUTCOME, "message {ticket}");
     }
 }
 
@@ -61,7 +61,34 @@ fn where_it_does_not_there_is_a_link_for_each_address_and_a_bound() {
     let device = last.split('/').nth(1).expect("a device").to_owned();
     let ticket = bench.send(&device);
     bench.accept_all();
-    assert_eq!((bench.outcome(ticket), bench.records.attaches), (ACCEPTED, attaches));
+    assert_eq!((bench.outcome(ticket), bench.records.attaches), (ACCEPTED_OUTCOME, attaches));
+}
+
+#[test]
+fn where_more_addresses_are_busy_than_there_are_links_all_have_their_turn() {
+    let mut setup = broker(false, 2);
+    setup.script.credit = 3;
+    let mut bench = Bench::ready(setup);
+    let mut tickets: Vec<Vec<u64>> = vec![Vec::new(); 5];
+    for _ in 0..60 {
+        for (at, tickets) in tickets.iter_mut().enumerate() {
+            tickets.extend([0; 5].map(|_| bench.send(&format!("d{at}"))));
+        }
+        bench.run();
+        // Links are never idle: there is always more, and credit for it.
+        for hub in bench.ends.iter_mut().filter_map(|end| end.hub.as_mut()) {
+            while !hub.pending.is_empty() {
+                hub.judge(0, Some(ACCEPTED), true);
+            }
+            (0..hub.inlets.len()).for_each(|inlet| hub.credit(inlet, 3, false));
+        }
+        bench.wait(Duration::from_millis(500));
+    }
+    for (at, tickets) in tickets.iter().enumerate() {
+        let accepted = tickets.iter().filter(|ticket| bench.outcome(**ticket) == ACCEPTED_OUTCOME).count();
+        assert!(accepted > 10, "d{at}: {accepted} of {}", tickets.len());
+    }
+    assert!(bench.losses.is_empty());
 }
 
 #[test]
@@ -74,12 +101,12 @@ fn a_throttled_device_keeps_no_link_from_those_who_may_send() {
     bench.run();
     let (waits, other) = (bench.send("d0"), bench.send("d1"));
     bench.accept_all();
-    assert_eq!((bench.outcome(waits), bench.outcome(other)), (None, ACCEPTED));
+    assert_eq!((bench.outcome(waits), bench.outcome(other)), (None, ACCEPTED_OUTCOME));
     for _ in 0..5 {
         bench.wait(Duration::from_secs(1));
         bench.accept_all();
     }
-    assert_eq!(bench.outcome(waits), ACCEPTED);
+    assert_eq!(bench.outcome(waits), ACCEPTED_OUTCOME);
 }
 
 #[test]
@@ -95,7 +122,7 @@ fn an_address_that_there_is_not_is_refused_to_those_who_sent_there() {
         let Some(Outcome::Rejected(rejection)) = refused else { panic!("{refused:?}") };
         assert_eq!(rejection.reason, Reason::NoSuchAddress);
     }
-    assert_eq!((bench.outcome(good), three), (ACCEPTED, ACCEPTED));
+    assert_eq!((bench.outcome(good), three), (ACCEPTED_OUTCOME, ACCEPTED_OUTCOME));
 }
 
 #[test]
@@ -133,7 +160,7 @@ fn a_session_that_the_broker_ends_is_begun_again_and_what_waits_is_kept() {
         let ticket = bench.send("d0");
         bench.wait(Duration::from_secs(3));
         bench.accept_all();
-        assert_eq!(bench.outcome(ticket), ACCEPTED);
+        assert_eq!(bench.outcome(ticket), ACCEPTED_OUTCOME);
         assert!(bench.losses.is_empty());
     }
 }

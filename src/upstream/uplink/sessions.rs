@@ -149,6 +149,7 @@ impl Uplink {
         self.make_room(now);
         self.make_way(now);
         self.serve_crowded_out(now);
+        self.make_turns(now);
         self.attach_missing(now);
     }
 

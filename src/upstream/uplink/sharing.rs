@@ -16,6 +16,7 @@ use crate::upstream::device::Device;
 use crate::upstream::telemetry::SharedLinkLost;
 
 use super::{Phase, Uplink};
+use crate::upstream::relay::Recycled;
 
 impl Uplink {
     /// A device waits for the shared link of an address: attached where there is none.
@@ -31,7 +32,7 @@ impl Uplink {
             return;
         };
         // Who may not send now keeps no link from those who may.
-        if device.crowded_out || device.paused_until(now).is_some() {
+        if device.crowded_out && !relay.leads_to(address) || device.paused_until(now).is_some() {
             return;
         }
         match relay.attach(connection, &self.settings.address_prefix, address, &promised, now) {
@@ -106,8 +107,29 @@ impl Uplink {
         }
     }
 
-    /// Somebody waits for a link: one that nobody needs makes place.
+    /// All links are in use, and have been since the last time: others have their turn.
+    pub(super) fn make_turns(&mut self, now: Instant) {
+        if let (false, Some(relay)) = (self.crowded_out.is_empty(), &mut self.relay) {
+            relay.ask_to_leave();
+            self.make_way(now);
+        }
+    }
+
+    /// Somebody waits for a link: one that nobody needs makes place, or that has had its turn.
     pub(super) fn make_way(&mut self, now: Instant) {
+        let (Some(connection), Some(relay)) = (&mut self.connection, &mut self.relay) else { return };
+        if let Some(Recycled { link, address, line }) = relay.take_left() {
+            connection.detach(link, true, None);
+            for key in line {
+                if let Some(device) = self.devices.get_mut(key) {
+                    device.leave_line(address.as_ref());
+                    if !std::mem::replace(&mut device.crowded_out, true) {
+                        self.crowded_out.push_back(key);
+                    }
+                }
+            }
+            return self.serve_crowded_out(now);
+        }
         if self.crowded_out.is_empty() {
             return;
         }
