@@ -38,6 +38,9 @@ const MAX_IN_FLIGHT_BYTES: u64 = 8 * 1024 * 1024;
 const TURN: usize = 128;
 /// How long a message may wait for the hub's credit. Too long does no harm: what waits blocks its own queue only.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// How long the hub may answer for what is in flight when the stop was asked for. What it has not answered for stays in
+/// the log, and is sent again after the next start, marked.
+const STOP_GRACE: Duration = Duration::from_secs(2);
 /// The spool's name in the state directory.
 const DIRECTORY: &str = "spool";
 /// Threads that look up the hub's name.
@@ -345,6 +348,7 @@ impl Service {
             // An error is a panic, which is counted and logged where it happens.
             _ = &mut self.connection => {}
             () = self.shutdown.aborting() => {}
+            () = tokio::time::sleep(STOP_GRACE) => {}
         }
         self.report();
         self.keeper.close(self.clock.now());

@@ -230,6 +230,10 @@ impl Device {
         let mut more = false;
         for outlet in outlets.iter_mut() {
             while let Some((priority, waiting)) = outlet.waiting.pop() {
+                // Dropped, it is released.
+                if !waiting.verdict.is_wanted() {
+                    continue;
+                }
                 let has_credit = path.has_credit(outlet);
                 let may = has_credit && *allowance > 0 && path.load.is_open(path.now);
                 let Waiting { message, patience, verdict, share } = waiting;

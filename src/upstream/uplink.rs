@@ -204,7 +204,7 @@ impl Uplink {
 
     /// Whether there is time to be kept.
     pub(super) fn is_busy(&self) -> bool {
-        self.devices.len() > 0 || self.ending.len() > 0
+        !self.devices.is_empty() || self.ending.len() > 0
     }
 
     /// When the connection's own token wants attention.
@@ -285,7 +285,7 @@ impl Uplink {
     }
 
     fn note_empty(&mut self, now: Instant) {
-        if self.devices.len() == 0 && self.empty_since.is_none() {
+        if self.devices.is_empty() && self.empty_since.is_none() {
             self.empty_since = Some(now);
         }
     }

@@ -60,6 +60,8 @@ pub(super) struct Session<H: Host> {
     draining: bool,
     /// The client sends nothing more; it may still hear.
     input_ended: bool,
+    /// The client said goodbye.
+    left: bool,
     /// There is something to do as soon as the output is written.
     again: bool,
     /// A message was refused before.
@@ -91,6 +93,7 @@ impl<H: Host> Session<H> {
             paused_until: None,
             draining: false,
             input_ended: false,
+            left: false,
             again: false,
             rejected: false,
             told: false,
@@ -182,6 +185,9 @@ impl<H: Host> Session<H> {
     /// The end: sends the will, lets go of the identifier and of the subscription. What is left are the last words.
     pub(super) fn finish(mut self, now: Instant) -> Connection {
         self.tell(End::Lost);
+        if !self.left {
+            self.inbox.desert();
+        }
         if let Some(Client { device, will: Some(will), .. }) = self.client.take() {
             emit(WillPublished { device: &device });
             // Nobody is there to be told of a refusal, or to send it again.
@@ -208,6 +214,7 @@ impl<H: Host> Session<H> {
                 }
             }
             Event::Disconnected(disconnect) => {
+                self.left = true;
                 if let Some(client) = self.client.as_mut().filter(|_| disconnect.deletes_will()) {
                     client.will = None;
                 }

@@ -65,6 +65,30 @@ fn what_is_meant_to_waits_through_an_outage_and_goes_first() {
 }
 
 #[test]
+fn what_waited_through_an_outage_and_nobody_wants_any_more_is_not_sent() {
+    let mut bench =
+        Bench::ready(Setup { script: Script { credit: 1, ..Script::default() }, ..Setup::default() });
+    let sent = bench.send("d");
+    bench.run();
+    bench.disconnect();
+    let [deserted, wanted, last] = [(); 3].map(|()| bench.send("d"));
+    bench.ledger.desert(deserted);
+    bench.ledger.desert(last);
+    assert_eq!(bench.outcome(deserted), None);
+    bench.setup.script.credit = 10;
+    bench.connect();
+    bench.accept_all();
+    assert_eq!(bench.received(), [sent, wanted]);
+    assert_eq!(
+        [deserted, last].map(|ticket| bench.outcome(ticket)),
+        [Some(Outcome::Released), Some(Outcome::Released)]
+    );
+    assert_eq!(bench.outcome(wanted), ACCEPTED_OUTCOME);
+    bench.wait(Duration::from_secs(350));
+    bench.assert_empty();
+}
+
+#[test]
 fn at_the_start_everybody_waits_for_the_first_attempt() {
     let mut bench = Bench::apart(Setup::default());
     let ticket = bench.send_with("d", "events", 0, bench.patience(60, false));

@@ -1,7 +1,7 @@
 //! The bench: an uplink, the hub at the other end of two streams, a clock that only the test moves, and the books.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -30,22 +30,34 @@ use super::hub::{Hub, Records, Script};
 
 /// Who is told the outcomes.
 #[derive(Debug, Default)]
-pub(super) struct Ledger(RefCell<HashMap<u64, Outcome>>);
+pub(super) struct Ledger {
+    outcomes: RefCell<HashMap<u64, Outcome>>,
+    unwanted: RefCell<HashSet<u64>>,
+}
 
 impl Report for Ledger {
     fn report(&self, ticket: u64, outcome: Outcome) {
-        let former = self.0.borrow_mut().insert(ticket, outcome);
+        let former = self.outcomes.borrow_mut().insert(ticket, outcome);
         assert_eq!(former, None, "message {ticket} was reported twice");
+    }
+
+    fn is_wanted(&self, ticket: u64) -> bool {
+        !self.unwanted.borrow().contains(&ticket)
     }
 }
 
 impl Ledger {
     pub(super) fn get(&self, ticket: u64) -> Option<Outcome> {
-        self.0.borrow().get(&ticket).cloned()
+        self.outcomes.borrow().get(&ticket).cloned()
+    }
+
+    /// The device of this message is gone.
+    pub(super) fn desert(&self, ticket: u64) {
+        self.unwanted.borrow_mut().insert(ticket);
     }
 
     pub(super) fn len(&self) -> usize {
-        self.0.borrow().len()
+        self.outcomes.borrow().len()
     }
 }
 
