@@ -9,6 +9,7 @@ mod check;
 mod connectors;
 mod error;
 mod listeners;
+mod mapped;
 mod mappings;
 mod mechanisms;
 mod names;
@@ -37,6 +38,7 @@ pub(crate) use error::{Source, nearest};
 use error::{beside, name_of};
 use listeners::ListenerSection;
 pub use listeners::{Limits, Listener};
+pub use mapped::{Mapped, Profile};
 pub use mappings::MappingsError;
 use profiles::ProfileSection;
 pub use profiles::{ClientCertificates, IdentityFiles, SslProfile, TlsVersion};
@@ -110,6 +112,12 @@ pub struct Upstream {
     pub token_ttl: Duration,
     /// Messages without an outcome, for each worker.
     pub max_in_flight: NonZeroUsize,
+    /// Devices on one connection.
+    pub devices_per_connection: NonZeroUsize,
+    /// Connections to the hub, over all workers.
+    pub max_connections: NonZeroUsize,
+    /// How connections carry mapped messages.
+    pub mapped: Mapped,
 }
 
 /// Which hub the gateway connects to.
@@ -267,6 +275,7 @@ impl Config {
         }
         let link_routes = routes::resolve(source, &document.link_route, &amqp.link_routes, &connectors)?;
         let listeners = listeners::resolve(source, &document.listener, &amqp, &profiles, &connectors)?;
+        let mapped = upstream.mapped();
         let access = upstream::access(source, &upstream, &target, &profiles, base)?;
         let upstream = Upstream {
             target,
@@ -277,6 +286,9 @@ impl Config {
             retry_max: upstream.retry_max,
             token_ttl: upstream.token_ttl,
             max_in_flight: upstream.max_in_flight,
+            devices_per_connection: upstream.devices_per_connection,
+            max_connections: upstream.max_connections,
+            mapped,
         };
         Ok(Self {
             log,

@@ -34,6 +34,8 @@ mod listeners;
 mod order;
 #[path = "gateway/outcomes.rs"]
 mod outcomes;
+#[path = "gateway/pools.rs"]
+mod pools;
 #[path = "gateway/recipe.rs"]
 mod recipe;
 #[path = "gateway/routes.rs"]

@@ -10,8 +10,8 @@ use thiserror::Error;
 
 use super::CliError;
 use crate::config::{
-    Authorise, Config, Connect, Connector, Direction, Listener, MappingsError, Mode, Proxy, Reach,
-    SslProfile, Target, TlsVersion, Transport,
+    Authorise, Config, Connect, Connector, Direction, Listener, Mapped, MappingsError, Mode, Profile, Proxy,
+    Reach, SslProfile, Target, TlsVersion, Transport,
 };
 use crate::devices::{Devices, Known, Proof, Registry};
 use crate::output::say;
@@ -149,6 +149,7 @@ fn summary(config: &Config) -> Vec<(&'static str, String)> {
     ]);
     if config.needs_upstream() {
         lines.push(("hub", hub));
+        lines.extend(mapped(&config.upstream.mapped).filter(|_| config.maps()).map(|line| ("", line)));
     }
     if config.runs_hub() {
         let registers = if config.hub.register_unknown_devices() {
@@ -170,6 +171,7 @@ fn summary(config: &Config) -> Vec<(&'static str, String)> {
     }
     for (index, connector) in config.connectors.iter().enumerate() {
         lines.push(("routes", amqp_connector(connector)));
+        lines.extend(mapped(&connector.mapped).map(|line| ("", line)));
         for (direction, arrow) in
             [(Direction::Both, "both ways"), (Direction::In, "in"), (Direction::Out, "out")]
         {
@@ -184,6 +186,19 @@ fn summary(config: &Config) -> Vec<(&'static str, String)> {
         }
     }
     lines
+}
+
+/// How a hub is spoken to for MQTT, CoAP and HTTP devices, where that is not the usual.
+fn mapped(mapped: &Mapped) -> Option<String> {
+    let profile = match mapped.profile {
+        Profile::AzureIotHub => None,
+        Profile::Amqp => Some(format!("one link, or {} where it does not relay", mapped.max_links)),
+    };
+    let prefix = &*mapped.address_prefix;
+    let prefix = (!prefix.is_empty()).then(|| format!("addresses begin with `{prefix}`"));
+    let rate = mapped.max_messages_per_second.map(|rate| format!("at most {rate} messages a second"));
+    let parts: Vec<String> = [profile, prefix, rate].into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| format!("  mapped devices: {}", parts.join("; ")))
 }
 
 fn amqp_listener(config: &Config, listener: &Listener) -> String {
@@ -292,6 +307,15 @@ mappings the built-in azure-iot-hub.toml
 routes   `upstream`: the hub; shared by 500 devices at most, on demand, held 60 s through an outage
            both ways: $cbs, devices"
         );
+    }
+
+    #[test]
+    fn the_summary_says_how_a_broker_is_spoken_to() {
+        let text = "[upstream]\nurl = \"amqps://b.example\"\nprofile = \"amqp\"\naddress_prefix = \"/queue/\"\n\
+            max_messages_per_second = 100";
+        let said = "b.example:5671\n           mapped devices: one link, or 200 where it does not relay; addresses \
+            begin with `/queue/`; at most 100 messages a second\n";
+        assert!(summary_of(text).contains(said), "{}", summary_of(text));
     }
 
     #[test]

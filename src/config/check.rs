@@ -135,6 +135,7 @@ fn ranges(source: &Source<'_>, document: &Document) -> Result<(), ConfigError> {
         ("upstream", "idle_time_out", upstream.idle_time_out),
         ("upstream", "connect_time_out", upstream.connect_time_out),
         ("upstream", "retry_max", upstream.retry_max),
+        ("upstream", "idle_session", upstream.idle_session),
     ] {
         within.some_duration(&[section, key], Some(value), SECOND_TO_HOUR)?;
     }

@@ -91,7 +91,9 @@ fn shows_every_key(part: &str, section: &str, header: &str) {
 fn the_arrays_of_the_sample_are_known_and_show_their_defaults() {
     // `#key = value`: what an array shows. Some exclude each other, or need a file.
     let needy = ["websocket_path", "websocket_protocol", "proxy_password_file"];
-    let apart = [&needy[..], &["sasl_password_file", "pattern", "client_certificates"]].concat();
+    let apart =
+        [&needy[..], &["sasl_password_file", "pattern", "client_certificates", "max_messages_per_second"]]
+            .concat();
     let with = |apart: &[&str]| -> String {
         sample()
             .lines()

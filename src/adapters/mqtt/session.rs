@@ -284,6 +284,7 @@ impl<H: Host> Session<H> {
         }
         emit(ClientConnected { peer: self.peer, device: &device, version });
         let held = self.host.directory().hold(device.as_str());
+        self.host.let_in(&pass);
         let stay = self.host.roster().enter(pass);
         self.client = Some(Client { device, version, held, stay, will });
         // There is more to listen to.

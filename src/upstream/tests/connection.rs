@@ -93,7 +93,7 @@ fn at_the_start_everybody_waits_for_the_first_attempt() {
     let mut bench = Bench::apart(Setup::default());
     let ticket = bench.send_with("d", "events", 0, bench.patience(60, false));
     assert_eq!(bench.outcome(ticket), None);
-    bench.uplink.lost();
+    bench.disconnect();
     assert_eq!(bench.outcome(ticket), Some(Outcome::Released));
 }
 
@@ -172,7 +172,7 @@ fn the_end_waits_for_what_is_in_flight_and_for_nothing_else() {
         Bench::ready(Setup { script: Script { credit: 1, ..Script::default() }, ..Setup::default() });
     let (sent, waits) = (bench.send("d"), bench.send("d"));
     bench.run();
-    bench.uplink.close();
+    bench.fleet.close();
     assert_eq!(bench.outcome(waits), Some(Outcome::Released));
     let refused = bench.send("d");
     assert_eq!(bench.outcome(refused), Some(Outcome::Released));
@@ -191,7 +191,7 @@ fn the_end_does_not_wait_for_ever() {
     let mut bench = Bench::ready(Setup::default());
     let ticket = bench.send("d");
     bench.run();
-    bench.uplink.close();
+    bench.fleet.close();
     bench.wait(Duration::from_secs(40));
     assert_eq!(bench.outcome(ticket), Some(Outcome::Unknown));
     assert_eq!(bench.losses, ["we closed the connection"]);
