@@ -13,6 +13,7 @@
 
 use std::error::Error;
 use std::fs;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,8 @@ struct Options {
 
 /// Until an idle device has given back what only a busy one needs.
 const REST: Duration = Duration::from_secs(4);
+/// Devices that come together.
+const TOGETHER: usize = 20;
 
 fn main() -> Outcome<()> {
     let options = Options::parse();
@@ -120,9 +123,17 @@ async fn idle(alone: &Alone, options: &Options) -> Outcome<()> {
     Ok(())
 }
 
+/// So many devices come, a few at a time, as they do over a day.
 async fn begin(alone: &Alone, name: &str, devices: usize) -> Outcome<()> {
-    let before = alone.told().0;
-    for number in 0..devices {
+    for first in (0..devices).step_by(TOGETHER) {
+        begin_some(alone, name, first..devices.min(first + TOGETHER)).await?;
+    }
+    Ok(())
+}
+
+async fn begin_some(alone: &Alone, name: &str, numbers: Range<usize>) -> Outcome<()> {
+    let (before, devices) = (alone.told().0, numbers.len());
+    for number in numbers {
         let message = event(name, number, 1)?;
         let address = Address::parse(&format!("devices/{}/messages/devicebound", message.device))?;
         alone.subscribe(&message.device, address);
