@@ -54,6 +54,7 @@ pub(crate) async fn run(options: &Options, directory: &Path) -> Result<(Site, Fi
         if round % 2 == 1 {
             site.note(format_args!("killed while the disk is full"));
             site.kill().await?;
+            shim.empty_graves()?;
             site.gateway.start().await?;
         }
         disk.empty()?;
