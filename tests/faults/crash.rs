@@ -60,12 +60,7 @@ pub(crate) fn crash(shim: &Shim, rng: &mut Rng) -> Result<Loss> {
         journal => journal?,
     };
     let loss = read(&journal).lose(&shim.watched, &shim.control, rng)?;
-    for entry in fs::read_dir(&shim.control)? {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with("grave-") {
-            fs::remove_file(entry.path())?;
-        }
-    }
+    shim.empty_graves()?;
     Ok(loss)
 }
 

@@ -6,7 +6,7 @@
  *   FAULTS_DIR       the directory, as the gateway names it
  *   FAULTS_JOURNAL   begun anew by each process
  *   FAULTS_CONTROL   a directory on the same file system: while `fail-sync` is there syncs fail; removed files are kept
- *                    there under the names `grave-<number>`
+ *                    there under the names `grave-<number>`, until the directory is synced
  *   FAULTS_UNSYNCED  set: syncs do nothing and say that they did
  *
  * What the gateway does by raw system calls (fallocate) is not seen; the size of a file is noted when it is synced.
@@ -35,7 +35,7 @@ struct head {
 static pthread_mutex_t lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 static const char *dir, *control;
 static int journal = -1, unsynced;
-static unsigned graves;
+static unsigned graves, emptied; /* the next one's number, and the first that is there */
 static uint64_t watched[FDS]; /* by descriptor, the inode of a file of the directory, or 0 */
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
@@ -152,6 +152,15 @@ static int must_fail(void) {
     return access(path, F_OK) == 0;
 }
 
+/* Nothing brings back what is gone for good, and it takes room on a small disk. */
+static void empty_graves(void) {
+    char grave[4096];
+    for (; emptied != graves; emptied++) {
+        snprintf(grave, sizeof grave, "%s/grave-%u", control, emptied);
+        REAL(unlink)(grave);
+    }
+}
+
 static int synced(int fd, int (*real)(int)) {
     uint64_t file = watch(fd);
     if (file == 0)
@@ -168,6 +177,8 @@ static int synced(int fd, int (*real)(int)) {
         done = real(fd);
         if (done == 0)
             note(S_ISDIR(about.st_mode) ? 'D' : 'S', file, (uint64_t)about.st_size, 0, "", 0);
+        if (done == 0 && S_ISDIR(about.st_mode))
+            empty_graves();
     }
     pthread_mutex_unlock(&lock);
     return done;

@@ -48,6 +48,17 @@ impl Shim {
         environment
     }
 
+    /// Forgets the removed files that a process kept which is gone: the next one counts anew.
+    pub(crate) fn empty_graves(&self) -> Result<()> {
+        for entry in std::fs::read_dir(&self.control)? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with("grave-") {
+                std::fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
     /// From now on syncs fail, or do not.
     pub(crate) fn fail_syncs(&self, fail: bool) -> Result<()> {
         let file = self.control.join("fail-sync");

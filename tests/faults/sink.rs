@@ -144,7 +144,10 @@ impl Sink {
 
 impl Drop for Sink {
     fn drop(&mut self) {
-        drop(self.line.take());
+        // A line that stays cut would never see that nobody gives orders any more.
+        if let Some(line) = self.line.take() {
+            line.send_replace(None);
+        }
         // A panic of that thread has been printed, and what it should have noted is missing.
         let _ = self.thread.take().map(JoinHandle::join);
     }

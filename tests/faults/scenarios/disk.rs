@@ -25,7 +25,7 @@ const MIB: u64 = 64;
 const SPOOL_MIB: u64 = 128;
 
 pub(crate) async fn run(options: &Options, directory: &Path) -> Result<(Site, Figures)> {
-    let rounds = options.amount(4, 20);
+    let rounds = options.amount(3, 20);
     std::fs::create_dir_all(directory)?;
     let disk = Disk::small(directory, MIB)?;
     let state = disk.path.join("state");
@@ -54,6 +54,7 @@ pub(crate) async fn run(options: &Options, directory: &Path) -> Result<(Site, Fi
         if round % 2 == 1 {
             site.note(format_args!("killed while the disk is full"));
             site.kill().await?;
+            shim.empty_graves()?;
             site.gateway.start().await?;
         }
         disk.empty()?;
