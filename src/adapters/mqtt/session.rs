@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 use fieldgate_mappings::address::DeviceId;
 use fieldgate_mappings::message::Message;
 use fieldgate_mappings::mqtt::{self, OnRejected, Reply3, Reply5, reply_3, reply_5};
-use fieldgate_mappings::outcome::{Outcome, Rejection};
+use fieldgate_mappings::outcome::{Outcome, Reason, Rejection};
 use fieldgate_mqtt::{
     Accept, Config, Connect, Connection, DisconnectReason, Event, Misuse, Publish, PublishReply,
     PublishToken, QoS, Subscribe, SubscribeFilter, Unsubscribe, UnsubscribeReply, Version,
@@ -179,6 +179,7 @@ impl<H: Host> Session<H> {
         match event {
             Event::Connect(connect) => self.connect(&connect, now),
             Event::Publish(publish) => self.publish(publish, now),
+            Event::PublishRefused(_) => self.refused_by_the_machine(),
             Event::Subscribe(subscribe) => self.subscribe(&subscribe),
             Event::Unsubscribe(unsubscribe) => self.unsubscribe(&unsubscribe),
             Event::PublishAcknowledged { packet_id, reason } => {
@@ -279,6 +280,14 @@ impl<H: Host> Session<H> {
         if let Ticket::Waiting(token) = ticket {
             self.answer(client.version, token, outcome, now);
         }
+    }
+
+    /// The device has its answer already.
+    fn refused_by_the_machine(&mut self) {
+        let Some(client) = &self.client else { return };
+        let rejection = Rejection::new(Reason::Content, "the payload is not the text that it is said to be");
+        let first = !mem::replace(&mut self.rejected, true);
+        emit(PublishRejected { device: &client.device, rejection: &rejection, first });
     }
 
     fn answer(&mut self, version: Version, token: PublishToken, outcome: &Outcome, now: Instant) {

@@ -86,6 +86,7 @@ pub(super) fn read(properties: PublishProperties) -> mqtt::PublishProperties {
         response_topic,
         correlation_data,
         user_properties,
+        subscription_identifiers: _,
     } = properties;
     mqtt::PublishProperties {
         content_type: content_type.map(byte_string),
@@ -131,6 +132,7 @@ pub(super) fn write(properties: &mqtt::PublishProperties) -> Option<PublishPrope
             .iter()
             .map(|(name, value)| (text(name), text(value)))
             .collect(),
+        subscription_identifiers: Vec::new(),
     })
 }
 
@@ -191,6 +193,7 @@ mod tests {
             response_topic: Some("answers".into()),
             correlation_data: Some(Bytes::from_static(b"\xff")),
             user_properties: vec![("a".into(), "1".into()), ("a".into(), "2".into())],
+            subscription_identifiers: Vec::new(),
         };
         let model = read(said.clone());
         assert_eq!(model, read_copy(&said));

@@ -47,7 +47,7 @@ fn a_newer_client_was_told_the_window() {
     let mut server = window(Version::V5, 2);
     server.events(&[publish(Version::V5, 1), publish(Version::V5, 2)].concat());
     assert_eq!(server.violation(&publish(Version::V5, 3)), Violation::ReceiveMaximumExceeded);
-    assert_eq!(server.written(), b"\xE0\x01\x93");
+    assert_eq!(server.last_words(), b"\xE0\x01\x93");
 }
 
 #[test]
