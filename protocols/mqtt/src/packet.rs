@@ -290,6 +290,7 @@ pub(crate) struct Ack {
 /// Which packet of an exchange (MQTT 5 4.3.2, 4.3.3), with its first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
+#[expect(clippy::enum_variant_names, reason = "the names of MQTT 5 2.1.2")]
 pub(crate) enum AckKind {
     PubAck = 0x40,
     PubRec = 0x50,

@@ -111,6 +111,13 @@ fn what_the_client_does_not_read_is_bounded() {
     assert_eq!(server.machine.publish(&message("t", b"", QoS::AtMostOnce)), Ok(None));
 }
 
+/// What a connection costs while nothing happens on it: this, and nothing on the heap.
+#[test]
+fn an_idle_connection_is_small() {
+    assert!(size_of::<fieldgate_mqtt::Connection>() <= 320, "{}", size_of::<fieldgate_mqtt::Connection>());
+    assert!(size_of::<fieldgate_mqtt::Session>() <= 96, "{}", size_of::<fieldgate_mqtt::Session>());
+}
+
 #[test]
 fn an_idle_connection_keeps_nothing_of_the_read_buffer() {
     for version in BOTH {
