@@ -4,19 +4,22 @@
 //! MQTT 3.1.1 and MQTT 5 publish by the same rules; what version 5 says beside the topic (content type, correlation
 //! data, user properties) becomes the model's own properties.
 
+mod properties;
+
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
 
 use crate::address::{Address, DeviceId, Identity};
 use crate::azure;
-use crate::message::{Message, MessageId, Value};
+use crate::message::Message;
 use crate::outcome::{Outcome, Reason, Rejection};
 use crate::rules::{Convention, Downlink, RuleSet, Syntax};
 use crate::template::{Form, Segment};
 use crate::trie::{Joined, Path};
+
+pub use properties::PublishProperties;
 
 pub(crate) const SYNTAX: Syntax = Syntax {
     key: "mqtt",
@@ -38,25 +41,10 @@ pub struct Publish<'a> {
     pub payload: Bytes,
     /// Quality of service: 0, 1 or 2.
     pub qos: u8,
-    /// The retain flag. The hub retains nothing; the convention passes the flag on as a property.
+    /// The retain flag. The hub retains nothing; the flag is passed on as a property, as Azure does.
     pub retain: bool,
     /// What MQTT 5 says beside the topic; empty for MQTT 3.1.1.
     pub properties: PublishProperties,
-}
-
-/// The properties of an MQTT 5 PUBLISH (3.3.2.3) that mean something beyond the wire.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PublishProperties {
-    /// Content Type.
-    pub content_type: Option<ByteString>,
-    /// Response Topic.
-    pub response_topic: Option<ByteString>,
-    /// Correlation Data.
-    pub correlation_data: Option<Bytes>,
-    /// Message Expiry Interval; whole seconds on the wire.
-    pub message_expiry: Option<Duration>,
-    /// User Properties, in order.
-    pub user_properties: Vec<(ByteString, ByteString)>,
 }
 
 impl RuleSet {
@@ -87,21 +75,13 @@ impl RuleSet {
         match rule.convention {
             Some(Convention::AzureIotHub) => {
                 azure::read_bag(&mut message, own, found.rest.0.unwrap_or_default())?;
-                if publish.retain {
-                    azure::add_property(
-                        &mut message,
-                        own,
-                        ByteString::from_static("mqtt-retain"),
-                        "true".into(),
-                    )?;
-                }
                 if will {
                     azure::mark_will(&mut message, own)?;
                 }
             }
             None => {}
         }
-        read_properties(&mut message, own, publish.properties)?;
+        properties::read(&mut message, own, publish.retain, publish.properties)?;
         Ok(message)
     }
 
@@ -144,29 +124,6 @@ impl RuleSet {
     }
 }
 
-fn read_properties(
-    message: &mut Message,
-    own: usize,
-    properties: PublishProperties,
-) -> Result<(), Rejection> {
-    let PublishProperties { content_type, response_topic, correlation_data, message_expiry, user_properties } =
-        properties;
-    message.ttl = message_expiry;
-    // What the convention said in the topic stands.
-    let known = &mut message.properties;
-    if let (None, Some(content_type)) = (&known.content_type, content_type) {
-        known.content_type = Some(azure::symbol(content_type)?);
-    }
-    if let (None, Some(correlation)) = (&known.correlation_id, correlation_data) {
-        known.correlation_id = Some(MessageId::Binary(correlation));
-    }
-    known.reply_to = response_topic;
-    for (name, value) in user_properties {
-        azure::add_property(message, own, name, Value::String(value))?;
-    }
-    Ok(())
-}
-
 /// The commands of one device, on their way to one topic filter of its connection. Keeps the version of the rule that
 /// granted it.
 #[derive(Debug, Clone)]
@@ -185,7 +142,7 @@ pub struct Command {
     pub topic: String,
     /// Payload.
     pub payload: Bytes,
-    /// For MQTT 5. With a convention most of it stands in the topic, and then not here.
+    /// For MQTT 5. What a convention has put into the topic is not here.
     pub properties: PublishProperties,
 }
 
@@ -210,35 +167,17 @@ impl Subscription {
         }
         let mut topic = String::with_capacity(self.topic.len() + 128);
         topic.push_str(&self.topic);
-        let mut properties =
-            PublishProperties { message_expiry: message.ttl, ..PublishProperties::default() };
-        match self.rule.convention {
-            Some(Convention::AzureIotHub) => azure::write_bag(message, &mut topic),
-            None => write_properties(message, &mut properties),
-        }
+        let properties = match self.rule.convention {
+            Some(Convention::AzureIotHub) => {
+                azure::write_bag(message, &mut topic);
+                properties::write_beside(message)
+            }
+            None => properties::write(message),
+        };
         if topic.len() > MAX_TOPIC_BYTES {
             return Err(Rejection::new(Reason::TooLarge, "the command's properties do not fit into a topic"));
         }
         Ok(Command { topic, payload: message.body.clone(), properties })
-    }
-}
-
-fn write_properties(message: &Message, out: &mut PublishProperties) {
-    let properties = &message.properties;
-    out.content_type.clone_from(&properties.content_type);
-    out.response_topic.clone_from(&properties.reply_to);
-    out.correlation_data = properties.correlation_id.as_ref().map(|id| match id {
-        MessageId::Binary(bytes) => bytes.clone(),
-        MessageId::String(text) => text.as_bytes().clone(),
-        MessageId::Ulong(number) => number.to_string().into(),
-        MessageId::Uuid(bytes) => Bytes::copy_from_slice(bytes),
-    });
-    for (name, value) in &message.application_properties {
-        let value = match value {
-            Value::String(text) | Value::Symbol(text) => text.clone(),
-            other => azure::value_text(other).into(),
-        };
-        out.user_properties.push((name.clone(), value));
     }
 }
 

@@ -40,7 +40,7 @@ fn id(text: &str) -> DeviceId {
 
 fn publish(rules: &RuleSet, device: &str, topic: &str) -> Result<Message, Rejection> {
     let payload = Bytes::from_static(b"x");
-    let publish = Publish { topic, payload, qos: 1, retain: true, properties: PublishProperties::default() };
+    let publish = Publish { topic, payload, qos: 1, retain: false, properties: PublishProperties::default() };
     rules.map_mqtt(&id(device), publish)
 }
 
@@ -386,6 +386,7 @@ fn without_a_convention_commands_carry_their_properties_beside_the_topic() {
     assert_eq!(
         command.properties,
         PublishProperties {
+            payload_is_text: false,
             content_type: Some(text("text/plain")),
             response_topic: Some(text("r")),
             correlation_data: Some(Bytes::from_static(b"c")),

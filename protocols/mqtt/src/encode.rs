@@ -117,6 +117,9 @@ pub(crate) fn properties_length(properties: &PublishProperties) -> Result<usize,
         length if length <= usize::from(u16::MAX) => Ok(2 + length),
         _ => Err(Misuse::Properties),
     };
+    // MQTT 5 1.5.4-2.
+    let string =
+        |text: &str| if text.contains('\0') { Err(Misuse::Properties) } else { field(text.as_bytes()) };
     let mut length = 0;
     if properties.payload_is_utf8.is_some() {
         length += 2;
@@ -125,13 +128,13 @@ pub(crate) fn properties_length(properties: &PublishProperties) -> Result<usize,
         length += 5;
     }
     for text in [&properties.content_type, &properties.response_topic].into_iter().flatten() {
-        length += 1 + field(text.as_bytes())?;
+        length += 1 + string(text)?;
     }
     if let Some(data) = &properties.correlation_data {
         length += 1 + field(data)?;
     }
     for (name, value) in &properties.user_properties {
-        length += 1 + field(name.as_bytes())? + field(value.as_bytes())?;
+        length += 1 + string(name)? + string(value)?;
     }
     for identifier in &properties.subscription_identifiers {
         length += 1 + match *identifier as usize {
@@ -250,6 +253,9 @@ mod tests {
             properties: Some(&long),
         };
         assert_eq!(PublishLength::of(Version::V5, &publish, Alias::None).err(), Some(Misuse::Properties));
+        let nul = PublishProperties { content_type: Some("\0".into()), ..Default::default() };
+        let nul = OutgoingPublish { properties: Some(&nul), ..publish };
+        assert_eq!(PublishLength::of(Version::V5, &nul, Alias::None).err(), Some(Misuse::Properties));
         assert!(PublishLength::of(Version::V311, &publish, Alias::None).is_ok(), "has no properties to say");
         publish.topic = "a/#";
         assert_eq!(

@@ -286,8 +286,8 @@ pub enum Misuse {
     /// The topic name is empty, has a wildcard or a control character, or is longer than 65,535 bytes.
     #[error("the topic name is not valid")]
     TopicNameInvalid,
-    /// A string or a list of properties is longer than the wire can say.
-    #[error("the properties do not fit the packet")]
+    /// A string or a list of properties is longer than the wire can say, or a string has a NUL.
+    #[error("the properties do not fit the packet, or have a NUL in them")]
     Properties,
     /// QoS 2 is not sent.
     #[error("quality of service 2 is not sent")]

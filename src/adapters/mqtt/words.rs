@@ -80,7 +80,7 @@ pub(super) fn connack_for_will(version: Version, rejection: &Rejection) -> Conne
 /// What MQTT 5 says beside the topic, in the model. The texts go on sharing their memory.
 pub(super) fn read(properties: PublishProperties) -> mqtt::PublishProperties {
     let PublishProperties {
-        payload_is_utf8: _,
+        payload_is_utf8,
         message_expiry_interval,
         content_type,
         response_topic,
@@ -89,6 +89,7 @@ pub(super) fn read(properties: PublishProperties) -> mqtt::PublishProperties {
         subscription_identifiers: _,
     } = properties;
     mqtt::PublishProperties {
+        payload_is_text: payload_is_utf8 == Some(true),
         content_type: content_type.map(byte_string),
         response_topic: response_topic.map(byte_string),
         correlation_data,
@@ -104,6 +105,7 @@ pub(super) fn read(properties: PublishProperties) -> mqtt::PublishProperties {
 pub(super) fn read_copy(properties: &PublishProperties) -> mqtt::PublishProperties {
     let copy = |text: &Text| ByteString::from(text.as_str());
     mqtt::PublishProperties {
+        payload_is_text: properties.payload_is_utf8 == Some(true),
         content_type: properties.content_type.as_ref().map(copy),
         response_topic: properties.response_topic.as_ref().map(copy),
         correlation_data: properties.correlation_data.as_deref().map(Bytes::copy_from_slice),
@@ -122,7 +124,7 @@ pub(super) fn write(properties: &mqtt::PublishProperties) -> Option<PublishPrope
         return None;
     }
     Some(PublishProperties {
-        payload_is_utf8: None,
+        payload_is_utf8: properties.payload_is_text.then_some(true),
         message_expiry_interval: properties.message_expiry,
         content_type: properties.content_type.as_ref().map(text),
         response_topic: properties.response_topic.as_ref().map(text),
@@ -187,7 +189,7 @@ mod tests {
     #[test]
     fn properties_survive_both_ways() {
         let said = PublishProperties {
-            payload_is_utf8: None,
+            payload_is_utf8: Some(true),
             message_expiry_interval: Some(Duration::from_secs(3)),
             content_type: Some("text/plain".into()),
             response_topic: Some("answers".into()),
