@@ -132,6 +132,9 @@ pub(crate) struct RuleText {
     pub(crate) to: BTreeMap<Spanned<String>, Spanned<ToText>>,
     #[serde(default)]
     pub(crate) properties: BTreeMap<Spanned<String>, Spanned<PropertyText>>,
+    /// AMQP's standard properties by their names.
+    #[serde(default)]
+    pub(crate) system: BTreeMap<Spanned<String>, Spanned<String>>,
     pub(crate) delivery: Option<Spanned<DeliveryText>>,
 }
 
@@ -217,7 +220,6 @@ impl<'de> Deserialize<'de> for PropertyText {
 const LATER: &[&str] = &[
     "match",
     "device",
-    "system",
     "payload",
     "test",
     "registry",

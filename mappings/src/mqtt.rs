@@ -13,9 +13,10 @@ use bytestring::ByteString;
 
 use crate::address::{Address, DeviceId, Identity};
 use crate::azure;
-use crate::message::Message;
+use crate::hono;
+use crate::message::{Message, MessageId};
 use crate::outcome::{Outcome, Reason, Rejection};
-use crate::rules::{Convention, Downlink, RuleSet, Syntax};
+use crate::rules::{Convention, Downlink, MessageName, RuleSet, Syntax};
 use crate::template::{Form, Segment};
 use crate::trie::{Joined, Path};
 
@@ -79,9 +80,13 @@ impl RuleSet {
                     azure::mark_will(&mut message, own)?;
                 }
             }
+            Some(Convention::Hono) => {
+                hono::read_bag(&mut message, own, found.rest.0.unwrap_or_default())?;
+            }
             None => {}
         }
         properties::read(&mut message, own, publish.retain, publish.properties)?;
+        rule.finish(&mut message, &found)?;
         Ok(message)
     }
 
@@ -103,13 +108,14 @@ impl RuleSet {
                 segment
             });
             match (template, segment) {
-                // `#` asks for whatever the convention puts there; anything narrower would hide commands.
-                (Segment::Rest(_), Some("#")) => {}
                 (Segment::Rest(_), _) => {
-                    return Err(Rejection::new(
-                        Reason::NoSuchAddress,
-                        "the filter of commands ends with `#`",
-                    ));
+                    let left = filter.split('/').skip(index);
+                    if !takes_all(left, rule.tail.len()) {
+                        return Err(Rejection::new(
+                            Reason::NoSuchAddress,
+                            "the filter of commands ends with `#`, or with a `+` for each name",
+                        ));
+                    }
                 }
                 // A name is one fixed value: with a wildcard it is not known whose commands are meant, and no device
                 // with a wildcard in its name can be published to.
@@ -121,6 +127,22 @@ impl RuleSet {
         }
         let source = rule.source(&found, device)?;
         Ok(Subscription { rule: Arc::clone(rule), device: device.clone(), source, topic: topic.into() })
+    }
+}
+
+/// Whether the end of a filter asks for all that may stand there: so many segments that the command itself gives, or
+/// what a convention puts there. Anything narrower would hide commands.
+fn takes_all<'a>(mut filter: impl Iterator<Item = &'a str>, names: usize) -> bool {
+    for _ in 0..names {
+        match filter.next() {
+            Some("#") => return true,
+            Some("+") => {}
+            _ => return false,
+        }
+    }
+    match filter.next() {
+        Some("#") => true,
+        other => names > 0 && other.is_none(),
     }
 }
 
@@ -172,13 +194,36 @@ impl Subscription {
                 azure::write_bag(message, &mut topic);
                 properties::write_beside(message)
             }
-            None => properties::write(message),
+            Some(Convention::Hono) | None => properties::write(message),
         };
+        for (index, name) in self.rule.tail.iter().enumerate() {
+            topic.push_str(if index > 0 { "/" } else { "" });
+            push_segment(&mut topic, *name, message)?;
+        }
         if topic.len() > MAX_TOPIC_BYTES {
             return Err(Rejection::new(Reason::TooLarge, "the command's properties do not fit into a topic"));
         }
         Ok(Command { topic, payload: message.body.clone(), properties })
     }
+}
+
+/// Appends a segment that the command itself gives: empty if it does not say it.
+fn push_segment(topic: &mut String, name: MessageName, message: &Message) -> Result<(), Rejection> {
+    let properties = &message.properties;
+    let id = |id: &Option<MessageId>| id.as_ref().map(properties::id_text);
+    let text = match name {
+        MessageName::MessageId => id(&properties.message_id),
+        MessageName::CorrelationId => id(&properties.correlation_id),
+        MessageName::Subject => properties.subject.clone(),
+    };
+    let text = text.unwrap_or_default();
+    if text.contains(['/', '+', '#']) || text.chars().any(char::is_control) {
+        let what = MessageName::ALL.iter().find(|(_, known)| *known == name).map_or("", |(name, _)| name);
+        let message = format!("the command's {what} cannot be a level of a topic: `{text}`");
+        return Err(Rejection::new(Reason::Content, message));
+    }
+    topic.push_str(&text);
+    Ok(())
 }
 
 /// What the gateway does about a rejected message where the protocol has no word for it.

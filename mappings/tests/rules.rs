@@ -260,6 +260,16 @@ fn faulty_uplink_rules_say_what_would_be_right() {
         (&format!("from.mqtt = \"a\"\n{to}\nproperties.x = \"{{y\""), "7:17", "an open brace"),
         (&format!("from.mqtt = \"a\"\n{to}\nproperties.x = \"{{y}}\""), "7:17", "unknown name `y`"),
         (&format!("from.mqtt = \"a\"\n{to}\nproperties.\"\" = 1"), "7:12", "a property needs a name"),
+        (&format!("from.mqtt = \"a\"\n{to}\nsystem.user-id = \"x\""), "7:8", "a rule never sets `user-id`"),
+        (&format!("from.mqtt = \"a\"\n{to}\nsystem.subjct = \"x\""), "7:8", "did you mean `subject`?"),
+        (&format!("from.mqtt = \"a\"\n{to}\nsystem.subject = \"{{x}}\""), "7:19", "unknown name `x`"),
+        (
+            &format!("from.mqtt = \"a\"\n{to}\nsystem.content-type = \"auto\""),
+            "7:23",
+            "`auto` is not in this version",
+        ),
+        (&format!("from.mqtt = \"a\"\n{to}\nsystem.content-type = \"é\""), "7:23", "printable ASCII"),
+        (&format!("from.mqtt = \"a\"\n{to}\nsystem.ttl = \"10\""), "7:14", "a duration with its unit"),
         (
             &format!("from.mqtt = \"a/{{x}}\"\n{to}\nproperties.IoTHub-x = \"{{x}}\""),
             "7:12",
@@ -291,7 +301,14 @@ fn faulty_downlink_rules_say_what_would_be_right() {
             "6:13",
             "the key `observe` is not in this version",
         ),
-        (&format!("{hub}\nto.mqtt = {{ topic = \"a\" }}"), "6:21", "must name it: `{device}`"),
+        ("from.hub = \"queue/x\"\nto.mqtt = { topic = \"a\" }", "6:21", "must name it"),
+        (&format!("{hub}\nto.mqtt = {{ topic = \"a/{{subject}}/b\" }}"), "6:21", "nothing else may follow"),
+        (&format!("{hub}\nto.mqtt = {{ topic = \"a/{{sibject}}\" }}"), "6:21", "`{subject}`"),
+        (
+            &format!("{hub}\nto.mqtt = {{ topic = \"a\" }}\nsystem.subject = \"x\""),
+            "7:8",
+            "on the way to the hub only",
+        ),
         (&format!("{hub}\nto.mqtt = {{ topic = \"+/{{device}}\" }}"), "6:21", "a wildcard cannot be sent to"),
         (&format!("{hub}\nto.mqtt = {{ topic = \"{{device}}/#\" }}"), "6:21", "a wildcard cannot be sent to"),
         (
@@ -336,7 +353,7 @@ fn a_rule_that_runs_both_ways_must_give_every_name_back() {
             "5:13",
             "does not give the rest of the path back",
         ),
-        (&format!("from.mqtt = \"q/{{queue}}\"\n{address}"), "5:13", "must name it: `{device}`"),
+        ("from.mqtt = \"q/{queue}\"\nto.address = \"queues/{queue}\"", "5:13", "must name it"),
         (&format!("from.coap = \"POST /q/{{queue}}/{{device}}\"\n{address}"), "5:6", "commands over `coap`"),
         (
             &format!("convention = \"azure-iot-hub\"\nfrom.mqtt = \"q/{{queue}}/{{device}}\"\n{address}"),

@@ -224,7 +224,8 @@ fn is_topic_name(text: &str) -> bool {
         && !text.chars().any(char::is_control)
 }
 
-fn id_text(id: &MessageId) -> ByteString {
+/// An id as text, whatever its type.
+pub(super) fn id_text(id: &MessageId) -> ByteString {
     match id {
         MessageId::String(text) => text.clone(),
         MessageId::Binary(bytes) => lossy(bytes),
