@@ -13,9 +13,10 @@ use thiserror::Error;
 use tokio::sync::Notify;
 
 use crate::adapters::Directory;
-use crate::config::{Config, MappingsError, Target};
+use crate::config::{Config, ConfigError, MappingsError, Target};
 use crate::console::{self, Component, Health, Status};
 use crate::control;
+use crate::devices::{self, Gate, GateSettings, Known, LimitSettings, Registry};
 use crate::hub::{self, HubError as EmbeddedHubError, HubHandle, HubSetup};
 use crate::listener::{self, ListenError};
 use crate::sas::SharedKey;
@@ -47,6 +48,9 @@ pub enum AppError {
     /// A mapping file cannot be read, or is wrong.
     #[error(transparent)]
     Mappings(#[from] MappingsError),
+    /// The device registry cannot be read, or is wrong.
+    #[error(transparent)]
+    Devices(#[from] ConfigError),
     /// The policy key in the state directory is damaged.
     #[error("the file policy-key in the state directory is not base64; remove it to have a new key made")]
     PolicyKey,
@@ -124,6 +128,7 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
     tracing::debug!(?descriptors, "open files");
     // All that can be refused is looked at before anything starts.
     let rules = Arc::new(config.mappings.load()?);
+    let registry = registry(&config, &rules)?;
     let hub = match config.runs_hub() {
         true => Some(EmbeddedHub::start(&config, &health, shutdown)?),
         false => None,
@@ -133,10 +138,11 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
         return Err(AppError::NoHub);
     }
     let hubs = Hubs::new(&config, reached)?;
+    let gate = Gate::new(Arc::clone(&registry), gate_settings(&config, &hubs));
     let ended = Arc::new(Notify::new());
     // What it holds is known before any device is served, so that nothing overtakes it.
     let spool = start_spool(&config, &rules, &hubs, &health, shutdown, &ended)?;
-    let setups = setups(&config, &rules, &hubs, &health, spool.as_ref().map(Running::spool))?;
+    let setups = setups(&config, &rules, &hubs, &gate, &health, spool.as_ref().map(Running::spool))?;
     let files = hubs.files().chain(setups.iter().take(1).flat_map(Setup::files)).collect();
     let console = console::bind(&config.admin)?;
     let listening = listening(&setups, &console)?;
@@ -152,6 +158,7 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
             })
         })
         .collect::<Result<_, _>>()?;
+    let watching = watch(registry, &health, shutdown)?;
     tell(Started { health: Arc::clone(&health), listening });
     let mut router = control::Router::default();
     if let Some(spool) = &spool {
@@ -178,6 +185,9 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
             Ok(Err(error)) => Err(error.into()),
             Err(_) => Err(AppError::Worker),
         };
+    }
+    if watching.join().is_err() {
+        outcome = Err(AppError::Worker);
     }
     // Nobody hands it anything any more.
     if let Some(spool) = spool {
@@ -265,6 +275,11 @@ impl Hubs {
         })
     }
 
+    /// Their names.
+    fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.mapped.iter().chain(self.connectors.iter()).map(|hub| hub.name())
+    }
+
     /// What follows its files.
     fn files(&self) -> impl Iterator<Item = Arc<dyn Follow>> {
         self.mapped.iter().chain(self.connectors.iter()).flat_map(|hub| hub.files())
@@ -276,6 +291,54 @@ impl Hubs {
         let addresses: BTreeSet<String> = all.map(|hub| hub.address()).collect();
         addresses.into_iter().collect::<Vec<_>>().join(", ")
     }
+}
+
+/// The device registry: the file that is named, or the state directory's if it has one.
+fn registry(config: &Config, rules: &RuleSet) -> Result<Arc<Registry>, AppError> {
+    let known = Known::of(config, rules);
+    let path = match (&config.devices.file, StateDir::locate(config.state.directory.as_deref())) {
+        (Some(file), _) => {
+            if !file.exists() {
+                let missing = ConfigError::new(file.display().to_string(), "is not there");
+                return Err(missing
+                    .with_help("`fieldgate device add` makes it, as [devices] file names it")
+                    .into());
+            }
+            file.clone()
+        }
+        (None, Ok(state)) => state.devices_file(),
+        // Nothing says where it could be, so there is none.
+        (None, Err(_)) => return Ok(Registry::empty()),
+    };
+    Ok(Registry::load(&path, known)?)
+}
+
+/// Whose devices' tokens are good here, and how often somebody may fail.
+fn gate_settings(config: &Config, hubs: &Hubs) -> GateSettings {
+    let mut hosts = config.devices.hosts.clone();
+    hosts.extend(hubs.names().map(|name| name.to_string()));
+    if config.runs_hub() {
+        hosts.extend(StateDir::hub_names(&config.hub.name));
+    }
+    let limits = LimitSettings {
+        per_device: config.devices.failures_per_device.get(),
+        per_address: config.devices.failures_per_address.get(),
+        longest: config.devices.longest_wait,
+    };
+    GateSettings { hosts, limits }
+}
+
+/// Has the registry's file watched until the stop, beside everything else: reading it takes its time.
+fn watch(
+    registry: Arc<Registry>,
+    health: &Arc<Health>,
+    shutdown: &Shutdown,
+) -> io::Result<thread::JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
+    let (health, shutdown) = (Arc::clone(health), shutdown.clone());
+    thread::Builder::new()
+        .name("devices".into())
+        .spawn(move || runtime.block_on(devices::watch(registry, health, shutdown)))
 }
 
 /// Starts the spool, if a rule keeps messages on disk.
@@ -306,6 +369,7 @@ fn setups(
     config: &Arc<Config>,
     rules: &Arc<RuleSet>,
     hubs: &Hubs,
+    gate: &Arc<Gate>,
     health: &Arc<Health>,
     spool: Option<&Spool>,
 ) -> Result<Vec<Setup>, AppError> {
@@ -320,6 +384,7 @@ fn setups(
             hubs: Arc::clone(&hubs.connectors),
             spool: spool.cloned(),
             directory: Arc::clone(&directory),
+            gate: Arc::clone(gate),
             health: Arc::clone(health),
             amqp: Vec::new(),
             mqtt: Vec::new(),

@@ -2,6 +2,7 @@
 
 mod check;
 mod dead_letter;
+mod device;
 mod import;
 mod key;
 mod send;
@@ -102,6 +103,14 @@ enum Command {
     /// Run the local hub alone; or watch it, send commands, get keys
     #[command(after_help = HUB_HELP)]
     Hub(Hub),
+    /// The device registry: who devices are, and how they prove it
+    #[command(after_help = device::HELP, arg_required_else_help = true)]
+    Device {
+        #[command(flatten)]
+        place: Place,
+        #[command(subcommand)]
+        command: device::DeviceCommand,
+    },
     /// Check a configuration, its mapping files and certificates, and show what it means
     Check {
         /// The configuration file; without it, the defaults
@@ -344,6 +353,7 @@ fn dispatch(command: Command, roles: Roles) -> Result<(), CliError> {
                 HubCommand::ConnectionString { device } => key::connection_string(&state, device.as_ref()),
             }
         }
+        Command::Device { place, command } => device::run(&place, command),
         Command::Spool(command) => spool::run(&command),
         Command::DeadLetter(command) => dead_letter::run(&command),
         Command::Check { file } => check::run(file.as_deref().map(Path::new)),

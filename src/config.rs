@@ -33,7 +33,8 @@ use connectors::ConnectorSection;
 pub(crate) use connectors::UPSTREAM;
 pub use connectors::{Connect, Connector, HostPort, Hosts, Mode, Reach};
 pub use error::{ConfigError, Place};
-use error::{Source, beside, name_of};
+pub(crate) use error::{Source, nearest};
+use error::{beside, name_of};
 use listeners::ListenerSection;
 pub use listeners::{Limits, Listener};
 pub use mappings::MappingsError;
@@ -45,8 +46,8 @@ use routes::RouteSection;
 pub use routes::{Direction, LinkRoute, RouteAddress};
 pub use sasl::Sasl;
 pub use sections::{
-    AdminConfig, Authorise, CoapConfig, HttpConfig, HubConfig, LogConfig, MappingsConfig, MqttConfig,
-    RuntimeConfig, SpoolConfig, StateConfig,
+    AdminConfig, Authorise, CoapConfig, DevicesConfig, HttpConfig, HubConfig, LogConfig, MappingsConfig,
+    MqttConfig, RuntimeConfig, SpoolConfig, StateConfig,
 };
 use sections::{AmqpSection, UpstreamSection};
 pub use units::{Level, Secret, parse_duration, parse_size};
@@ -68,6 +69,8 @@ pub struct Config {
     pub coap: CoapConfig,
     /// HTTP devices.
     pub http: HttpConfig,
+    /// The device registry.
+    pub devices: DevicesConfig,
     /// Metrics and health.
     pub admin: AdminConfig,
     /// The embedded hub; whether `run` starts it says [`Config::runs_hub`].
@@ -130,6 +133,7 @@ struct Document {
     mqtt: MqttConfig,
     coap: CoapConfig,
     http: HttpConfig,
+    devices: DevicesConfig,
     admin: AdminConfig,
     hub: HubConfig,
     upstream: UpstreamSection,
@@ -229,7 +233,9 @@ impl Config {
         for file in &mut document.mappings.files {
             *file = beside(base, file);
         }
-        for path in [&mut document.state.directory, &mut document.spool.directory].into_iter().flatten() {
+        let paths =
+            [&mut document.state.directory, &mut document.spool.directory, &mut document.devices.file];
+        for path in paths.into_iter().flatten() {
             *path = beside(base, path);
         }
         if let Some((key, what)) = document.spool.fault() {
@@ -244,6 +250,7 @@ impl Config {
             mqtt,
             coap,
             http,
+            devices,
             admin,
             hub,
             upstream,
@@ -278,6 +285,7 @@ impl Config {
             mqtt,
             coap,
             http,
+            devices,
             admin,
             hub,
             upstream,

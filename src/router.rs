@@ -18,6 +18,7 @@ mod names;
 mod passing;
 mod policy;
 mod pressure;
+mod proving;
 mod putting;
 mod routes;
 mod seat;
@@ -25,10 +26,13 @@ mod shared;
 mod telemetry;
 #[cfg(test)]
 mod tests;
+mod word;
 
 pub(crate) use access::{Hubs, Rules};
-pub(crate) use ends::{ConnectorSettings, DeviceInfo, DeviceKey, TrunkKey};
+pub(crate) use ends::{ConnectorSettings, DeviceInfo, DeviceKey, OwnDevice, TrunkKey};
 pub(crate) use machine::Router;
 pub(crate) use policy::{Authorise, Policy};
+pub(crate) use proving::{Registrar, Spoken};
 pub(crate) use routes::{ConnectorIndex, Direction, LinkRoute, RouteMatch, Routes};
 pub(crate) use seat::MAX_BACKLOG_BYTES;
+pub(crate) use word::Word;

@@ -31,7 +31,7 @@ const WORD: &str = "SharedAccessSignature ";
 const SIGNATURE_BYTES: usize = 32;
 
 /// A symmetric key that signs tokens. Its `Debug` shows nothing of it.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct SharedKey(Box<[u8]>);
 
 impl SharedKey {

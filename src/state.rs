@@ -4,8 +4,8 @@
 
 mod certificates;
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Seek as _, Write as _};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write as _};
 use std::ops::Deref;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -19,18 +19,19 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use thiserror::Error;
 
 use crate::config::Secret;
+use crate::lock_file::{self, LockError, LockFile};
 use crate::tls::Identity;
 
 /// The policy that may do everything, and whose key the state directory holds.
 pub const POLICY: &str = "iothubowner";
 
-const LOCK: &str = "lock";
 const CA: &str = "ca.pem";
 const CA_KEY: &str = "ca-key.pem";
 const HUB: &str = "hub.pem";
 const HUB_KEY: &str = "hub-key.pem";
 const POLICY_KEY: &str = "policy-key";
 const SERVICE: &str = "service-connection-string";
+const DEVICES: &str = "devices.toml";
 
 /// A state directory that cannot be used.
 #[derive(Debug, Error)]
@@ -86,7 +87,7 @@ pub struct StateDir {
 pub struct LockedState {
     directory: StateDir,
     // Closing the file gives the lock back.
-    _lock: File,
+    _lock: LockFile,
 }
 
 impl Deref for LockedState {
@@ -132,6 +133,12 @@ impl StateDir {
         self.path.join(CA)
     }
 
+    /// The device registry, if there is one.
+    #[must_use]
+    pub fn devices_file(&self) -> PathBuf {
+        self.path.join(DEVICES)
+    }
+
     /// How to reach the hub that runs, or last ran, with this directory, with its policy key.
     ///
     /// # Errors
@@ -153,24 +160,10 @@ impl StateDir {
     /// [`StateError::InUse`] while another process holds it.
     pub fn lock(&self) -> Result<LockedState, StateError> {
         self.make()?;
-        let path = self.path.join(LOCK);
-        let failed = |source| StateError::Io { path: path.clone(), source };
-        let mut lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(StateError::InUse { path: self.path.clone(), holder: holder(&mut lock) });
-            }
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
-        }
-        lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(failed)?;
+        let lock = LockFile::hold(&self.path).map_err(|error| match error {
+            LockError::InUse(holder) => StateError::InUse { path: self.path.clone(), holder },
+            LockError::Io { path, source } => StateError::Io { path, source },
+        })?;
         Ok(LockedState { directory: self.clone(), _lock: lock })
     }
 
@@ -186,7 +179,9 @@ impl StateDir {
             return Ok(());
         }
         // Somebody else's open directory (say, /tmp itself) is not ours to close.
-        if fs::read_dir(&self.path).map_err(failed)?.next().is_none() || self.path.join(LOCK).exists() {
+        if fs::read_dir(&self.path).map_err(failed)?.next().is_none()
+            || self.path.join(lock_file::NAME).exists()
+        {
             return fs::set_permissions(&self.path, fs::Permissions::from_mode(0o700)).map_err(failed);
         }
         Err(StateError::Content {
@@ -196,14 +191,6 @@ impl StateDir {
                 metadata.mode() & 0o777
             ),
         })
-    }
-}
-
-fn holder(lock: &mut File) -> String {
-    let mut text = String::new();
-    match lock.rewind().and_then(|()| lock.take(32).read_to_string(&mut text)) {
-        Ok(_) if text.trim().parse::<u32>().is_ok() => format!("process {}", text.trim()),
-        _ => "another process".into(),
     }
 }
 
@@ -368,7 +355,7 @@ pub(crate) mod tests {
         state.hub_identity("hub.example").unwrap();
         state.write_service_connection_string(5671).unwrap();
         assert_eq!(mode(state.path()), 0o700);
-        for name in [LOCK, CA, CA_KEY, HUB, HUB_KEY, POLICY_KEY, SERVICE] {
+        for name in [lock_file::NAME, CA, CA_KEY, HUB, HUB_KEY, POLICY_KEY, SERVICE] {
             assert_eq!(mode(&state.path().join(name)), 0o600, "{name}");
         }
     }

@@ -19,6 +19,7 @@ use crate::adapters::amqp::{self, Routing};
 use crate::adapters::{self, Directory};
 use crate::config::Config;
 use crate::console::Health;
+use crate::devices::{Gate, Roster};
 use crate::outbound::Outbound;
 use crate::shutdown::Shutdown;
 use crate::spool::Spool;
@@ -51,6 +52,8 @@ pub(crate) struct Setup {
     /// The hubs of the configuration's connectors, in their order.
     pub(crate) hubs: Arc<[Arc<Hub>]>,
     pub(crate) directory: Arc<Directory>,
+    /// Who decides which device is let in.
+    pub(crate) gate: Arc<Gate>,
     pub(crate) health: Arc<Health>,
     /// Where messages wait on the disk; absent where no rule asks for it.
     pub(crate) spool: Option<Spool>,
@@ -75,6 +78,8 @@ pub(crate) struct Worker {
     pub(crate) rules: Arc<RuleSet>,
     /// Which client id is connected where, over all workers.
     pub(crate) directory: Arc<Directory>,
+    /// The devices that are in.
+    pub(crate) roster: Rc<Roster>,
     /// The way of what devices say.
     pub(crate) outbound: Outbound,
     /// The way of native AMQP devices.
@@ -135,8 +140,11 @@ pub(crate) fn run(setup: Setup, shutdown: &Shutdown) -> io::Result<()> {
 }
 
 async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
-    let Setup { index, config, rules, hub, hubs, directory, health, spool, amqp, mqtt, coap, http } = setup;
-    let routing = Routing::start(index, &config, &hubs, Arc::clone(&health), shutdown.clone());
+    let Setup { index, config, rules, hub, hubs, directory, gate, health, spool, amqp, mqtt, coap, http } =
+        setup;
+    let roster = Roster::new(&gate);
+    let keeping = tokio::task::spawn_local(Rc::clone(&roster).keep());
+    let routing = Routing::start(index, &config, &hubs, &gate, Arc::clone(&health), shutdown.clone());
     let (upstream, connection) = match hub {
         Some(hub) => {
             let (upstream, connection) = Upstream::start(index, &config, &hub, health, shutdown.clone());
@@ -150,6 +158,7 @@ async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
         config,
         rules,
         directory,
+        roster,
         outbound,
         routing,
         shutdown: shutdown.clone(),
@@ -188,6 +197,7 @@ async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
         () = worker.drained() => {}
         () = shutdown.aborting() => {}
     }
+    keeping.abort();
     // The devices are gone. What nobody waits for has its outcome soon: from the hub, or from the disk.
     worker.outbound.close();
     if let Some(sending) = sending {

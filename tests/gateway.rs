@@ -18,12 +18,16 @@ mod requests;
 #[path = "gateway/world.rs"]
 mod world;
 
+#[path = "gateway/alone.rs"]
+mod alone;
 #[path = "gateway/bounds.rs"]
 mod bounds;
 #[path = "gateway/commands.rs"]
 mod commands;
 #[path = "gateway/console.rs"]
 mod console;
+#[path = "gateway/devices.rs"]
+mod devices;
 #[path = "gateway/listeners.rs"]
 mod listeners;
 #[path = "gateway/order.rs"]

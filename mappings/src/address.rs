@@ -62,9 +62,23 @@ impl AsRef<str> for DeviceId {
 pub enum Identity<'a> {
     /// The device was identified before: whatever the topic or path says must agree with it.
     Is(&'a DeviceId),
+    /// The sender was identified before, and may be a gateway: it is itself, or one that it may act for.
+    MayActFor(&'a DeviceId, &'a dyn ActsFor),
     /// Anonymous access: the device is the one that the topic or path names. Only for listeners whose configuration
     /// allows it.
     Claimed,
+}
+
+impl<'a> From<&'a DeviceId> for Identity<'a> {
+    fn from(device: &'a DeviceId) -> Self {
+        Self::Is(device)
+    }
+}
+
+/// Who knows which gateways may act for which devices.
+pub trait ActsFor: fmt::Debug {
+    /// Whether `gateway` is of this group, and the group may act for `device`.
+    fn may_act(&self, gateway: &DeviceId, group: &str, device: &DeviceId) -> bool;
 }
 
 /// Why a text cannot name a device, or stand as one segment of an address.

@@ -94,7 +94,8 @@ impl Loader {
         let delivery = delivery::delivery(source, rule)?;
         self.insert_uplink(source, rule, convention, &patterns, &target, delivery.as_ref())?;
         let place = source.place(rule.name.span().start);
-        self.set.described.push(Described { name: rule.name.get_ref().clone(), place, delivery });
+        let (name, version) = (rule.name.get_ref().clone(), source.version());
+        self.set.described.push(Described { name, place, version, delivery });
         Ok(())
     }
 
@@ -112,11 +113,13 @@ impl Loader {
                 convention,
                 place: source.place(pattern.text.span().start),
                 device: device_slot(&pattern.template),
+                via: via(source, rule, pattern)?,
                 address: address(source, target, &pattern.template)?,
                 properties: properties(source, rule, &pattern.template)?,
                 system: System::compile(source, rule, &pattern.template)?,
                 delivery: delivery.cloned(),
             };
+            self.set.has_via |= uplink.via.is_some();
             let fold_case = convention.is_some() && pattern.syntax.methods.is_some();
             let table = table(&mut self.set.uplink, pattern.syntax.key, pattern.method);
             table.insert(&pattern.template, fold_case, uplink).map_err(|earlier| {
@@ -129,6 +132,12 @@ impl Loader {
 
     fn downlink(&mut self, source: &Source<'_>, rule: &RuleText) -> Result<(), Fault> {
         let convention = convention(source, rule)?;
+        if let Some(device) = &rule.device {
+            return Err(source.error(
+                device.span(),
+                "`device` is for messages from devices: commands go to the device itself",
+            ));
+        }
         delivery::refuse(source, rule)?;
         if let Some((name, _)) = rule.properties.iter().next() {
             return Err(source.error(name.span(), "properties are set on the way to the hub only"));
@@ -386,6 +395,27 @@ fn template(
 ) -> Result<Template, Fault> {
     Template::parse(&text.get_ref()[start..], form)
         .map_err(|error| source.error_within(text, start + error.at.start, &error.message))
+}
+
+/// The group of gateways that may act for the device of a rule.
+fn via(source: &Source<'_>, rule: &RuleText, pattern: &Pattern) -> Result<Option<Box<str>>, Fault> {
+    let Some(device) = &rule.device else { return Ok(None) };
+    if let Some(id) = device.get_ref().id.as_ref().filter(|id| id.get_ref() != "{device}") {
+        return Err(source.error(id.span(), "the device is the one that the pattern names: `{device}`"));
+    }
+    let Some(via) = &device.get_ref().via else { return Ok(None) };
+    if via.get_ref().trim().is_empty() {
+        return Err(
+            source.error(via.span(), "`via` is the name of a group of gateways, as in the device registry")
+        );
+    }
+    if device_slot(&pattern.template).is_none() {
+        return Err(source.error(
+            via.span(),
+            "a gateway can act for a device that the pattern names only: `{device}` is missing in one",
+        ));
+    }
+    Ok(Some(via.get_ref().as_str().into()))
 }
 
 fn device_slot(template: &Template) -> Option<usize> {

@@ -22,7 +22,7 @@ const MAX_PRIORITY: u8 = 9;
 /// What a rule's `[rule.delivery]` says. All messages of the rule share it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivery {
-    /// The rule, for people: ``file:line `name` ``.
+    /// The rule, for people: ``file:line `name` @1a2b3c4d``, with the CRC-32 of the file's text as it was.
     pub rule: Arc<str>,
     /// When the device hears that its message is delivered.
     pub ack: Ack,
@@ -198,7 +198,7 @@ pub(crate) fn delivery(source: &Source<'_>, rule: &RuleText) -> Result<Option<Ar
     }
     let place = source.place(rule.name.span().start);
     Ok(Some(Arc::new(Delivery {
-        rule: format!("{}:{} `{}`", place.file, place.line, rule.name.get_ref()).into(),
+        rule: format!("{}:{} `{}` @{}", place.file, place.line, rule.name.get_ref(), source.version()).into(),
         ack: ack.unwrap_or_default(),
         priority: priority(source, text)?,
         when_offline: text.when_offline.as_ref().map(|text| when_offline(source, text)).transpose()?,

@@ -70,6 +70,11 @@ impl fmt::Display for Place {
 }
 
 impl Source<'_> {
+    /// Tells this text from others that the file had before: its CRC-32.
+    pub(crate) fn version(&self) -> String {
+        format!("{:08x}", crc32fast::hash(self.text.as_bytes()))
+    }
+
     /// The place of a byte of the text.
     pub(crate) fn place(&self, at: usize) -> Place {
         let before = self.text.get(..at).unwrap_or(self.text);
@@ -135,7 +140,18 @@ pub(crate) struct RuleText {
     /// AMQP's standard properties by their names.
     #[serde(default)]
     pub(crate) system: BTreeMap<Spanned<String>, Spanned<String>>,
+    pub(crate) device: Option<Spanned<DeviceText>>,
     pub(crate) delivery: Option<Spanned<DeliveryText>>,
+}
+
+/// `[rule.device]`
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DeviceText {
+    /// `{device}`: there is no other.
+    pub(crate) id: Option<Spanned<String>>,
+    /// The group of gateways that may act for the device.
+    pub(crate) via: Option<Spanned<String>>,
 }
 
 /// A value below `to`.
@@ -219,7 +235,6 @@ impl<'de> Deserialize<'de> for PropertyText {
 /// Keys of the mapping language that this version does not have yet.
 const LATER: &[&str] = &[
     "match",
-    "device",
     "payload",
     "test",
     "registry",

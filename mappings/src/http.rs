@@ -23,8 +23,8 @@ pub(crate) const SYNTAX: Syntax = Syntax {
     commands: false,
 };
 
-/// The authentication scheme that Azure's device API asks for.
-const CHALLENGE: &str = "SharedAccessSignature";
+/// The authentication scheme that Azure's device API asks for, and that of user name and password (RFC 7617).
+const CHALLENGE: &str = "SharedAccessSignature, Basic realm=\"devices\", charset=\"UTF-8\"";
 /// Several messages in one body, in a JSON envelope (Azure's device API).
 const BATCH: &str = "application/vnd.microsoft.iothub.json";
 

@@ -35,7 +35,7 @@ mod time;
 mod trie;
 pub mod units;
 
-pub use address::{Address, DeviceId, Identity};
+pub use address::{ActsFor, Address, DeviceId, Identity};
 pub use bytestring::ByteString;
 pub use delivery::Delivery;
 pub use message::{Direction, Message, MessageId, Properties, Timestamp, Value};

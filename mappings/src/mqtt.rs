@@ -53,8 +53,12 @@ impl RuleSet {
     ///
     /// # Errors
     /// No rule for the topic, another device's topic, or properties that cannot be read.
-    pub fn map_mqtt(&self, device: &DeviceId, publish: Publish<'_>) -> Result<Message, Rejection> {
-        self.map_publish(device, publish, false)
+    pub fn map_mqtt<'i>(
+        &self,
+        identity: impl Into<Identity<'i>>,
+        publish: Publish<'_>,
+    ) -> Result<Message, Rejection> {
+        self.map_publish(identity.into(), publish, false)
     }
 
     /// The message that the will of `device` is: what a PUBLISH of it would be, and where the convention has a word
@@ -63,14 +67,19 @@ impl RuleSet {
     /// # Errors
     /// As [`map_mqtt`](Self::map_mqtt).
     pub fn map_mqtt_will(&self, device: &DeviceId, will: Publish<'_>) -> Result<Message, Rejection> {
-        self.map_publish(device, will, true)
+        self.map_publish(Identity::Is(device), will, true)
     }
 
-    fn map_publish(&self, device: &DeviceId, publish: Publish<'_>, will: bool) -> Result<Message, Rejection> {
+    fn map_publish(
+        &self,
+        identity: Identity<'_>,
+        publish: Publish<'_>,
+        will: bool,
+    ) -> Result<Message, Rejection> {
         let hidden = publish.topic.starts_with('$');
         let found = self.uplink(SYNTAX.key, "", Joined(Some(publish.topic)), hidden)?;
         let rule = found.value;
-        let mut message = rule.message(&found, Identity::Is(device), publish.payload)?;
+        let mut message = rule.message(&found, identity, publish.payload)?;
         message.durable = publish.qos > 0;
         let own = rule.own_properties();
         match rule.convention {

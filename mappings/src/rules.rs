@@ -53,6 +53,7 @@ impl Convention {
 /// All rules of all mapping files.
 #[derive(Debug, Default)]
 pub struct RuleSet {
+    pub(crate) has_via: bool,
     /// Those for messages from devices, in the order of the files.
     pub(crate) described: Vec<Described>,
     pub(crate) uplink: Vec<Table<Uplink>>,
@@ -66,6 +67,8 @@ pub struct Described {
     pub name: String,
     /// Where it stands.
     pub place: Place,
+    /// The CRC-32 of the file's text.
+    pub version: String,
     /// How its messages are delivered, where it says so.
     pub delivery: Option<Arc<Delivery>>,
 }
@@ -85,6 +88,8 @@ pub(crate) struct Uplink {
     pub(crate) place: Place,
     /// The slot of the pattern's device, where it names one.
     pub(crate) device: Option<usize>,
+    /// The group of gateways that may act for the device.
+    pub(crate) via: Option<Box<str>>,
     pub(crate) address: AddressTemplate,
     pub(crate) properties: Vec<(ByteString, PropertyTemplate)>,
     pub(crate) system: System,
@@ -166,6 +171,13 @@ impl RuleSet {
         loader.finish()
     }
 
+    /// Whether any rule lets gateways act for devices: who asks for a mapping need not look at [`ActsFor`] otherwise.
+    ///
+    /// [`ActsFor`]: crate::address::ActsFor
+    pub fn has_via(&self) -> bool {
+        self.has_via
+    }
+
     /// The rules for messages from devices, in the order of the files.
     pub fn described(&self) -> &[Described] {
         &self.described
@@ -214,7 +226,7 @@ impl Uplink {
         body: Bytes,
     ) -> Result<Message, Rejection> {
         let captured = self.device.map(|slot| found.captures.get(slot));
-        let device = identify(identity, captured)?;
+        let device = identify(identity, captured, self.via.as_deref())?;
         let address = self.address.resolve(&device, &found.captures, found.rest)?;
         let mut message = Message::new(device, Direction::Uplink, address, body);
         message.delivery.clone_from(&self.delivery);
@@ -249,17 +261,30 @@ impl Downlink {
         device: &DeviceId,
     ) -> Result<Address, Rejection> {
         let captured = self.device.map(|slot| found.captures.get(slot));
-        identify(Identity::Is(device), captured)?;
+        identify(Identity::Is(device), captured, None)?;
         self.address.resolve(device, &found.captures, found.rest)
     }
 }
 
 /// Identity is not a capture: what the path says must be who the device is, byte for byte. Only where anonymous
-/// access is allowed the path itself is the claim.
-fn identify(identity: Identity<'_>, captured: Option<&str>) -> Result<DeviceId, Rejection> {
+/// access is allowed the path itself is the claim. A gateway may be of the group that may act for the device.
+fn identify(
+    identity: Identity<'_>,
+    captured: Option<&str>,
+    via: Option<&str>,
+) -> Result<DeviceId, Rejection> {
     match (identity, captured) {
-        (Identity::Is(device), None) => Ok(device.clone()),
-        (Identity::Is(device), Some(named)) if named == device.as_str() => Ok(device.clone()),
+        (Identity::Is(device) | Identity::MayActFor(device, _), None) => Ok(device.clone()),
+        (Identity::Is(device) | Identity::MayActFor(device, _), Some(named)) if named == device.as_str() => {
+            Ok(device.clone())
+        }
+        (Identity::MayActFor(gateway, others), Some(named)) => {
+            let device = DeviceId::new(named).ok().zip(via);
+            device
+                .filter(|(device, group)| others.may_act(gateway, group, device))
+                .map(|(device, _)| device)
+                .ok_or_else(|| Rejection::new(Reason::NotPermitted, "the path names another device"))
+        }
         (Identity::Is(_), Some(_)) => {
             Err(Rejection::new(Reason::NotPermitted, "the path names another device"))
         }

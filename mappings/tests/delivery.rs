@@ -51,7 +51,7 @@ fn what_is_left_out_is_as_always() {
     assert_eq!(
         plain,
         Delivery {
-            rule: "m.toml:3 `up`".into(),
+            rule: "m.toml:3 `up` @f221071c".into(),
             ack: Ack::OnHubAccept,
             priority: 4,
             when_offline: None,

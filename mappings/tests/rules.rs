@@ -6,8 +6,8 @@ use bytes::Bytes;
 use fieldgate_http::{Limits, RequestHead};
 use fieldgate_mappings::mqtt::{Publish, PublishProperties};
 use fieldgate_mappings::{
-    AZURE_IOT_HUB, ByteString, DeviceId, Direction, Identity, Message, MessageId, Reason, Rejection, RuleSet,
-    Source, Value, coap,
+    AZURE_IOT_HUB, ActsFor, ByteString, DeviceId, Direction, Identity, Message, MessageId, Reason, Rejection,
+    RuleSet, Source, Value, coap,
 };
 
 const HEAD: &str = "version = 1\n";
@@ -42,6 +42,53 @@ fn publish(rules: &RuleSet, device: &str, topic: &str) -> Result<Message, Reject
     let payload = Bytes::from_static(b"x");
     let publish = Publish { topic, payload, qos: 1, retain: false, properties: PublishProperties::default() };
     rules.map_mqtt(&id(device), publish)
+}
+
+/// Gateways `gw…` are of the group `line`, which may act for devices `p…`.
+#[derive(Debug)]
+struct Line;
+
+impl ActsFor for Line {
+    fn may_act(&self, gateway: &DeviceId, group: &str, device: &DeviceId) -> bool {
+        group == "line" && gateway.as_str().starts_with("gw") && device.as_str().starts_with('p')
+    }
+}
+
+#[test]
+fn a_gateway_may_act_for_devices_of_its_group_where_the_rule_says_so() {
+    let own = rule("own", "own/{device}");
+    assert!(!load(&own).has_via());
+    let rules =
+        load(&(own + &rule("via", "line/{device}") + "device = { id = \"{device}\", via = \"line\" }\n"));
+    assert!(rules.has_via());
+    let publish = |sender: &str, topic: &str| {
+        let payload = Bytes::from_static(b"x");
+        let publish =
+            Publish { topic, payload, qos: 1, retain: false, properties: PublishProperties::default() };
+        rules
+            .map_mqtt(Identity::MayActFor(&id(sender), &Line), publish)
+            .map(|message| message.device.to_string())
+    };
+    assert_eq!(publish("gw1", "line/p1").unwrap(), "p1");
+    assert_eq!(publish("gw1", "line/gw1").unwrap(), "gw1");
+    assert_eq!(publish("p1", "line/p1").unwrap(), "p1");
+    for (sender, topic) in
+        [("gw1", "own/p1"), ("gw1", "line/x1"), ("p1", "line/p2"), ("gw1", "line/p/1"), ("gw1", "line/")]
+    {
+        let refused = publish(sender, topic).unwrap_err().reason;
+        assert!(matches!(refused, Reason::NotPermitted | Reason::NoSuchAddress), "{sender} {topic}");
+    }
+    for (line, message) in [
+        ("device.id = \"{other}\"", "m.toml:9:13: the device is the one that the pattern names: `{device}`"),
+        ("device.via = \" \"", "m.toml:9:14: `via` is the name of a group"),
+        ("device.group = \"x\"", "m.toml:9:8: "),
+    ] {
+        let errors = errors(&format!("{}\n{line}\n", rule("a", "a/{device}")));
+        assert!(errors[0].starts_with(message), "{errors:?}");
+    }
+    let nameless =
+        rule("a", "a/b").replace("devices/{device}/messages/events", "queue") + "device.via = \"line\"\n";
+    assert!(errors(&nameless)[0].contains("`{device}` is missing"), "{:?}", errors(&nameless));
 }
 
 fn property<'m>(message: &'m Message, name: &str) -> &'m str {

@@ -10,7 +10,6 @@
 //! comes with a password, which only the hub can judge. Its `open` then is the hub connection's and
 //! the hub's is its answer; otherwise the gateway opens for itself on either side.
 
-mod certificate;
 mod connectors;
 mod device;
 mod end;
@@ -19,6 +18,7 @@ mod pair;
 mod party;
 #[cfg(test)]
 mod pressure;
+mod registrar;
 mod routing;
 mod telemetry;
 mod trace;
@@ -31,7 +31,7 @@ use std::time::Instant;
 
 use tokio::net::TcpStream;
 
-use crate::router::DeviceInfo;
+use crate::router::{DeviceInfo, OwnDevice};
 use crate::telemetry::emit;
 use crate::worker::Worker;
 
@@ -65,7 +65,7 @@ pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, listener: Rc<List
 
 /// A device that shares its hub connections with others, once the router has it.
 fn share(guest: Guest, listener: &Listener, worker: &Worker) -> Device {
-    let Guest { device: Party { end, machine, .. }, peer, open, identity } = guest;
+    let Guest { device: Party { end, machine, .. }, peer, open, identity, pass } = guest;
     emit(DeviceConnected {
         peer,
         container: open.container_id(),
@@ -80,6 +80,11 @@ fn share(guest: Guest, listener: &Listener, worker: &Worker) -> Device {
         max_unsettled: listener.max_unsettled,
         max_tokens: listener.max_tokens,
         bound_to: listener.connector,
+        peer: peer.ip(),
+        own: pass.map(|pass| {
+            let connector = worker.routing.connector_of(&pass.device, listener, open.hostname());
+            OwnDevice::new(connector, pass)
+        }),
     };
     let routing = &worker.routing;
     let key = routing.turn(|router| router.add_device(machine, info, Instant::now(), unix_now()));
@@ -88,13 +93,13 @@ fn share(guest: Guest, listener: &Listener, worker: &Worker) -> Device {
 
 /// A device and the hub connection that is its alone, once the router has both.
 fn pair(guest: Guest, hub: Party, connector: &Connector, listener: &Listener, worker: &Worker) -> Pair {
-    let Guest { device, peer, open, identity } = guest;
+    let Guest { device, peer, open, identity, pass } = guest;
     let alone = Some(&*connector.name);
     emit(DeviceConnected { peer, container: open.container_id(), identity: identity.as_deref(), alone });
-    let policy = connector.policy(listener.authorise, open.hostname());
-    let keys = worker
-        .routing
-        .turn(|router| router.add_pair(device.machine, hub.machine, policy, listener.max_unsettled));
+    let policy = connector.policy(listener.authorise, open.hostname()).proven(pass);
+    let keys = worker.routing.turn(|router| {
+        router.add_pair(device.machine, hub.machine, policy, listener.max_unsettled, Instant::now())
+    });
     let count = Counted::new(&connector.metrics);
     Pair::new(device.end, hub.end, keys, &worker.routing, Some(count))
 }

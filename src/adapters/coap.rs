@@ -33,7 +33,7 @@ const RECEIVE_PAUSE: Duration = Duration::from_millis(100);
 /// Serves a socket until the stop, and then until the exchanges that are open have their end.
 pub(crate) async fn serve(socket: UdpSocket, worker: Rc<Worker>) {
     let config = &worker.config.coap;
-    let mut exchanges = Exchanges::new(config, Arc::clone(&worker.rules), seed());
+    let mut exchanges = Exchanges::new(config, Arc::clone(&worker.rules), Rc::clone(&worker.roster), seed());
     let verdicts = exchanges.verdicts();
     // A byte more than is taken, so that a datagram which the buffer cuts is told from a whole one.
     let mut buffer = vec![0; config.max_datagram_bytes + 1];

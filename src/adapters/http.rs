@@ -39,7 +39,8 @@ const MIN_READ_BUFFER: usize = 8192;
 pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, worker: Rc<Worker>) {
     let outbound = worker.outbound.clone();
     let send = move |message, patience, verdict| outbound.send(message, patience, verdict);
-    let requests = Requests::new(Arc::clone(&worker.config), Arc::clone(&worker.rules), send, peer);
+    let (config, rules) = (Arc::clone(&worker.config), Arc::clone(&worker.rules));
+    let requests = Requests::new(config, rules, Rc::clone(&worker.roster), send, peer);
     converse(stream, peer, &worker.config.http, requests, worker.shutdown.draining()).await;
 }
 

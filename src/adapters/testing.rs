@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 use std::{io, thread};
 
 use fieldgate_mappings::AZURE_IOT_HUB;
@@ -11,6 +12,7 @@ use fieldgate_mappings::rules::RuleSet;
 
 use crate::config::Config;
 use crate::console::Health;
+use crate::devices::{Gate, GateSettings, LimitSettings, Registry};
 use crate::listener;
 use crate::shutdown::{self, Trigger};
 use crate::state::{StateDir, tests::Scratch};
@@ -22,6 +24,12 @@ use super::Directory;
 /// The rules that are used when no file is named.
 pub(super) fn rules() -> Arc<RuleSet> {
     Arc::new(RuleSet::load(&[AZURE_IOT_HUB]).unwrap())
+}
+
+/// A gate to a registry without devices.
+pub(super) fn gate() -> Arc<Gate> {
+    let limits = LimitSettings { per_device: 5, per_address: 50, longest: Duration::from_secs(60) };
+    Gate::new(Registry::empty(), GateSettings { hosts: Vec::new(), limits })
 }
 
 /// A configuration from the text of its file.
@@ -59,6 +67,7 @@ impl Running {
             config,
             rules: rules(),
             directory: Arc::new(Directory::default()),
+            gate: gate(),
             health: Arc::new(Health::default()),
             spool: None,
             amqp: Vec::new(),

@@ -12,7 +12,9 @@ use crate::config::{
     Authorise, Config, Connect, Connector, Direction, Listener, MappingsError, Mode, Proxy, Reach,
     SslProfile, Target, TlsVersion, Transport,
 };
+use crate::devices::{Known, Registry};
 use crate::output::say;
+use crate::state::StateDir;
 use crate::tls::{self, TlsError};
 
 /// What a start would stumble over.
@@ -35,9 +37,10 @@ pub(super) fn run(file: Option<&Path>) -> Result<(), CliError> {
     config.require_hub()?;
     certificates(&config)?;
     let rules = config.mappings.load().map_err(Wrong::from)?;
+    let devices = devices(&config, &rules)?;
     let name = file.map_or_else(|| "the defaults".into(), |file| file.display().to_string());
     say(&format!("{name}: good"))?;
-    for (what, meaning) in summary(&config) {
+    for (what, meaning) in summary(&config).into_iter().chain(devices) {
         say(&format!("  {what:<9}{meaning}"))?;
     }
     if config.maps() {
@@ -51,11 +54,22 @@ pub(super) fn run(file: Option<&Path>) -> Result<(), CliError> {
     Ok(())
 }
 
+/// Reads the device registry, where there is one.
+fn devices(config: &Config, rules: &RuleSet) -> Result<Option<(&'static str, String)>, CliError> {
+    let file = match (&config.devices.file, StateDir::locate(config.state.directory.as_deref())) {
+        (Some(file), _) => file.clone(),
+        (None, Ok(state)) if state.devices_file().exists() => state.devices_file(),
+        (None, _) => return Ok(None),
+    };
+    let registry = Registry::load(&file, Known::of(config, rules))?;
+    Ok(Some(("devices", format!("{} registered in {}", registry.snapshot().len(), file.display()))))
+}
+
 /// How the messages of each rule are delivered.
 fn deliveries(rules: &RuleSet) -> Vec<String> {
     let line = |rule: &Described| {
         let delivery = rule.delivery.as_ref().map_or_else(|| Delivery::USUAL.into(), ToString::to_string);
-        format!("  `{}` ({}:{}): {delivery}", rule.name, rule.place.file, rule.place.line)
+        format!("  `{}` ({}:{} @{}): {delivery}", rule.name, rule.place.file, rule.place.line, rule.version)
     };
     rules.described().iter().map(line).collect()
 }
@@ -163,6 +177,7 @@ fn amqp_listener(config: &Config, listener: &Listener) -> String {
     }
     let tokens = match listener.authorise {
         Authorise::Token => "devices bring tokens",
+        Authorise::Registry => "devices are registered",
         Authorise::Any => "devices need no token",
     };
     let bound = listener.connector.and_then(|index| config.connectors.get(index));
@@ -266,8 +281,8 @@ routes   `upstream`: the hub; shared by 500 devices at most, on demand, held 60 
         assert_eq!(
             deliveries(&rules),
             [
-                "  `a` (m.toml:3): acknowledged when the hub accepts",
-                "  `b` (m.toml:8): acknowledged when the disk has it; kept until the hub accepts, \
+                "  `a` (m.toml:3 @bd65b9cd): acknowledged when the hub accepts",
+                "  `b` (m.toml:8 @bd65b9cd): acknowledged when the disk has it; kept until the hub accepts, \
                  refused when full; a dead letter if the hub refuses it",
             ]
         );

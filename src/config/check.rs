@@ -24,9 +24,10 @@ pub(super) fn read(source: &Source<'_>) -> Result<Document, ConfigError> {
     ];
     for (section, protocol, listen, allowed) in network {
         if let Some((at, address)) = off_loopback(listen)
-            && allowed != Some(true)
+            && allowed.is_none()
         {
-            return Err(anonymous(source, section, protocol, at, address, ""));
+            let registered = "; `allow_anonymous = false` if they are registered (`fieldgate device`) and prove themselves";
+            return Err(anonymous(source, section, protocol, at, address, registered));
         }
     }
     if let Some((at, address)) = off_loopback(&admin.listen) {
@@ -48,9 +49,15 @@ fn amqp_authorisation(source: &Source<'_>, amqp: &AmqpSection) -> Result<(), Con
             "`authorise = \"any\"` lets everybody in, `allow_anonymous = false` nobody without a token";
         return Err(source.wrong(&["amqp", "authorise"], what).with_help("keep one of the two"));
     }
+    if amqp.authorise == Some(Authorise::Registry) && amqp.allow_anonymous == Some(true) {
+        let what =
+            "`authorise = \"registry\"` asks for a registered device, `allow_anonymous = true` for nobody";
+        return Err(source.wrong(&["amqp", "authorise"], what).with_help("keep one of the two"));
+    }
     match off_loopback(amqp.listen()) {
         Some((at, address))
-            if amqp.authorise != Some(Authorise::Token) && amqp.allow_anonymous != Some(true) =>
+            if matches!(amqp.authorise, None | Some(Authorise::Any))
+                && amqp.allow_anonymous != Some(true) =>
         {
             Err(anonymous(
                 source,
@@ -58,7 +65,7 @@ fn amqp_authorisation(source: &Source<'_>, amqp: &AmqpSection) -> Result<(), Con
                 "AMQP",
                 at,
                 address,
-                "; `authorise = \"token\"` if they bring tokens",
+                "; `authorise = \"token\"` if they bring tokens, or \"registry\" if they are registered (`fieldgate device`)",
             ))
         }
         _ => Ok(()),
@@ -105,7 +112,7 @@ fn off_loopback(addresses: &[SocketAddr]) -> Option<(usize, &SocketAddr)> {
 }
 
 fn ranges(source: &Source<'_>, document: &Document) -> Result<(), ConfigError> {
-    let Document { runtime, amqp, mqtt, coap, http, hub, upstream, .. } = document;
+    let Document { runtime, amqp, mqtt, coap, http, devices, hub, upstream, .. } = document;
     let within = Within(source);
     within.number(&["runtime", "workers"], runtime.workers, 0..=256)?;
     within.number(&["amqp", "max_frame_bytes"], amqp.max_frame_bytes, FRAME_BYTES)?;
@@ -137,6 +144,12 @@ fn ranges(source: &Source<'_>, document: &Document) -> Result<(), ConfigError> {
         Duration::from_millis(100)..=Duration::from_secs(3_600),
     )?;
     let (second, day) = (Duration::from_secs(1), Duration::from_secs(86_400));
+    within.duration(
+        &["devices", "longest_wait"],
+        devices.longest_wait,
+        second,
+        Duration::from_secs(3_600),
+    )?;
     within.duration(&["runtime", "drain"], runtime.drain, Duration::ZERO, Duration::from_secs(3_600))?;
     // Keep Alive is 16 bits of seconds (MQTT 5 3.1.2.10).
     within.duration(&["mqtt", "keep_alive_max"], mqtt.keep_alive_max, second, Duration::from_secs(65_535))?;

@@ -71,14 +71,14 @@ impl ConfigError {
 
 /// The text of a configuration file with its name, from which errors take their places.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Source<'a> {
-    pub(super) name: &'a str,
-    pub(super) text: &'a str,
+pub(crate) struct Source<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) text: &'a str,
 }
 
 impl Source<'_> {
     /// Turns what the TOML reader says into our form, with the nearest name for a key that does not exist.
-    pub(super) fn unreadable(&self, error: &toml::de::Error) -> ConfigError {
+    pub(crate) fn unreadable(&self, error: &toml::de::Error) -> ConfigError {
         let span = error.span();
         let message = error.message();
         let (what, help) = if let Some((unknown, known)) = unknown_name(message) {
@@ -167,7 +167,7 @@ impl Source<'_> {
     }
 
     /// A fault in the value at this path, for what only shows when the whole is looked at.
-    pub(super) fn wrong(&self, path: &[&str], what: impl Into<String>) -> ConfigError {
+    pub(crate) fn wrong(&self, path: &[&str], what: impl Into<String>) -> ConfigError {
         let place = self.find(path).map(|span| self.place(span));
         ConfigError { source: self.name.into(), place, what: what.into(), help: None }
     }

@@ -9,7 +9,7 @@ use fieldgate_amqp::sasl::Mechanism;
 use serde::Deserialize;
 
 use super::check::{FRAME_BYTES, SECOND_TO_HOUR, Within};
-use super::connectors::{self, Connector};
+use super::connectors::{self, Connector, Mode};
 use super::error::{ConfigError, Source};
 use super::names::{self, Names};
 use super::profiles::{self, ClientCertificates, SslProfile};
@@ -138,13 +138,19 @@ pub(super) fn resolve(
             require_ssl: false,
             websocket: false,
             authenticate_peer: false,
-            sasl_mechanisms: USUAL.into(),
+            sasl_mechanisms: match amqp.authorise() {
+                Authorise::Registry => USUAL.into_iter().chain([Mechanism::Plain]).collect(),
+                Authorise::Token | Authorise::Any => USUAL.into(),
+            },
             connector: None,
             authorise: amqp.authorise(),
             limits: amqp.limits(),
             short: true,
         })
         .collect();
+    if !listeners.is_empty() && amqp.authorise == Some(Authorise::Registry) {
+        check_shared(None, connectors, |what| source.wrong(&["amqp", "authorise"], what))?;
+    }
     let mut names = Names::new(source, SECTION);
     for (at, section) in sections.iter().enumerate() {
         let at = at.to_string();
@@ -159,6 +165,24 @@ pub(super) fn resolve(
         listeners.push(listener);
     }
     Ok(listeners)
+}
+
+/// With a connection for each device, the hub is shown what the connector has and not who the device is.
+fn check_shared(
+    bound: Option<usize>,
+    connectors: &[Connector],
+    wrong: impl FnOnce(String) -> ConfigError,
+) -> Result<(), ConfigError> {
+    let mut reachable =
+        connectors.iter().enumerate().filter(|(index, _)| bound.is_none_or(|bound| bound == *index));
+    let alone = reachable.find(|(_, connector)| connector.mode == Mode::PerConnection);
+    alone.map_or(Ok(()), |(_, connector)| {
+        let what = format!(
+            "the gateway speaks for registered devices on connections that they share, and connector `{}` has one for each",
+            connector.name
+        );
+        Err(wrong(what).with_help("`mode = \"shared\"` there, or a `connector` here that has it"))
+    })
 }
 
 /// `[[listener]]` number `at`.
@@ -195,13 +219,16 @@ impl Here<'_> {
         };
         let connector = self.connector(connectors)?;
         let sasl_mechanisms = self.mechanisms(tls.as_deref())?;
-        if sasl_mechanisms.contains(&Mechanism::Plain) {
-            self.check_plain(connector, connectors)?;
-        }
         // A port that takes both TLS and plain text asks for certificates on one of the two only.
         let certified = require_ssl
             && tls.as_ref().is_some_and(|tls| tls.client_certificates == ClientCertificates::Required);
         let authorise = self.authorise(address, certified)?;
+        if sasl_mechanisms.contains(&Mechanism::Plain) && authorise != Authorise::Registry {
+            self.check_plain(connector, connectors)?;
+        }
+        if authorise == Authorise::Registry {
+            check_shared(connector, connectors, |what| self.wrong("authorise", what))?;
+        }
         let limits = Limits {
             max_connections: section.max_connections.unwrap_or(amqp.max_connections),
             max_frame_bytes: section.max_frame_bytes.unwrap_or(amqp.max_frame_bytes),
@@ -276,6 +303,9 @@ impl Here<'_> {
             usual.extend(
                 USUAL.into_iter().filter(|mechanism| anonymous || *mechanism != Mechanism::Anonymous),
             );
+            if self.section.authorise == Some(Authorise::Registry) {
+                usual.push(Mechanism::Plain);
+            }
             return Ok(usual);
         };
         if list.contains(&Mechanism::External) && !certificates {
@@ -326,20 +356,26 @@ impl Here<'_> {
 
     fn authorise(&self, address: SocketAddr, certified: bool) -> Result<Authorise, ConfigError> {
         let ListenerSection { authorise, allow_anonymous, authenticate_peer, .. } = self.section;
+        if *authorise == Some(Authorise::Registry) && *allow_anonymous == Some(true) {
+            let what = "`authorise = \"registry\"` asks for a registered device, `allow_anonymous = true` for nobody";
+            return Err(self.wrong("authorise", what).with_help("keep one of the two"));
+        }
         if *authorise == Some(Authorise::Any) && *allow_anonymous == Some(false) {
             let what =
                 "`authorise = \"any\"` lets everybody in, `allow_anonymous = false` nobody without a token";
             return Err(self.wrong("authorise", what).with_help("keep one of the two"));
         }
         let loopback = address.ip().is_loopback();
-        let asked = *authorise == Some(Authorise::Token) || *authenticate_peer || certified;
+        let asked = matches!(authorise, Some(Authorise::Token | Authorise::Registry))
+            || *authenticate_peer
+            || certified;
         if !loopback && *allow_anonymous != Some(true) && !asked {
             let key = if self.section.host.is_some() { "host" } else { "port" };
             let what = format!(
                 "the listener is on {address}, which other machines can reach, and asks nobody who they are"
             );
             return Err(self.wrong(key, what).with_help(
-                "`authorise = \"token\"` if devices bring tokens; `authenticate_peer = true`, or an ssl_profile that \
+                "`authorise = \"token\"` if devices bring tokens, \"registry\" if they are registered; `authenticate_peer = true`, or an ssl_profile that \
                  requires client certificates; or `allow_anonymous = true` if everybody who reaches that address may \
                  speak for any device",
             ));

@@ -89,6 +89,9 @@ pub struct StateConfig {
 pub enum Authorise {
     /// Where a token that the same connection put to `$cbs` covers, once the hub has accepted it.
     Token,
+    /// Where the device is registered ([`DevicesConfig`]) and has proved who it is: by a password, a certificate, or a
+    /// token that it put to `$cbs`. The gateway speaks for it at the hub.
+    Registry,
     /// Anybody, anywhere in the routes.
     Any,
 }
@@ -313,6 +316,35 @@ macro_rules! anonymous_on_loopback {
     )+};
 }
 anonymous_on_loopback!(MqttConfig, CoapConfig, HttpConfig);
+
+/// `[devices]`: the device registry.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DevicesConfig {
+    /// The registry's file; absent: `devices.toml` in the state directory, which need not be there.
+    pub file: Option<PathBuf>,
+    /// Names of this gateway that a device's token may be for, beside those of the hubs.
+    pub hosts: Vec<String>,
+    /// Wrong passwords of one device that cost nothing; each further one makes the next attempt wait.
+    pub failures_per_device: NonZeroU32,
+    /// Failures from one address that cost nothing, whatever devices they were for.
+    pub failures_per_address: NonZeroU32,
+    /// The longest that failures make an attempt wait.
+    #[serde(deserialize_with = "units::duration")]
+    pub longest_wait: Duration,
+}
+
+impl Default for DevicesConfig {
+    fn default() -> Self {
+        Self {
+            file: None,
+            hosts: Vec::new(),
+            failures_per_device: NonZeroU32::MIN.saturating_add(4),
+            failures_per_address: NonZeroU32::MIN.saturating_add(49),
+            longest_wait: Duration::from_secs(60),
+        }
+    }
+}
 
 /// `[admin]`: metrics and health, for this machine only.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

@@ -65,8 +65,8 @@ fn what_the_sample_leaves_out_is_known() {
 #[test]
 fn the_sample_shows_every_key() {
     for section in [
-        "log", "runtime", "state", "amqp", "mqtt", "coap", "http", "admin", "hub", "upstream", "mappings",
-        "spool",
+        "log", "runtime", "state", "amqp", "mqtt", "coap", "http", "devices", "admin", "hub", "upstream",
+        "mappings", "spool",
     ] {
         let part = sample().split(&format!("\n[{section}]")).nth(1).unwrap();
         shows_every_key(part.split("\n[").next().unwrap(), section, &format!("[{section}]"));
@@ -170,7 +170,9 @@ fn off_loopback_anonymous_access_must_stand_there_in_words() {
         let error = refused(&format!("[{section}]\nlisten = [\"127.0.0.1:1\", \"0.0.0.0:2\"]"));
         assert!(error.starts_with(&format!("f.toml:2:26: [{section}] listens on 0.0.0.0:2")), "{error}");
         assert!(error.contains(&format!("`allow_anonymous = true` under [{section}]")), "{error}");
-        assert!(parse(&format!("[{section}]\nlisten = \"0.0.0.0:2\"\nallow_anonymous = false")).is_err());
+        // AMQP has a word of its own for who is asked.
+        let proven = if section == "amqp" { "authorise = \"registry\"" } else { "allow_anonymous = false" };
+        assert!(parse(&format!("[{section}]\nlisten = \"0.0.0.0:2\"\n{proven}")).is_ok());
         assert!(parse(&format!("[{section}]\nlisten = \"0.0.0.0:2\"\nallow_anonymous = true")).is_ok());
         assert!(parse(&format!("[{section}]\nlisten = \"[::1]:2\"")).is_ok());
     }
@@ -194,6 +196,13 @@ fn who_is_let_in() {
     assert_eq!(any.listeners[0].authorise, Authorise::Any);
     let strict = parse("[amqp]\nallow_anonymous = false\n[mqtt]\nallow_anonymous = false").unwrap();
     assert_eq!((strict.listeners[0].authorise, strict.mqtt.allow_anonymous()), (Authorise::Token, false));
+    let registry = parse("[amqp]\nlisten = \"0.0.0.0:1\"\nauthorise = \"registry\"").unwrap();
+    assert_eq!(registry.listeners[0].authorise, Authorise::Registry);
+    assert!(registry.listeners[0].sasl_mechanisms.contains(&fieldgate_amqp::sasl::Mechanism::Plain));
+    let nobody = refused("[amqp]\nauthorise = \"registry\"\nallow_anonymous = true");
+    assert!(nobody.contains("keep one of the two"), "{nobody}");
+    let each = refused("[[listener]]\nauthorise = \"registry\"\n[upstream]\nmode = \"per-connection\"");
+    assert!(each.starts_with("f.toml:2:13: ") && each.contains("mode = \"shared\""), "{each}");
     let both = refused("[amqp]\nauthorise = \"any\"\nallow_anonymous = false");
     assert!(both.starts_with("f.toml:2:13: ") && both.contains("keep one"), "{both}");
     assert!(!parse("[hub]\nlisten = \"0.0.0.0:5671\"").unwrap().hub.register_unknown_devices());

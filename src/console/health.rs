@@ -22,17 +22,20 @@ pub enum Component {
     Coap,
     /// The listener for HTTP devices.
     Http,
+    /// The device registry: down while its file is not good, and an older state of it holds.
+    Devices,
     /// The disk that messages are kept on while the hub is away.
     Spool,
 }
 
-const COMPONENTS: [Component; 7] = [
+const COMPONENTS: [Component; 8] = [
     Component::Hub,
     Component::Upstream,
     Component::Amqp,
     Component::Mqtt,
     Component::Coap,
     Component::Http,
+    Component::Devices,
     Component::Spool,
 ];
 
@@ -246,8 +249,12 @@ impl Health {
 impl Parts {
     /// The worst of the parts and connectors is the whole's.
     fn overall(&self) -> Status {
+        let mut said = self.said;
         let connectors = self.connectors.values().map(|links| links.status());
-        let all: Vec<_> = self.said.into_iter().chain(connectors.filter(|it| *it != Status::Up)).collect();
+        // An older registry does its work; whoever restarted the process for it would have none.
+        let devices = &mut said[Component::Devices as usize];
+        *devices = if *devices == Status::Down { Status::Up } else { *devices };
+        let all: Vec<_> = said.into_iter().chain(connectors.filter(|it| *it != Status::Up)).collect();
         overall(&all)
     }
 }

@@ -19,16 +19,20 @@ use std::sync::Arc;
 use fieldgate_amqp::endpoint::CBS_NODE;
 use fieldgate_amqp::error::{AmqpError, Condition};
 use fieldgate_amqp::performative::{Attach, Patch, Role, Terminus};
-use fieldgate_mappings::Address;
+use fieldgate_mappings::{Address, DeviceId};
 
 pub(crate) use grants::{Grant, Grants, Refusal};
 pub(crate) use hubs::Hubs;
 
 use super::policy::Authorise;
+use super::proving::Registrar;
 use super::routes::{ConnectorIndex, Direction, Routes, with_plain_words};
+use super::word;
+use crate::devices::Pass;
 use crate::sas::percent_decode;
-use address::{Canonical, canonical};
-use grants::{clip, is_below, is_same_host};
+use address::Canonical;
+pub(super) use address::canonical;
+use grants::{Place, clip, is_below, is_same_host};
 
 /// What holds for all devices of a gateway.
 #[derive(Debug)]
@@ -37,6 +41,8 @@ pub(crate) struct Rules {
     pub(crate) routes: Routes,
     /// The names of the connectors' hubs.
     pub(crate) hubs: Hubs,
+    /// Who knows the devices, where there is a registry.
+    pub(crate) registrar: Option<Arc<dyn Registrar>>,
 }
 
 /// What one device connection may do on shared hub connections.
@@ -83,6 +89,8 @@ pub(crate) struct Permit {
     hub: ConnectorIndex,
     /// `None`: everybody may.
     node: Option<Address>,
+    /// The device that is believed to be the one that it says it is, where anybody may.
+    word_of: Option<DeviceId>,
 }
 
 /// An address as the device wrote it, and as it is sent.
@@ -117,7 +125,7 @@ impl Access {
     pub(crate) fn admit(&self, attach: &Attach, now_unix: u64) -> Result<Admitted, AmqpError> {
         let written = &named_node(attach)?;
         match self.authorise {
-            Authorise::Token => self.admit_by_token(attach, written, now_unix),
+            Authorise::Token | Authorise::Registry => self.admit_by_token(attach, written, now_unix),
             Authorise::Any => self.admit_any(attach, written),
         }
     }
@@ -138,10 +146,11 @@ impl Access {
         let connector = self
             .route(path.as_str(), direction, hub, has_permit)
             .ok_or_else(|| self.not_routed(written, direction))?;
-        let permit = Permit { hub: self.rules.hubs.of(connector), node: Some(path) };
-        if !self.allows(&permit, now_unix) {
+        let permit = Permit { hub: self.rules.hubs.of(connector), node: Some(path), word_of: None };
+        if !self.covers(&permit, now_unix) {
             return Err(unauthorized(written));
         }
+        self.believe(&permit)?;
         routed(connector, attach, permit, written, &text)
     }
 
@@ -163,11 +172,14 @@ impl Access {
         }
         let host = authority.map(|authority| authority.rsplit_once(':').map_or(authority, |(host, _)| host));
         let hub = host.filter(|host| !self.is_dialled(host)).and_then(|host| self.hub_named(host));
+        let registrar = self.rules.registrar.as_deref();
+        let device = registrar.map_or(Ok(None), |registrar| word::claimed(registrar, path))?;
         let direction = Direction::of(attach.role());
         let connector = self
             .route(&with_plain_words(path), direction, hub, |_| false)
             .ok_or_else(|| self.not_routed(written, direction))?;
-        let permit = Permit { hub: self.rules.hubs.of(connector), node: None };
+        let permit = Permit { hub: self.rules.hubs.of(connector), node: None, word_of: device };
+        self.believe(&permit)?;
         let sent = match (host, self.rules.hubs.name(connector)) {
             (Some(host), Some(name)) if hub.is_none() && self.is_dialled(host) => {
                 let port = &authority.unwrap_or_default()[host.len()..];
@@ -234,7 +246,20 @@ impl Access {
 
     /// Whether a link may still be where it is.
     pub(crate) fn allows(&self, permit: &Permit, now_unix: u64) -> bool {
+        self.covers(permit, now_unix) && self.believe(permit).is_ok()
+    }
+
+    /// Whether a token covers the node, where one has to.
+    fn covers(&self, permit: &Permit, now_unix: u64) -> bool {
         permit.node.as_ref().is_none_or(|node| self.may(permit.hub, node, now_unix))
+    }
+
+    /// Whether the registry lets the device of the node be spoken for here.
+    fn believe(&self, permit: &Permit) -> Result<(), AmqpError> {
+        let Some(registrar) = self.rules.registrar.as_deref() else { return Ok(()) };
+        let device = permit.word_of.clone().or_else(|| permit.node.as_ref()?.device());
+        // What a shared connection has shown stands in its grants: on the word of somebody it has shown nothing.
+        device.map_or(Ok(()), |device| word::believe(registrar, self.authorise, None, &device))
     }
 
     fn may(&self, hub: ConnectorIndex, node: &Address, now_unix: u64) -> bool {
@@ -259,8 +284,9 @@ impl Access {
         token: &str,
         now_unix: u64,
     ) -> Result<Grant, Refusal> {
-        let dialled = self.dialled.as_deref();
-        let grant = Grant::judge(&self.rules.hubs, dialled, name, token_type, token, now_unix)?;
+        let place =
+            Place { hubs: &self.rules.hubs, dialled: self.dialled.as_deref(), otherwise: self.own_hub() };
+        let grant = Grant::judge(place, name, token_type, token, now_unix)?;
         if let Some(bound_to) = self.bound_to
             && self.rules.hubs.of(bound_to) != grant.hub
         {
@@ -273,6 +299,25 @@ impl Access {
             return Err(Refusal { status: 403, description });
         }
         Ok(grant)
+    }
+
+    /// Where the gateway verifies tokens itself, one may be for the gateway and mean its hub.
+    fn own_hub(&self) -> Option<ConnectorIndex> {
+        if self.authorise != Authorise::Registry {
+            return None;
+        }
+        let own = self.own.as_ref().map(|(hub, _)| *hub);
+        own.or_else(|| Some(self.rules.hubs.of(self.bound_to.unwrap_or(ConnectorIndex(0)))))
+    }
+
+    /// Who judges what the device attaches to.
+    pub(crate) fn authorise(&self) -> Authorise {
+        self.authorise
+    }
+
+    /// Forgets the grants of devices that may not stay.
+    pub(crate) fn review(&mut self, may_stay: impl Fn(&Pass) -> bool) {
+        self.grants.review(may_stay);
     }
 
     /// The hub has accepted the token of `grant`.
@@ -323,7 +368,7 @@ impl Respelled {
 }
 
 /// The terminus at the hub of a link whose device has this role.
-fn node_of(attach: &Attach, device: Role) -> Option<Terminus> {
+pub(super) fn node_of(attach: &Attach, device: Role) -> Option<Terminus> {
     match device {
         Role::Sender => attach.target(),
         Role::Receiver => attach.source(),
@@ -401,13 +446,13 @@ fn unauthorized(written: &str) -> AmqpError {
 }
 
 /// Scheme, authority and path of an absolute address; a relative one is all path.
-fn split_absolute(address: &str) -> (&str, Option<&str>, &str) {
+pub(super) fn split_absolute(address: &str) -> (&str, Option<&str>, &str) {
     let Some((scheme, rest)) = address.split_once("://") else { return ("", None, address) };
     let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
     (&address[..scheme.len() + 3], Some(authority), path)
 }
 
 /// A segment without its escapes, and as it is where they are none.
-fn decoded(segment: &str) -> String {
+pub(super) fn decoded(segment: &str) -> String {
     percent_decode(segment).unwrap_or_else(|| segment.to_owned())
 }

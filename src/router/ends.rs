@@ -8,19 +8,23 @@
 //!
 //! Whatever belongs to a pair stands at the device's end; a trunk only knows the way there.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use fieldgate_amqp::connection::{LinkId, SessionId};
 use fieldgate_amqp::performative::Begin;
+use fieldgate_mappings::DeviceId;
 
+use crate::devices::Pass;
 use crate::table::Table;
 
 use super::arena::Key;
 use super::deliveries::Deliveries;
 use super::hold::SharedLink;
 use super::policy::{Authorise, Policy};
+use super::routes::ConnectorIndex;
 use super::seat::Seat;
 use super::shared::{SharedDevice, SharedTrunk};
 
@@ -52,7 +56,7 @@ pub(crate) struct Device {
 #[derive(Debug)]
 pub(super) enum Way {
     /// By a connection that is its alone.
-    Paired { trunk: TrunkKey, policy: Policy },
+    Paired { trunk: TrunkKey, policy: Box<Policy> },
     /// By connections that it shares with others.
     Shared(Box<SharedDevice>),
 }
@@ -138,6 +142,8 @@ pub(super) struct DownLink {
     /// How far the device's delivery-count is ahead of the hub's (serial): by the deliveries that did not go
     /// through, and by what an earlier connection of the trunk had counted.
     pub(super) skew: u32,
+    /// The device that it speaks for, where it has the hub connection alone.
+    pub(super) claims: Option<Box<DeviceId>>,
     /// What is kept to attach the link again.
     pub(super) shared: Option<Box<SharedLink>>,
 }
@@ -189,6 +195,28 @@ pub(crate) struct DeviceInfo {
     pub(crate) max_tokens: usize,
     /// The connector that its listener is bound to.
     pub(crate) bound_to: Option<usize>,
+    /// Where it comes from.
+    pub(crate) peer: IpAddr,
+    /// The device that it has proved to be as a whole connection.
+    pub(crate) own: Option<OwnDevice>,
+}
+
+/// The one device that a connection has proved to be.
+#[derive(Clone, Debug)]
+pub(crate) struct OwnDevice {
+    /// To its hub.
+    pub(crate) connector: ConnectorIndex,
+    /// Who it is, and by what.
+    pub(crate) pass: Pass,
+    /// When the gateway puts another token for it, in seconds since 1970.
+    pub(super) renew_unix: Option<u64>,
+}
+
+impl OwnDevice {
+    /// A device for which nothing is put yet.
+    pub(crate) fn new(connector: usize, pass: Pass) -> Self {
+        Self { connector: ConnectorIndex(connector), pass, renew_unix: None }
+    }
 }
 
 /// A hub that devices share connections to.

@@ -150,7 +150,7 @@ impl SharedLink {
 
 impl DownLink {
     pub(super) fn new(session: SessionId, trunk: TrunkKey, peer: Option<LinkId>) -> Self {
-        Self { session, trunk, peer, skew: 0, shared: None }
+        Self { session, trunk, peer, skew: 0, claims: None, shared: None }
     }
 
     /// Whether the hub has never been asked for it.

@@ -188,11 +188,19 @@ impl Router {
         attach: &Attach,
         now: Instant,
     ) {
-        let Self { devices, trunks, .. } = self;
+        let Self { devices, trunks, rules, .. } = self;
         let Some(device) = devices.get_mut(key) else { return };
-        let (trunk_key, admitted) = match &device.way {
+        let (trunk_key, admitted, claims) = match &device.way {
             Way::Shared(_) => return self.shared_attached(key, link, session, attach, now),
-            Way::Paired { trunk, policy } => (*trunk, policy.admit(Side::Downstream, attach)),
+            Way::Paired { trunk, policy } => {
+                let registrar = rules.registrar.as_deref();
+                let claims = registrar.map_or(Ok(None), |registrar| policy.claims(registrar, attach));
+                let (claims, admitted) = match claims {
+                    Ok(claims) => (claims, policy.admit(Side::Downstream, attach)),
+                    Err(error) => (None, Err(error)),
+                };
+                (*trunk, admitted, claims)
+            }
         };
         // Nothing: the session has ended on the other side, and the end frame is on its way to the device.
         let Some(up) = device.sessions.get_mut(session).and_then(|session| session.up(trunk_key)) else {
@@ -205,7 +213,9 @@ impl Router {
             Ok(attach) => match hub.machine.attach(up, &attach) {
                 Ok(peer) => {
                     trunk.links.insert(peer, (key, link));
-                    device.links.insert(link, DownLink::new(session, trunk_key, Some(peer)));
+                    let claims = claims.map(Box::new);
+                    let end = DownLink { claims, ..DownLink::new(session, trunk_key, Some(peer)) };
+                    device.links.insert(link, end);
                     emit(LinkRouted { side: Side::Downstream, attach: &attach });
                     return;
                 }

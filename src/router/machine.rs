@@ -77,7 +77,12 @@ impl Router {
         trunk: Connection,
         policy: Policy,
         max_unsettled: usize,
+        now: Instant,
     ) -> (DeviceKey, TrunkKey) {
+        if policy.pass().is_some() {
+            // It may end.
+            self.sweep_at.get_or_insert(now + SWEEP);
+        }
         let trunk = Trunk {
             seat: Some(Seat::new(trunk)),
             sessions: Table::default(),
@@ -91,7 +96,7 @@ impl Router {
             sessions: Table::default(),
             links: Table::default(),
             max_unsettled,
-            way: Way::Paired { trunk, policy },
+            way: Way::Paired { trunk, policy: Box::new(policy) },
         };
         let device = self.devices.insert(device);
         if let Some(trunk) = self.trunks.get_mut(trunk) {
@@ -214,6 +219,7 @@ impl Router {
             return;
         }
         self.expire_tokens(now);
+        self.see_to_own(now);
         self.end_waiting(now);
         self.close_idle_trunks(now);
         self.attach_freed(now);

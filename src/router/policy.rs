@@ -8,15 +8,23 @@ use std::sync::Arc;
 
 use fieldgate_amqp::error::{AmqpError, Condition};
 use fieldgate_amqp::performative::{Attach, Patch, Role, Terminus};
+use fieldgate_mappings::DeviceId;
 
+use crate::devices::Pass;
+
+use super::access;
 use super::ends::Side;
+use super::proving::Registrar;
 use super::routes::{Direction, Routes};
+use super::word;
 
 /// Who judges what a device may attach to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Authorise {
     /// The hub, by the token that the device puts; the gateway routes the configured prefixes only.
     Token,
+    /// The gateway: the device has proved to it who it is, and has its own addresses.
+    Registry,
     /// The hub alone: every address is routed, also none (a sender to the anonymous terminus), a dynamic
     /// node or a transaction coordinator.
     Any,
@@ -30,6 +38,8 @@ pub(crate) struct Policy {
     hub: Arc<str>,
     /// The host that the device dialled, where it said so in its `open` and it is not the hub's.
     gateway: Option<String>,
+    /// What the registry let the device in by, where it has shown a proof.
+    pass: Option<Pass>,
 }
 
 impl Policy {
@@ -44,7 +54,45 @@ impl Policy {
         dialled: Option<&str>,
     ) -> Self {
         let gateway = dialled.filter(|host| !host.eq_ignore_ascii_case(&hub)).map(str::to_owned);
-        Self { authorise, routes, hub, gateway }
+        Self { authorise, routes, hub, gateway, pass: None }
+    }
+
+    /// Rules for a device that the registry let in by this.
+    pub(crate) fn proven(self, pass: Option<Pass>) -> Self {
+        Self { pass, ..self }
+    }
+
+    /// What the registry let the device in by.
+    pub(super) fn pass(&self) -> Option<&Pass> {
+        self.pass.as_ref()
+    }
+
+    /// The device that a link of the device speaks for, once the registry lets it.
+    ///
+    /// # Errors
+    /// What the device is told where the registry does not.
+    pub(super) fn claims(
+        &self,
+        registrar: &dyn Registrar,
+        attach: &Attach,
+    ) -> Result<Option<DeviceId>, AmqpError> {
+        let node = access::node_of(attach, attach.role());
+        let address = node.as_ref().and_then(Terminus::address).unwrap_or_default();
+        let names_none = node.as_ref().is_none_or(|node| !node.is_coordinator() && !node.dynamic());
+        if address.is_empty() && names_none && attach.role() == Role::Sender && registrar.doubts_anybody() {
+            let why = "devices are registered here with a proof, and a sender to the anonymous terminus could speak \
+                       for each of them: name an address such as devices/<id>/messages/events";
+            return Err(AmqpError::new(&Condition::NotAllowed, Some(why)));
+        }
+        let (_, _, path) = access::split_absolute(address);
+        let device = word::claimed(registrar, path)?;
+        device.as_ref().map_or(Ok(()), |device| self.believe(registrar, device))?;
+        Ok(device)
+    }
+
+    /// Whether the registry lets the device's links speak for this one.
+    pub(super) fn believe(&self, registrar: &dyn Registrar, device: &DeviceId) -> Result<(), AmqpError> {
+        word::believe(registrar, self.authorise, self.pass(), device)
     }
 
     /// The attach as it goes to the other side.
@@ -53,7 +101,7 @@ impl Policy {
     /// What the peer is told when nothing routes the address: `amqp:not-found`, or `amqp:not-allowed` for a
     /// terminus that names no node of its own.
     pub(super) fn admit(&self, side: Side, attach: &Attach) -> Result<Attach, AmqpError> {
-        if side == Side::Downstream && self.authorise == Authorise::Token {
+        if side == Side::Downstream && self.authorise != Authorise::Any {
             self.judge(attach)?;
         }
         Ok(self.rename(attach, self.gateway.as_deref(), Some(&self.hub)))

@@ -10,12 +10,14 @@ use fieldgate_amqp::connection::{Event, LinkId, SessionId};
 use fieldgate_amqp::error::{AmqpError, Condition};
 use fieldgate_amqp::performative::{Attach, Disposition, Flow, Transfer};
 
+use crate::devices::Pass;
 use crate::telemetry::emit;
 
 use super::access::{Grant, expired};
 use super::claims::{Answer, Reply, RequestKey};
 use super::ends::{Device, DeviceKey, TrunkKey, TrunkKind, Way};
 use super::machine::Router;
+use super::proving::prove;
 use super::routes::ConnectorIndex;
 use super::shared::SharedDevice;
 use super::telemetry::{TokenExpired, TokenPut, TokenRefused};
@@ -121,7 +123,7 @@ impl Router {
         let Some((machine, shared)) = device.machine_and_shared() else { return };
         let Some(request) = shared.node.on_transfer(machine, link, delivery_id, transfer) else { return };
         let judged = shared.access.judge(&request.name, &request.token_type, request.token.expose(), unix);
-        let grant = match judged {
+        let grant = match judged.and_then(|grant| prove(&self.rules, shared, grant)) {
             Ok(grant) => grant,
             Err(refusal) => {
                 emit(TokenRefused { status: refusal.status, why: &refusal.description });
@@ -132,6 +134,10 @@ impl Router {
                 );
             }
         };
+        if !grant.is_put {
+            shared.access.grant(grant);
+            return shared.node.answer(machine, request.key, &Reply::status(200, "OK"));
+        }
         // A hub that several connectors lead to: the one that the device is on already.
         let hubs = &self.rules.hubs;
         let mut on = shared.lanes.iter().map(|lane| lane.connector);
@@ -177,6 +183,14 @@ impl Router {
         }
     }
 
+    /// Puts a token in the place of one that has not ended yet.
+    pub(super) fn put_renewed(&mut self, key: DeviceKey, trunk: TrunkKey, grant: &Grant, now: Instant) {
+        if self.is_open(trunk) {
+            let why = Why::Again(Box::new(grant.clone()));
+            self.put(trunk, Put { device: key, why }, grant, now);
+        }
+    }
+
     fn is_open(&self, trunk: TrunkKey) -> bool {
         self.trunks.get(trunk).is_some_and(|trunk| match &trunk.kind {
             TrunkKind::Shared(shared) => shared.is_open,
@@ -193,7 +207,7 @@ impl Router {
         let Some(shared) = self.devices.get_mut(key).and_then(Device::shared) else { return };
         let Some(connector) = shared.lane(trunk).map(|lane| lane.connector) else { return };
         let hub = self.rules.hubs.of(ConnectorIndex(connector));
-        let grants = shared.access.grants().iter().filter(|grant| grant.hub == hub);
+        let grants = shared.access.grants().iter().filter(|grant| grant.hub == hub && grant.is_put);
         let grants: Vec<Grant> = grants.cloned().collect();
         let asked = shared.asked.iter().filter(|asked| asked.trunk == trunk);
         let asked: Vec<RequestKey> = asked.map(|asked| asked.key).collect();
@@ -251,6 +265,11 @@ impl Router {
         if let Some(at) = shared.asked.iter().position(|asked| asked.key == request) {
             let asked = shared.asked.swap_remove(at);
             emit(TokenPut { accepted: reply.is_success() });
+            let registrar = self.rules.registrar.as_deref();
+            let stays = |pass: &Pass| registrar.is_none_or(|registrar| registrar.may_stay(pass));
+            if !asked.grant.pass.as_deref().is_none_or(stays) {
+                return self.answer_request(key, request, &Reply::status(401, "the device may not stay"));
+            }
             if reply.is_success() {
                 shared.access.grant(asked.grant);
             }
@@ -358,7 +377,7 @@ impl Router {
     }
 
     /// Detaches the links of a device that no token of it covers any more.
-    fn detach_forbidden(&mut self, key: DeviceKey, error: &AmqpError) {
+    pub(super) fn detach_forbidden(&mut self, key: DeviceKey, error: &AmqpError) {
         let unix = self.unix;
         let Some(device) = self.devices.get_mut(key) else { return };
         let Way::Shared(shared) = &device.way else { return };

@@ -1,6 +1,7 @@
 //! Hub connections that devices share: what is kept of them, and which device is on which.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,9 +14,12 @@ use crate::telemetry::emit;
 
 use super::access::{Access, Grant, Rules};
 use super::claims::{CbsClientLink, CbsNode};
-use super::ends::{ConnectorSettings, Device, DeviceInfo, DeviceKey, Trunk, TrunkKey, TrunkKind, Way};
+use super::ends::{
+    ConnectorSettings, Device, DeviceInfo, DeviceKey, OwnDevice, Trunk, TrunkKey, TrunkKind, Way,
+};
 use super::hold::SharedLink;
 use super::machine::Router;
+use super::proving::own_node;
 use super::putting::{Asked, Put};
 use super::routes::ConnectorIndex;
 use super::telemetry::TrunkWanted;
@@ -31,6 +35,9 @@ pub(super) struct SharedDevice {
     pub(super) container: Box<str>,
     pub(super) identity: Option<Box<str>>,
     pub(super) access: Access,
+    pub(super) peer: IpAddr,
+    /// The device that the whole connection has proved to be.
+    pub(super) own: Option<OwnDevice>,
     /// The `$cbs` node that the gateway is for the device.
     pub(super) node: CbsNode,
     /// The connection that it is on, for each connector it has links to.
@@ -112,11 +119,16 @@ impl Connector {
 
 impl SharedDevice {
     pub(super) fn new(info: DeviceInfo, rules: Arc<Rules>) -> Self {
-        let DeviceInfo { container, identity, dialled, authorise, max_tokens, bound_to, .. } = info;
+        let DeviceInfo { container, identity, dialled, authorise, max_tokens, bound_to, peer, own, .. } =
+            info;
         let bound_to = bound_to.map(ConnectorIndex);
-        let access = Access::new(rules, authorise, max_tokens, dialled.as_deref(), bound_to, None);
+        let its = own.as_ref().and_then(|own| Some((own.connector, own_node(&own.pass.device)?)));
+        let access =
+            Access::new(Arc::clone(&rules), authorise, max_tokens, dialled.as_deref(), bound_to, its);
         let (node, lanes, asked) = (CbsNode::new(), Vec::new(), Vec::new());
-        Self { container, identity, access, node, lanes, asked, queued: false }
+        let mut shared = Self { container, identity, access, peer, own, node, lanes, asked, queued: false };
+        shared.speak_for_own(&rules);
+        shared
     }
 
     pub(super) fn lane(&mut self, trunk: TrunkKey) -> Option<&mut Lane> {

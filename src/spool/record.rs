@@ -66,7 +66,7 @@ pub(crate) struct Record {
     pub(crate) durable: bool,
     /// It was sent before, and nobody knows whether it was taken: every delivery from here is marked.
     pub(crate) possibly_delivered: bool,
-    /// The rule that made the message: ``file:line `name` ``.
+    /// The rule that made the message: ``file:line `name` @version``.
     pub(crate) rule: Arc<str>,
     /// The encoded message without its header (AMQP 1.0 3.2): annotations, properties, body.
     pub(crate) message: Bytes,

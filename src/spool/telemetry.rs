@@ -194,6 +194,34 @@ impl Happening for DiskRecovered {
     }
 }
 
+/// Messages wait on the disk for longer than a fsync and an answer take.
+pub(super) struct MessagesWait {
+    pub(super) records: u64,
+    pub(super) devices: usize,
+    pub(super) oldest_seconds: u64,
+}
+
+impl Happening for MessagesWait {
+    fn emit(self) {
+        let Self { records, devices, oldest_seconds } = self;
+        tracing::warn!(
+            records,
+            devices,
+            oldest_seconds,
+            "messages wait on the disk until the hub takes them; `fieldgate spool status` says how many"
+        );
+    }
+}
+
+/// All that waited on the disk has its end.
+pub(super) struct NothingWaits;
+
+impl Happening for NothingWaits {
+    fn emit(self) {
+        tracing::info!("nothing waits on the disk any more");
+    }
+}
+
 /// A message was not stored.
 pub(super) struct MessageRefused<'a> {
     pub(super) device: &'a dyn Display,

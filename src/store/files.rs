@@ -1,7 +1,7 @@
 //! The real disk: one directory, for its user only, locked while it is open.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Seek as _, Write as _};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -11,8 +11,8 @@ use rustix::io::Errno;
 use thiserror::Error;
 
 use super::disk::{Disk, DiskFile, Entry};
+use crate::lock_file::{LockError, LockFile};
 
-const LOCK: &str = "lock";
 const QUARANTINE: &str = "quarantine";
 /// Files in the quarantine; with more there, nothing is copied into it any more.
 const QUARANTINE_FILES: usize = 256;
@@ -46,8 +46,7 @@ pub struct Files {
     path: PathBuf,
     directory: File,
     random: SystemRandom,
-    // Closing the file gives the lock back.
-    _lock: File,
+    _lock: LockFile,
 }
 
 impl Files {
@@ -61,24 +60,10 @@ impl Files {
             |source| FilesError::Io { path, source }
         };
         DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed(path))?;
-        let lock_path = path.join(LOCK);
-        let mut lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&lock_path)
-            .map_err(failed(&lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(FilesError::InUse { path: path.into(), holder: holder(&mut lock) });
-            }
-            Err(TryLockError::Error(source)) => return Err(failed(&lock_path)(source)),
-        }
-        // On a full disk the note may be missing; the lock holds without it.
-        let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
+        let lock = LockFile::hold(path).map_err(|error| match error {
+            LockError::InUse(holder) => FilesError::InUse { path: path.into(), holder },
+            LockError::Io { path, source } => FilesError::Io { path, source },
+        })?;
         let directory = File::open(path).map_err(failed(path))?;
         if let Some(parent) = path.parent() {
             // The directory itself must outlive a crash. Its parent may be unreadable for us, if another made it.
@@ -98,14 +83,6 @@ impl Files {
         let (path, named) = self.at(QUARANTINE);
         DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(&named)?;
         Ok(path)
-    }
-}
-
-fn holder(lock: &mut File) -> String {
-    let mut text = String::new();
-    match lock.rewind().and_then(|()| lock.take(32).read_to_string(&mut text)) {
-        Ok(_) if text.trim().parse::<u32>().is_ok() => format!("process {}", text.trim()),
-        _ => "another process".into(),
     }
 }
 

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fieldgate_amqp::connection::ClientSecurity;
+use fieldgate_mappings::DeviceId;
 use rustls::ClientConfig;
 use thiserror::Error;
 
 use super::endpoint::{ConnectError, Endpoint};
 use crate::config::{Config, Connector, HostPort, Reach, Sasl, Secret, SslProfile, Target, Transport};
-use crate::sas::{ConnectionString, ConnectionStringError, Signer};
+use crate::sas::{self, ConnectionString, ConnectionStringError, Signer};
 use crate::tls::{self, Follow, Live, Stream, TlsError};
 
 /// The port of AMQP over TLS (IANA `amqps`), and the one of WebSocket over TLS.
@@ -218,6 +219,28 @@ impl Hub {
         let text = signer.token(resource, expiry);
         // Ahead of time: a fifth of the life is left for a hub that is away.
         Some(OwnToken { name: resource.clone(), text, renew_in: self.token_ttl * 4 / 5 })
+    }
+
+    /// How long tokens live that the gateway signs.
+    pub(crate) fn token_ttl(&self) -> Duration {
+        self.token_ttl
+    }
+
+    /// A token for one device, good until `expires_unix` (seconds since 1970): signed with the device's `key`, else with
+    /// the policy's. Nothing where the gateway has neither.
+    pub(crate) fn device_token(
+        &self,
+        device: &DeviceId,
+        key: Option<&sas::SharedKey>,
+        expires_unix: u64,
+    ) -> Option<Secret> {
+        let resource = format!("{}/devices/{device}", self.name);
+        let text = match (key, &self.key) {
+            (Some(key), _) => Signer::new(None, key.clone()).token(&resource, expires_unix),
+            (None, Some(SharedKey { signer, .. })) => signer.token(&resource, expires_unix),
+            (None, None) => return None,
+        };
+        Some(Secret::new(text))
     }
 
     /// What follows its files.

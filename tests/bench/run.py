@@ -14,6 +14,8 @@ The others
     tests/bench/run.py outage                 the hub's connection is cut under load: what 200 devices are told, and
                                               what the hub has; ends with 1 where the promise was not kept
     tests/bench/run.py store                  the log below the spool, by itself: CPU and bytes for each record, opening
+    tests/bench/run.py spool                  MQTT messages over the disk, the hub away, then there: CPU, bytes, memory,
+                                              the share of what the bare disk takes; a start with a full spool
     tests/bench/run.py mqtt                   MQTT QoS 1, each PUBACK after the hub's acceptance over TLS
     tests/bench/run.py all --tools DIR
 
@@ -42,6 +44,7 @@ from processes import Failure, stop_all  # noqa: E402
 import mapped  # noqa: E402
 import outage  # noqa: E402
 import routed  # noqa: E402
+import spool  # noqa: E402
 import store  # noqa: E402
 import websocket  # noqa: E402
 from measure import table  # noqa: E402
@@ -62,6 +65,7 @@ BENCHES = {
     "memory": bench_memory,
     "mqtt": mapped.bench_mqtt,
     "outage": outage.bench_outage,
+    "spool": spool.bench_spool,
     "store": store.bench_store,
 }
 

@@ -104,17 +104,15 @@ async fn outage_and_restart(version: Version) {
     }
     assert_eq!(ids.len(), 7, "each has a name of its own");
 
-    // The disk is empty soon: then the hub answers again.
-    loop {
-        let packet = device.send("kept/d", b"live", QoS::AtLeastOnce).await;
-        let message = hub.message_of("live").await;
-        hub.settle(&message, &Answer::Reject("amqp:not-allowed"));
-        let told = device.told(packet).await;
-        if version == V311 || told == Told::PubAck(0x87) {
-            break;
-        }
-        assert_eq!(told, Told::PubAck(0), "it went over the disk");
-    }
+    // With nothing on the disk, and the worker's own connection back, the hub answers again.
+    gateway.until_spooled(0).await;
+    gateway.until_health(200).await;
+    let packet = device.send("kept/d", b"live", QoS::AtLeastOnce).await;
+    let message = hub.message_of("live").await;
+    hub.settle(&message, &Answer::Reject("amqp:not-allowed"));
+    // An older client cannot be told why: for it there is the dead letter.
+    let code = if version == V5 { 0x87 } else { 0 };
+    assert_eq!(device.told(packet).await, Told::PubAck(code));
 }
 
 #[tokio::test]
@@ -139,7 +137,6 @@ async fn a_disk_without_room_is_said_in_each_protocol() {
         device.ping().await;
         device.send("tiny/m3", b"x", QoS::AtMostOnce).await;
         device.ping().await;
-        assert!(gateway.metric("fieldgate_mqtt_qos0_dropped_total").await <= 1);
         let mut other = gateway.mqtt(V311, "other").await;
         let packet = other.send("kept/other", b"y", QoS::AtLeastOnce).await;
         let message = hub.message_of("y").await;

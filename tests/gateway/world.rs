@@ -201,6 +201,21 @@ impl Gateway {
         line.map_or(0, |value| value.parse().unwrap())
     }
 
+    /// Waits until the spool holds so many messages; gives what the tool says then. A metric is that of all gateways of
+    /// this process; the tool asks one.
+    pub(crate) async fn until_spooled(&self, records: u64) -> serde_json::Value {
+        loop {
+            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_fieldgate"));
+            command.args(["spool", "status", "--json", "--state-dir"]).arg(self.state.path());
+            let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+            assert!(output.status.success(), "{output:?}");
+            let status: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            if status["records"] == records {
+                return status;
+            }
+        }
+    }
+
     pub(crate) async fn mqtt(&self, version: Version, id: &str) -> Mqtt {
         Mqtt::connect(self.ports.mqtt, version, id).await
     }

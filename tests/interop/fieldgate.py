@@ -101,6 +101,15 @@ class Program:
         return run([cls.path, *arguments], deadline)
 
 
+def listens(port):
+    """Whether somebody takes connections on a port of this machine."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        return True
+    except OSError:
+        return False
+
+
 class Role:
     """A running `fieldgate run` or `fieldgate hub`, ready when its /healthz says so."""
 
@@ -131,6 +140,11 @@ class Role:
                 said = str(error)
             self.process.wait_for_change(0.05)
         raise Failure(f"{self.name}: /healthz is not 200 after {deadline:.0f} s ({said})\n{self.process.tail()}")
+
+    def listening(self, port, deadline=DEADLINE):
+        """Waits until a device can connect; the hub need not be there."""
+        self.process.wait_until(lambda: listens(port), f"its port {port}", deadline)
+        return self
 
     def page(self, path):
         """Status and text of a page of the admin listener."""
@@ -290,15 +304,8 @@ class RoutedGateway:
     def start(self):
         """Starts it and waits until devices can connect; the hub need not be there."""
         self.role.start()
-        self.role.process.wait_until(self._listens, "its AMQP listener")
+        self.role.listening(self.port)
         return self
-
-    def _listens(self):
-        try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
-            return True
-        except OSError:
-            return False
 
     def stop(self):
         return self.role.stop()
@@ -307,15 +314,20 @@ class RoutedGateway:
 class Site:
     """A gateway with its listeners: with the embedded hub in the same process, or with a hub process beside it."""
 
-    def __init__(self, separate_hub=False, authorise=None, mode=None):
+    def __init__(self, separate_hub=False, authorise=None, mode=None, more=None, proven=False):
         self.directory = Directory()
         self.ports = {name: free_port() for name in LISTENERS}
         self.hub_port = free_port()
         sections = {name: {"listen": [f"127.0.0.1:{port}"]} for name, port in self.ports.items()}
         if authorise:
             sections["amqp"]["authorise"] = authorise
+        if proven:
+            # Nobody's word is taken: devices prove themselves to the registry.
+            for name in ("mqtt", "coap", "http"):
+                sections[name]["allow_anonymous"] = False
         if mode:
             sections["upstream"] = {"mode": mode}
+        sections |= more or {}
         hub = {"hub": {"listen": [f"127.0.0.1:{self.hub_port}"]}}
         self.hub_role = None
         if separate_hub:

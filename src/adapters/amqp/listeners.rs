@@ -44,6 +44,7 @@ impl Listener {
             connector: config.connector,
             authorise: match config.authorise {
                 config::Authorise::Token => Authorise::Token,
+                config::Authorise::Registry => Authorise::Registry,
                 config::Authorise::Any => Authorise::Any,
             },
             max_unsettled: usize::try_from(config.limits.max_unsettled.get()).unwrap_or(usize::MAX),

@@ -12,6 +12,7 @@ use fieldgate_amqp::performative::{ACCEPTED, AttachOut, DispositionOut, Role, So
 use fieldgate_amqp::sasl::Mechanism;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
+use crate::adapters::testing;
 use crate::config::Config;
 use crate::router::{Authorise, DeviceKey, Hubs, MAX_BACKLOG_BYTES, Policy, Router, Routes, Rules, TrunkKey};
 use crate::testing::Stream;
@@ -49,7 +50,7 @@ fn policy() -> Policy {
 
 /// Nothing is routed: pairs have their own rules.
 fn rules() -> Arc<Rules> {
-    Arc::new(Rules { routes: Routes::new([]), hubs: Hubs::new([[""; 0]; 0]) })
+    Arc::new(Rules { routes: Routes::new([]), hubs: Hubs::new([[""; 0]; 0]), registrar: None })
 }
 
 /// Device and hub, and the router between them whose bytes the test moves by hand.
@@ -73,7 +74,7 @@ impl Bench {
         carry(&mut device, &mut near);
         assert!(matches!(near.poll_event(), Some(Event::Opened(_))));
         let mut router = Router::new(Vec::new(), rules(), 0);
-        let keys = router.add_pair(near, client(config()), policy(), 100_000);
+        let keys = router.add_pair(near, client(config()), policy(), 100_000, Instant::now());
         let mut bench =
             Self { device, router, keys, hub, streams: Default::default(), heard, deaf: [false; 2] };
         bench.run();
@@ -286,8 +287,9 @@ fn who_was_held_back_is_read_again_when_there_is_room() {
             poll_fn(|cx| near.0.poll_turn(cx, &mut near.1, true)).await;
         }
         let (_trigger, shutdown) = crate::shutdown::channel();
-        let routing = Routing::start(0, &Config::default(), &[], Arc::default(), shutdown);
-        let keys = routing.turn(|router| router.add_pair(near.1, client(config()), policy(), 100_000));
+        let routing = Routing::start(0, &Config::default(), &[], &testing::gate(), Arc::default(), shutdown);
+        let keys = routing
+            .turn(|router| router.add_pair(near.1, client(config()), policy(), 100_000, Instant::now()));
         let pair = Pair::new(near.0, End::new(near_hub), keys, &routing, None);
         tokio::task::spawn_local(pair.run());
 

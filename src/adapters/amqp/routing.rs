@@ -7,23 +7,27 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Instant, SystemTime};
 
+use fieldgate_mappings::DeviceId;
 use tokio::sync::Notify;
 
 use crate::config::{Config, Mode};
 use crate::console::Health;
-use crate::router::{Hubs, Router, Rules};
+use crate::devices::{Changes, Gate};
+use crate::router::{Hubs, Registrar, Router, Rules};
 use crate::shutdown::Shutdown;
 use crate::timer::Timer;
 use crate::upstream::Hub;
 
 use super::connectors::{self, Connector};
 use super::listeners::Listener;
+use super::registrar::Registered;
 use super::trunk;
 
 /// The router and what it needs of the world.
 pub(crate) struct Routing {
     router: RefCell<Router>,
     connectors: Box<[Rc<Connector>]>,
+    registrar: Option<Arc<dyn Registrar>>,
     pub(super) health: Arc<Health>,
     pub(super) worker: usize,
     pub(super) shutdown: Shutdown,
@@ -41,11 +45,13 @@ pub(crate) struct Routing {
 }
 
 /// Where links go, by the configuration.
-fn rules(config: &Config, hubs: &[Arc<Hub>]) -> Rules {
+fn rules(config: &Config, hubs: &[Arc<Hub>], gate: &Arc<Gate>) -> Rules {
     // What has a connection of its own finds its connector by its listener, not by an address.
     let is_shared = |connector: usize| config.connectors[connector].mode == Mode::Shared;
+    let names = config.connectors.iter().map(|connector| Arc::clone(&connector.name));
+    let registered = Registered::new(Arc::clone(gate), names.zip(hubs.iter().cloned()));
     let hubs = Hubs::new(hubs.iter().map(|hub| [hub.name()]));
-    Rules { routes: connectors::routes(config, is_shared), hubs }
+    Rules { routes: connectors::routes(config, is_shared), hubs, registrar: Some(Arc::new(registered)) }
 }
 
 impl std::fmt::Debug for Routing {
@@ -61,6 +67,7 @@ impl Routing {
         worker: usize,
         config: &Config,
         hubs: &[Arc<Hub>],
+        gate: &Arc<Gate>,
         health: Arc<Health>,
         shutdown: Shutdown,
     ) -> Rc<Self> {
@@ -68,9 +75,12 @@ impl Routing {
             .map(|(index, hub)| Rc::new(Connector::new(index, config, Arc::clone(hub))))
             .collect();
         let settings = connectors.iter().map(|connector| connector.settings(config)).collect();
+        let rules = rules(config, hubs, gate);
+        let registrar = rules.registrar.clone();
         let routing = Rc::new(Self {
-            router: RefCell::new(Router::new(settings, Arc::new(rules(config, hubs)), unix_now())),
+            router: RefCell::new(Router::new(settings, Arc::new(rules), unix_now())),
             connectors,
+            registrar,
             health,
             worker,
             shutdown,
@@ -83,6 +93,7 @@ impl Routing {
         });
         tokio::task::spawn_local(Rc::clone(&routing).keep_time());
         tokio::task::spawn_local(Rc::clone(&routing).drain());
+        tokio::task::spawn_local(Rc::clone(&routing).review(gate.registry().changes()));
         routing.turn(Router::start);
         routing
     }
@@ -148,6 +159,20 @@ impl Routing {
             }
         })
         .await;
+    }
+
+    /// The connector of a device that has proved who it is: its entry's, else as for any.
+    pub(super) fn connector_of(&self, device: &DeviceId, listener: &Listener, host: Option<&str>) -> usize {
+        let its = self.registrar.as_ref().and_then(|registrar| registrar.connector_of(device));
+        its.map_or_else(|| self.connector_for(listener, host).index, |its| its.0)
+    }
+
+    /// Has the router look again at who is in whenever the registry changes.
+    async fn review(self: Rc<Self>, mut changes: Changes) {
+        loop {
+            changes.changed().await;
+            self.turn(|router| router.review(Instant::now()));
+        }
     }
 
     async fn drain(self: Rc<Self>) {

@@ -6,7 +6,9 @@
 //!                                   [SASL PLAIN ─▶ hub connected, SASL PLAIN there ─▶ its outcome] ─▶ open ─▶ that hub connection
 //! ```
 //!
-//! The gateway judges no password and keeps none: it is the hub that says whether it is right.
+//! Where the listener asks for a registered device, the gateway judges a password or a certificate itself. Elsewhere it
+//! keeps no password, and it is the hub that says whether it is right; where the listener believes everybody
+//! (`authorise = "any"`), a device that is registered with a proof has to pass the registry before that.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -17,17 +19,20 @@ use fieldgate_amqp::connection::{ClientSecurity, CloseReason, Connection, Event}
 use fieldgate_amqp::error::{AmqpError, Condition};
 use fieldgate_amqp::performative::Open;
 use fieldgate_amqp::sasl::{PlainCredentials, SaslCode};
+use fieldgate_mappings::DeviceId;
 use tokio::net::TcpStream;
 
 use crate::config::Mode;
-use crate::telemetry::emit;
+use crate::devices::{Attempt, Certificate, Denied, Pass, Shown};
+use crate::router::Authorise;
+use crate::telemetry::{Protocol, emit};
 use crate::tls;
 use crate::worker::Worker;
 
-use super::certificate;
 use super::connectors::Connector;
 use super::listeners::Listener;
 use super::party::Party;
+use super::registrar;
 use super::telemetry::{DeviceGone, DeviceRefused, HubUnreachable};
 use super::trace;
 
@@ -35,8 +40,10 @@ use super::trace;
 pub(super) struct Guest {
     pub(super) device: Party,
     pub(super) open: Open,
-    /// Who its certificate says it is.
+    /// Who it has proved to be, by a certificate or to the registry.
     pub(super) identity: Option<Box<str>>,
+    /// What it was let in by, where it is registered.
+    pub(super) pass: Option<Pass>,
     pub(super) peer: SocketAddr,
 }
 
@@ -95,19 +102,19 @@ async fn receive(
         emit(DeviceRefused { peer, listener: &listener.name, error: &error });
         Lost::Never
     })?;
-    let identity = certificate::peer(&stream);
-    let mechanisms = listener.mechanisms(identity.is_some());
+    let certificate = Certificate::of_peer(&stream);
+    let mechanisms = listener.mechanisms(certificate.is_some());
     let config = Arc::clone(&listener.machine);
     let mut machine = Connection::server(config, mechanisms, listener.allow_bare, since);
     trace::watch(&mut machine, &worker.routing, format_args!("device {peer}"));
     let mut device = Party::new(stream, machine);
 
     let opened = tokio::select! {
-        opened = opened(&mut device, peer, listener, worker) => opened,
+        opened = opened(&mut device, peer, certificate.as_ref(), listener, worker) => opened,
         () = worker.shutdown.draining() => Err(Some(forced("the gateway is stopping"))),
     };
     match opened {
-        Ok((open, hub)) => {
+        Ok(Opened { open, hub, pass }) => {
             let way = match hub {
                 Some((hub, connector)) => Way::Paired { hub: Box::new(hub), connector },
                 None => match way(&open, peer, listener, worker).await {
@@ -115,22 +122,43 @@ async fn receive(
                     Err(error) => return Err(Lost::Refused(device, error)),
                 },
             };
-            Ok((Guest { device, open, identity, peer }, way))
+            let identity = match &pass {
+                Some(pass) => Some(pass.device.as_str().into()),
+                None => certificate.map(|certificate| certificate.identity()),
+            };
+            Ok((Guest { device, open, identity, pass, peer }, way))
         }
         Err(Some(error)) => Err(Lost::Refused(device, error)),
         Err(None) => Err(Lost::Gone(device)),
     }
 }
 
-/// The device's `open`, and the hub connection that its password was judged on. An error to tell it, or nothing where
-/// it is gone.
+/// A device that has opened, and who has judged it.
+struct Opened {
+    open: Open,
+    /// The hub connection that its password was judged on.
+    hub: Option<(Party, Rc<Connector>)>,
+    /// What the registry let it in by.
+    pass: Option<Pass>,
+}
+
+/// What a device shows before its `open`, and that. An error to tell it, or nothing where it is gone.
 async fn opened(
     device: &mut Party,
     peer: SocketAddr,
+    certificate: Option<&Certificate>,
     listener: &Listener,
     worker: &Rc<Worker>,
-) -> Result<(Open, Option<(Party, Rc<Connector>)>), Option<AmqpError>> {
+) -> Result<Opened, Option<AmqpError>> {
     let mut hub: Option<(Party, Rc<Connector>)> = None;
+    let registered = listener.authorise == Authorise::Registry;
+    let mut pass = None;
+    if let Some(certificate) = certificate.filter(|_| registered) {
+        match by_certificate(certificate, peer, worker).await {
+            Ok(proven) => pass = proven,
+            Err(error) => return Err(Some(error)),
+        }
+    }
     loop {
         let event = match &mut hub {
             None => device.event().await,
@@ -141,27 +169,111 @@ async fn opened(
             },
         };
         match event.ok_or(None)? {
-            Event::SaslInit { plain: Some(credentials), hostname, .. } => {
-                let connector = worker.routing.connector_for(listener, hostname.as_deref());
+            Event::SaslInit { plain: Some(credentials), .. } if registered => {
                 let judged = tokio::select! {
-                    judged = judge(&connector, credentials, peer, worker) => judged,
+                    judged = by_password(&credentials, peer, worker) => judged,
                     // Nothing else comes from it until it has its outcome.
                     _ = device.event() => return Err(None),
                 };
                 device.machine.sasl_outcome(judged.as_ref().err().copied().unwrap_or(SaslCode::Ok));
-                hub = judged.ok().map(|party| (party, connector));
+                pass = judged.ok().or(pass);
+            }
+            Event::SaslInit { plain: Some(credentials), hostname, .. } => {
+                let connector = worker.routing.connector_for(listener, hostname.as_deref());
+                let judged = tokio::select! {
+                    judged = judge_both(&connector, credentials, peer, listener, worker) => judged,
+                    // Nothing else comes from it until it has its outcome.
+                    _ = device.event() => return Err(None),
+                };
+                device.machine.sasl_outcome(judged.as_ref().err().copied().unwrap_or(SaslCode::Ok));
+                if let Ok((party, proven)) = judged {
+                    (hub, pass) = (Some((party, connector)), proven);
+                }
             }
             Event::SaslInit { .. } => device.machine.sasl_outcome(SaslCode::Ok),
             Event::Opened(open) => {
+                let shared = hub.is_none()
+                    && worker.routing.connector_for(listener, open.hostname()).mode == Mode::Shared;
+                // Whoever has a hub connection of his own may prove himself, where nobody has to.
+                if let (Authorise::Any, false, None, Some(certificate)) =
+                    (listener.authorise, shared, &pass, certificate)
+                {
+                    pass = by_certificate(certificate, peer, worker).await.map_err(Some)?;
+                }
                 if let Some((hub, connector)) = &mut hub {
                     hub.machine.open(connector.open_for(&open));
                 }
-                return Ok((open, hub));
+                return Ok(Opened { open, hub, pass });
             }
             // Nothing else comes before `open` is answered.
             _ => {}
         }
     }
+}
+
+/// The device that a certificate is registered for; nothing where it is for none.
+async fn by_certificate(
+    certificate: &Certificate,
+    peer: SocketAddr,
+    worker: &Worker,
+) -> Result<Option<Pass>, AmqpError> {
+    let devices = worker.roster.devices();
+    let Some(device) = devices.of_certificate(certificate).map(|device| device.id.clone()) else {
+        return Ok(None);
+    };
+    let shown = Shown::Certificate(certificate);
+    match judge_registered(&device, shown, peer, worker).await {
+        Ok(pass) => Ok(Some(pass)),
+        Err(denied) => {
+            let why = denied.rejection().description;
+            Err(AmqpError::new(&Condition::UnauthorizedAccess, Some(&why)))
+        }
+    }
+}
+
+/// The device whose password it is, or the outcome that is told.
+async fn by_password(
+    credentials: &PlainCredentials,
+    peer: SocketAddr,
+    worker: &Worker,
+) -> Result<Pass, SaslCode> {
+    let devices = worker.roster.devices();
+    let device = registrar::user(&credentials.user, |id| devices.get(id).is_some()).ok_or(SaslCode::Auth)?;
+    let shown = Shown::Password(credentials.password.as_bytes());
+    judge_registered(&device, shown, peer, worker).await.map_err(|denied| match denied {
+        Denied::Limited(_) | Denied::Busy => SaslCode::SysTemp,
+        _ => SaslCode::Auth,
+    })
+}
+
+async fn judge_registered(
+    device: &DeviceId,
+    shown: Shown<'_>,
+    peer: SocketAddr,
+    worker: &Worker,
+) -> Result<Pass, Denied> {
+    let peer = peer.ip();
+    let attempt = Attempt { protocol: Protocol::Amqp, peer, device, shown, believes: false };
+    worker.roster.judge(attempt).answer().await
+}
+
+/// Has the hub judge a password, and before it the registry, where the user is a device whose word is not enough.
+async fn judge_both(
+    connector: &Connector,
+    credentials: PlainCredentials,
+    peer: SocketAddr,
+    listener: &Listener,
+    worker: &Worker,
+) -> Result<(Party, Option<Pass>), SaslCode> {
+    let devices = worker.roster.devices();
+    let is_doubted =
+        |id: &str| devices.get(id).is_some_and(|device| !device.enabled || !device.needs_no_proof());
+    let user = registrar::user(&credentials.user, |id| devices.get(id).is_some());
+    let pass = match user.filter(|user| listener.authorise == Authorise::Any && is_doubted(user.as_str())) {
+        Some(_) => Some(by_password(&credentials, peer, worker).await?),
+        None => None,
+    };
+    Ok((judge(connector, credentials, peer, worker).await?, pass))
 }
 
 /// Has the hub judge a password: the connection to it, or the outcome that the device is told.

@@ -21,7 +21,8 @@ use tokio::sync::Notify;
 
 use crate::adapters::answering::{Ending, RETRY_AFTER, patience};
 use crate::config::CoapConfig;
-use crate::telemetry::emit;
+use crate::devices::{Attempt, Denied, Judged, Roster, Shown};
+use crate::telemetry::{Protocol, emit};
 use crate::upstream::Patience;
 
 use super::telemetry::{self, OutcomeLate, RequestEnded, ResponseLost};
@@ -76,6 +77,7 @@ pub(super) struct Exchanges {
     machine: Server,
     rules: Arc<RuleSet>,
     allow_anonymous: bool,
+    roster: Rc<Roster>,
     answer_time_out: Duration,
     /// By ticket. Tickets grow, and the time is the same for all: the first is the first that is due.
     waiting: BTreeMap<u64, Waiting>,
@@ -87,11 +89,12 @@ pub(super) struct Exchanges {
 
 impl Exchanges {
     /// No exchanges yet; the seed is the message layer's.
-    pub(super) fn new(config: &CoapConfig, rules: Arc<RuleSet>, seed: u64) -> Self {
+    pub(super) fn new(config: &CoapConfig, rules: Arc<RuleSet>, roster: Rc<Roster>, seed: u64) -> Self {
         Self {
             machine: Server::new(machine_config(config), seed),
             rules,
             allow_anonymous: config.allow_anonymous(),
+            roster,
             answer_time_out: config.answer_time_out,
             waiting: BTreeMap::new(),
             tickets: 0,
@@ -137,7 +140,7 @@ impl Exchanges {
     pub(super) fn poll_send(&mut self, now: Instant) -> Option<(Message, Patience, Verdict)> {
         loop {
             match self.machine.poll_event()? {
-                Event::Request(request) => match self.judge(&request) {
+                Event::Request(request) => match self.judge(request.peer, &request) {
                     Ok(message) => return Some(self.begin(now, &request, message)),
                     Err(refusal) => self.refuse(now, &request, refusal),
                 },
@@ -181,15 +184,18 @@ impl Exchanges {
         }
     }
 
-    fn judge(&self, request: &Request) -> Result<Message, Refusal> {
-        if !self.allow_anonymous {
-            let nobody = Rejection::new(Reason::Credentials, "devices must identify themselves here");
-            return Err(Refusal::Rejected(nobody));
-        }
+    fn judge(&self, peer: SocketAddr, request: &Request) -> Result<Message, Refusal> {
         if self.stopping || self.waiting.len() >= MAX_WAITING {
             return Err(Refusal::Busy);
         }
-        self.map(request, request.method.as_str()).map_err(|rejection| {
+        let mapped = self.map(request, request.method.as_str());
+        if let Ok(message) = &mapped {
+            self.admit(peer, &message.device)?;
+        } else if !self.allow_anonymous {
+            // Who has not said who he is learns nothing of the rules.
+            return Err(Refusal::Rejected(Denied::Nothing.rejection()));
+        }
+        mapped.map_err(|rejection| {
             let no_rule = rejection.reason == Reason::NoSuchAddress;
             let other = |method: &&str| *method != request.method.as_str() && self.maps(request, method);
             match no_rule && METHODS.iter().any(other) {
@@ -197,6 +203,22 @@ impl Exchanges {
                 false => Refusal::Rejected(rejection),
             }
         })
+    }
+
+    /// Without DTLS a device can prove nothing: it has its word.
+    fn admit(&self, peer: SocketAddr, device: &DeviceId) -> Result<(), Refusal> {
+        let judged = self.roster.judge(Attempt {
+            protocol: Protocol::Coap,
+            peer: peer.ip(),
+            device,
+            shown: Shown::Nothing,
+            believes: self.allow_anonymous,
+        });
+        match judged {
+            Judged::Now(Ok(_)) => Ok(()),
+            Judged::Now(Err(denied)) => Err(Refusal::Rejected(denied.rejection())),
+            Judged::Soon(_) => Err(Refusal::Rejected(Denied::Nothing.rejection())),
+        }
     }
 
     // `Accept` is not looked at: no answer to a message has a representation (RFC 7252 5.10.4).

@@ -10,7 +10,8 @@ use fieldgate_mappings::message::Message;
 use fieldgate_mappings::outcome::{Outcome, Reason, Rejection, Verdict};
 
 use super::*;
-use crate::adapters::testing::{Running, config, rules};
+use crate::adapters::testing::{Running, config, gate, rules};
+use crate::devices::Roster;
 use crate::upstream::Patience;
 
 const EVENTS: [&str; 4] = ["devices", "d1", "messages", "events"];
@@ -35,7 +36,7 @@ impl Bench {
         Self {
             now: Instant::now(),
             device: Client::new(client::Config { transmission, ..Default::default() }, 7),
-            exchanges: Exchanges::new(&config(text).coap, rules(), 11),
+            exchanges: Exchanges::new(&config(text).coap, rules(), Roster::new(&gate()), 11),
             hub: VecDeque::new(),
             sent: 0,
         }

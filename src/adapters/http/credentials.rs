@@ -1,48 +1,82 @@
-//! What a request's Authorization field says about the device, where the path alone would do.
+//! What a request's Authorization field says about the device, and shows for it.
 //!
-//! Nothing is verified: the gateway has no key yet. But a token that is certainly not good for this request (for
-//! another device, expired, or no token at all) is refused, so that the mistake shows here and not on the way to
-//! production. Other schemes are passed over.
+//! Who is let in the gate decides ([`crate::devices`]). But a token that is certainly not good for this request (for
+//! another device, expired, or no token at all) is refused here, also where the path alone would do, so that the
+//! mistake shows now and not on the way to production. Schemes that are not known are passed over.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use fieldgate_mappings::address::DeviceId;
 use fieldgate_mappings::outcome::{Reason, Rejection};
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 
+use crate::devices::Shown;
 use crate::sas::Token;
 
 /// The scheme of shared access signatures.
-const SCHEME: &str = "SharedAccessSignature";
+const SAS: &str = "SharedAccessSignature";
+/// The scheme of user name and password (RFC 7617).
+const BASIC: &str = "Basic";
 
-/// Whose token it is: a device's, or nobody's in particular.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Claim {
-    device: Option<String>,
+/// Whose credentials they are, and the credentials.
+#[derive(PartialEq, Eq)]
+pub(super) enum Claim {
+    /// Nobody's in particular.
+    Nobody,
+    /// A token, for a device or for none in particular.
+    Token { device: Option<String>, text: String },
+    /// A user name, which is the device's id, and a password.
+    Basic { user: String, password: String },
 }
 
 impl Claim {
     /// Reads the field; `now_unix` in seconds since 1970.
     ///
     /// # Errors
-    /// A shared access signature that is malformed or expired, or more than one field. The token is not repeated.
+    /// A shared access signature that is malformed or expired, Basic credentials that are none, or more than one
+    /// field. Nothing of it is repeated.
     pub(super) fn read(headers: &HeaderMap, now_unix: u64) -> Result<Self, Rejection> {
         let wrong = |what: String| Rejection::new(Reason::Credentials, what);
         let mut fields = headers.get_all(AUTHORIZATION).iter();
-        let Some(field) = fields.next() else { return Ok(Self { device: None }) };
+        let Some(field) = fields.next() else { return Ok(Self::Nobody) };
         if fields.next().is_some() {
             return Err(wrong("there is more than one Authorization field".into()));
         }
         // What is not ASCII is of no scheme that is known.
         let text = field.to_str().unwrap_or_default();
-        let scheme = text.split(' ').next().unwrap_or_default();
-        if !scheme.eq_ignore_ascii_case(SCHEME) {
-            return Ok(Self { device: None });
+        let (scheme, rest) = text.split_once(' ').unwrap_or((text, ""));
+        if scheme.eq_ignore_ascii_case(BASIC) {
+            let basic =
+                basic(rest).ok_or_else(|| wrong("the Basic credentials are no user and password".into()));
+            return basic.map(|(user, password)| Self::Basic { user, password });
+        }
+        if !scheme.eq_ignore_ascii_case(SAS) {
+            return Ok(Self::Nobody);
         }
         let token = Token::parse(text).map_err(|error| wrong(error.to_string()))?;
         if token.expiry() <= now_unix {
             return Err(wrong("the token expired".into()));
         }
-        Ok(Self { device: token.resource().device().map(str::to_owned) })
+        Ok(Self::Token { device: token.resource().device().map(str::to_owned), text: text.to_owned() })
+    }
+
+    /// The device that they are for, as it stands there.
+    pub(super) fn device(&self) -> Option<&str> {
+        match self {
+            Self::Nobody => None,
+            Self::Token { device, .. } => device.as_deref(),
+            Self::Basic { user, .. } => Some(user),
+        }
+    }
+
+    /// What they show.
+    pub(super) fn shown(&self) -> Shown<'_> {
+        match self {
+            Self::Nobody => Shown::Nothing,
+            Self::Token { text, .. } => Shown::Password(text.as_bytes()),
+            Self::Basic { password, .. } => Shown::Password(password.as_bytes()),
+        }
     }
 
     /// Checks that a token for a device is for this one.
@@ -50,13 +84,20 @@ impl Claim {
     /// # Errors
     /// When it is for another one.
     pub(super) fn agrees_with(&self, device: &DeviceId) -> Result<(), Rejection> {
-        match &self.device {
-            Some(claimed) if claimed != device.as_str() => {
+        match self {
+            Self::Token { device: Some(claimed), .. } if claimed != device.as_str() => {
                 Err(Rejection::new(Reason::Credentials, "the token is for another device"))
             }
             _ => Ok(()),
         }
     }
+}
+
+/// RFC 7617 2: the user name ends at the first colon.
+fn basic(credentials: &str) -> Option<(String, String)> {
+    let text = String::from_utf8(BASE64.decode(credentials.trim()).ok()?).ok()?;
+    let (user, password) = text.split_once(':')?;
+    Some((user.to_owned(), password.to_owned()))
 }
 
 #[cfg(test)]
@@ -97,7 +138,7 @@ mod tests {
         for field in [policy.as_str(), "Basic ZDE6c2VjcmV0", "Bearer x", ""] {
             assert_eq!(read(field).unwrap().agrees_with(&device("d1")), Ok(()), "{field}");
         }
-        assert_eq!(Claim::read(&HeaderMap::new(), NOW), Ok(Claim { device: None }));
+        assert!(matches!(Claim::read(&HeaderMap::new(), NOW), Ok(Claim::Nobody)));
     }
 
     #[test]
@@ -111,13 +152,28 @@ mod tests {
             &twice,
             &lower,
         ] {
-            let refused = read(field).unwrap_err();
+            let Err(refused) = read(field) else { panic!("{field}") };
             assert_eq!(refused.reason, Reason::Credentials, "{field}");
             assert!(!refused.description.contains("hub"), "{}", refused.description);
         }
         let mut headers = HeaderMap::new();
         headers.append(AUTHORIZATION, HeaderValue::from_static("Basic a"));
         headers.append(AUTHORIZATION, HeaderValue::from_static("Basic b"));
-        assert_eq!(Claim::read(&headers, NOW).unwrap_err().reason, Reason::Credentials);
+        assert!(
+            matches!(Claim::read(&headers, NOW), Err(rejection) if rejection.reason == Reason::Credentials)
+        );
+    }
+
+    #[test]
+    fn a_user_and_a_password_are_read() {
+        let claim = read(&format!("basic {}", BASE64.encode("d1:pass:word"))).unwrap();
+        assert!(matches!(&claim, Claim::Basic { user, password } if user == "d1" && password == "pass:word"));
+        assert_eq!(claim.device(), Some("d1"));
+        for wrong in ["Basic", "Basic !", &format!("Basic {}", BASE64.encode("d1")), "Basic /w=="] {
+            assert!(
+                matches!(read(wrong), Err(rejection) if rejection.reason == Reason::Credentials),
+                "{wrong}"
+            );
+        }
     }
 }

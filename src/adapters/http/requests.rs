@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use fieldgate_http::{Limits, Reply, RequestHead, Violation};
-use fieldgate_mappings::address::Identity;
+use fieldgate_mappings::address::{DeviceId, Identity};
 use fieldgate_mappings::http as mapping;
 use fieldgate_mappings::message::Message;
 use fieldgate_mappings::outcome::{Outcome, Reason, Rejection, Report, Verdict};
@@ -24,7 +24,9 @@ use tokio::time::timeout;
 
 use crate::adapters::answering::{Ending, RETRY_AFTER, patience};
 use crate::config::{Config, HttpConfig};
-use crate::telemetry::emit;
+use crate::devices::{Attempt, By, Denied, Pass, Roster, Shown};
+use crate::sas::percent_decode;
+use crate::telemetry::{Protocol, emit};
 use crate::upstream::Patience;
 
 use super::body::{self, BodyError};
@@ -40,6 +42,7 @@ const DISCARD_TIME_OUT: Duration = Duration::from_secs(5);
 pub(super) struct Requests<S> {
     config: Arc<Config>,
     rules: Arc<RuleSet>,
+    roster: Rc<Roster>,
     send: S,
     peer: SocketAddr,
     /// When the connection, or its last request, began.
@@ -72,8 +75,14 @@ impl From<Rejection> for Refusal {
 }
 
 impl<S: Fn(Message, Patience, Verdict)> Requests<S> {
-    pub(super) fn new(config: Arc<Config>, rules: Arc<RuleSet>, send: S, peer: SocketAddr) -> Self {
-        Self { config, rules, send, peer, begun_at: Cell::new(Instant::now()) }
+    pub(super) fn new(
+        config: Arc<Config>,
+        rules: Arc<RuleSet>,
+        roster: Rc<Roster>,
+        send: S,
+        peer: SocketAddr,
+    ) -> Self {
+        Self { config, rules, roster, send, peer, begun_at: Cell::new(Instant::now()) }
     }
 
     /// When the connection is of no use any more, if no request begins before: every part of a request has its
@@ -116,18 +125,26 @@ impl<S: Fn(Message, Patience, Verdict)> Requests<S> {
         let config = &self.config.http;
         let limits = limits(config);
         let head = RequestHead::judge(parts, &limits)?;
-        if !config.allow_anonymous() {
-            return Err(Rejection::new(Reason::Credentials, "devices must identify themselves here").into());
-        }
         let claim = Claim::read(head.headers(), unix_time())?;
+        let proven = self.identify(&head, &claim).await?;
         let body = match timeout(config.body_time_out, body::gather(body, config.max_body_bytes)).await {
             Ok(Ok(body)) => body,
             Ok(Err(error)) => return Err(Refusal::Body(error)),
             Err(_) => return Err(Violation::TimedOut.into()),
         };
-        match self.rules.map_http(Identity::Claimed, &head, body) {
+        let others = self.rules.has_via().then(|| self.roster.devices());
+        let identity = match (&proven, &others) {
+            (Some(pass), Some(others)) => Identity::MayActFor(&pass.device, &**others),
+            (Some(pass), None) => Identity::Is(&pass.device),
+            (None, _) => Identity::Claimed,
+        };
+        match self.rules.map_http(identity, &head, body) {
             Ok(message) => {
-                claim.agrees_with(&message.device)?;
+                if proven.is_none() {
+                    claim.agrees_with(&message.device)?;
+                    // The path alone has said who it is.
+                    self.judge(&message.device, Shown::Nothing).await?;
+                }
                 Ok(message)
             }
             Err(rejection) if rejection.reason == Reason::NoSuchAddress => {
@@ -136,6 +153,46 @@ impl<S: Fn(Message, Patience, Verdict)> Requests<S> {
             }
             Err(rejection) => Err(rejection.into()),
         }
+    }
+
+    /// The device that has proved who it is, before any of its body is read. Nothing where its word will do, which the
+    /// path has for it.
+    async fn identify(&self, head: &RequestHead<'_>, claim: &Claim) -> Result<Option<Pass>, Rejection> {
+        let believes = self.config.http.allow_anonymous();
+        let device = match claim.device() {
+            Some(id) => DeviceId::new(&self.read_once_more(id)).ok(),
+            None if believes => return Ok(None),
+            None => {
+                let mapped = self.rules.map_http(Identity::Claimed, head, Bytes::new());
+                mapped.ok().map(|message| message.device)
+            }
+        };
+        let Some(device) = device else {
+            // Who has not said who he is learns nothing of the rules.
+            return if believes { Ok(None) } else { Err(Denied::Nothing.rejection()) };
+        };
+        let pass = self.judge(&device, claim.shown()).await?;
+        Ok(Some(pass).filter(|pass| pass.by != By::Word))
+    }
+
+    /// Some clients encode an id before they encode the resource of its token: the id that is registered is meant.
+    fn read_once_more<'c>(&self, id: &'c str) -> Cow<'c, str> {
+        let devices = self.roster.devices();
+        match percent_decode(id) {
+            Some(decoded) if devices.get(id).is_none() && devices.get(&decoded).is_some() => decoded.into(),
+            _ => id.into(),
+        }
+    }
+
+    async fn judge(&self, device: &DeviceId, shown: Shown<'_>) -> Result<Pass, Rejection> {
+        let attempt = Attempt {
+            protocol: Protocol::Http,
+            peer: self.peer.ip(),
+            device,
+            shown,
+            believes: self.config.http.allow_anonymous(),
+        };
+        self.roster.judge(attempt).answer().await.map_err(|denied| denied.rejection())
     }
 
     /// Counts a refusal, and makes its answer.

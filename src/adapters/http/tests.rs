@@ -12,8 +12,9 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::{JoinHandle, LocalSet};
 
 use super::*;
-use crate::adapters::testing::{Running, config, rules};
+use crate::adapters::testing::{Running, config, gate, rules};
 use crate::config::Config;
+use crate::devices::Roster;
 use crate::sas::{SharedKey, Signer};
 
 const EVENTS: &str = "POST /devices/d1/messages/events?api-version=2021-04-12 HTTP/1.1\r\nHost: gate\r\n";
@@ -66,7 +67,7 @@ impl Bench {
             toward_hub.messages.borrow_mut().push_back((message, patience, verdict));
             toward_hub.came.notify_one();
         };
-        let requests = Requests::new(Arc::clone(&config), rules(), send, peer);
+        let requests = Requests::new(Arc::clone(&config), rules(), Roster::new(&gate()), send, peer);
         let connection = tokio::task::spawn_local(async move {
             // Should the test drop its side, there is no stop.
             let stop = async {
@@ -156,7 +157,7 @@ fn every_outcome_has_its_status() {
     run(async {
         let mut bench = Bench::new();
         for (outcome, code, field) in [
-            (rejected(Reason::Credentials), "401", "\r\nwww-authenticate: sharedaccesssignature\r\n"),
+            (rejected(Reason::Credentials), "401", "\r\nwww-authenticate: sharedaccesssignature, basic "),
             (rejected(Reason::NotPermitted), "403", ""),
             (rejected(Reason::NoSuchAddress), "404", ""),
             (rejected(Reason::TooLarge), "413", ""),
@@ -243,7 +244,7 @@ fn without_anonymous_access_nobody_is_served() {
         // Before the body is there.
         let (head, _) = bench.ask(format!("{EVENTS}Content-Length: 10\r\n\r\n")).await;
         assert_eq!(status(&head), "401");
-        assert!(head.contains("\r\nwww-authenticate: sharedaccesssignature\r\n"), "{head}");
+        assert!(head.contains("\r\nwww-authenticate: sharedaccesssignature, basic "), "{head}");
         assert!(head.contains("\r\nconnection: close\r\n"), "{head}");
         bench.write("0123456789").await;
         bench.ended().await;
@@ -258,7 +259,7 @@ fn a_token_for_another_device_is_refused() {
         let mut bench = Bench::new();
         let (head, body) = bench.ask(events(&field("hub/devices/d2"), "1")).await;
         assert_eq!(status(&head), "401");
-        assert!(head.contains("\r\nwww-authenticate: sharedaccesssignature\r\n"), "{head}");
+        assert!(head.contains("\r\nwww-authenticate: sharedaccesssignature, basic "), "{head}");
         assert!(!body.contains("sig="), "{body}");
         assert!(bench.hub.messages.borrow().is_empty());
         for fields in [field("hub/devices/d1"), field("hub"), "Authorization: Basic ZDE6eA==\r\n".into()] {

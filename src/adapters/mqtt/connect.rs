@@ -1,5 +1,5 @@
-//! Who a client is: what CONNECT has to say to be let in. The identity is the client identifier; where anonymous
-//! access is allowed it is believed.
+//! Who a client is: what CONNECT says about that, and what it shows. Who is let in the gate decides
+//! ([`crate::devices`]).
 
 use bytes::Bytes;
 use fieldgate_mappings::address::DeviceId;
@@ -9,24 +9,48 @@ use fieldgate_mappings::outcome::{Reason, Rejection};
 use fieldgate_mappings::rules::RuleSet;
 use fieldgate_mqtt::{Connect, Will};
 
+use crate::devices::{Denied, Pass, Pending, Shown};
+
 use super::words;
 
-/// The device that a client is.
+/// The device that a client says it is: the one of its client identifier, or the one that its user name is the id of,
+/// if such a device is registered. Clients that make up a client identifier have no other place for it.
 ///
 /// # Errors
-/// Why it is not let in.
-pub(super) fn identify(connect: &Connect, allow_anonymous: bool) -> Result<DeviceId, Rejection> {
-    let device = DeviceId::new(&connect.client_id)
+/// Why it cannot be any.
+pub(super) fn identify(
+    connect: &Connect,
+    is_registered: impl FnOnce(&str) -> bool,
+) -> Result<DeviceId, Rejection> {
+    let user_name = connect.username.as_deref();
+    let named = user_name.and_then(named_device);
+    let id = match user_name {
+        Some(user_name) if named.is_none() && is_registered(user_name) => user_name,
+        _ => &connect.client_id,
+    };
+    let device = DeviceId::new(id)
         .map_err(|error| Rejection::new(Reason::Content, format!("the client identifier {error}")))?;
-    if !allow_anonymous {
-        return Err(Rejection::new(Reason::NotPermitted, "anonymous access is not allowed here"));
-    }
-    match connect.username.as_deref().and_then(named_device) {
+    match named {
         Some(named) if named != device.as_str() => {
             Err(Rejection::new(Reason::NotPermitted, "the user name is another device's"))
         }
         _ => Ok(device),
     }
+}
+
+/// What a client shows for being that device.
+pub(super) fn shown(connect: &Connect) -> Shown<'_> {
+    match &connect.password {
+        Some(password) => Shown::Password(password),
+        None => Shown::Nothing,
+    }
+}
+
+/// A client that waits to be let in or not.
+pub(super) struct Judging {
+    pub(super) connect: Box<Connect>,
+    pub(super) pending: Pending,
+    pub(super) answer: Option<Result<Pass, Denied>>,
 }
 
 /// The device that a user name in Azure's form is about: `hub/device/?api-version=…`, in older clients without the

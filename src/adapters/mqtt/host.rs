@@ -10,6 +10,7 @@ use fieldgate_mappings::rules::RuleSet;
 
 use crate::adapters::Directory;
 use crate::config::Config;
+use crate::devices::Roster;
 use crate::upstream::{CommandId, CommandSink, Patience, Subscription};
 use crate::worker::Worker;
 
@@ -21,6 +22,8 @@ pub(super) trait Host {
     fn config(&self) -> &Config;
     fn rules(&self) -> &RuleSet;
     fn directory(&self) -> &Arc<Directory>;
+    /// Who is let in, and who is in.
+    fn roster(&self) -> &Rc<Roster>;
     /// See [`Outbound::send`](crate::outbound::Outbound::send).
     fn send(&self, message: Message, patience: Patience, verdict: Verdict);
     /// See [`Upstream::subscribe`](crate::upstream::Upstream::subscribe).
@@ -52,6 +55,10 @@ impl Host for Worker {
 
     fn directory(&self) -> &Arc<Directory> {
         &self.directory
+    }
+
+    fn roster(&self) -> &Rc<Roster> {
+        &self.roster
     }
 
     fn send(&self, message: Message, patience: Patience, verdict: Verdict) {

@@ -8,26 +8,27 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Context;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use fieldgate_mappings::address::DeviceId;
+use fieldgate_mappings::address::{DeviceId, Identity};
 use fieldgate_mappings::message::Message;
 use fieldgate_mappings::mqtt::{self, OnRejected, Reply3, Reply5, reply_3, reply_5};
 use fieldgate_mappings::outcome::{Outcome, Reason, Rejection};
 use fieldgate_mqtt::{
-    Accept, Config, Connect, Connection, DisconnectReason, Event, Misuse, Publish, PublishReply,
-    PublishToken, QoS, Subscribe, SubscribeFilter, Unsubscribe, UnsubscribeReply, Version,
+    Accept, Config, Connect, ConnectRefusal, Connection, DisconnectReason, Event, Misuse, Publish,
+    PublishReply, PublishToken, QoS, Subscribe, SubscribeFilter, Unsubscribe, UnsubscribeReply, Version,
 };
 
 use crate::adapters::directory::Held;
-use crate::telemetry::emit;
+use crate::devices::{Attempt, Denied, Judged, Pass, Stay};
+use crate::telemetry::{Protocol, emit};
 use crate::upstream::{CommandSink, Hears, Patience};
 use crate::wire::Machine;
 
 use super::commands::{Commands, Delivered, Grant};
-use super::connect;
+use super::connect::{self, Judging};
 use super::host::Host;
 use super::inbox::{Ended, Inbox, Ticket};
 use super::telemetry::{
@@ -50,6 +51,8 @@ pub(super) struct Session<H: Host> {
     inbox: Rc<Inbox>,
     /// Who it is, from CONNECT on.
     client: Option<Client>,
+    /// Who wants to be let in, while its password is verified.
+    judging: Option<Box<Judging>>,
     commands: Option<Box<Commands<H::Subscription>>>,
     /// When the pause is over, and the connection with it.
     paused_until: Option<Instant>,
@@ -70,6 +73,7 @@ struct Client {
     device: DeviceId,
     version: Version,
     held: Held,
+    stay: Stay,
     will: Option<Box<Message>>,
 }
 
@@ -82,6 +86,7 @@ impl<H: Host> Session<H> {
             machine: Connection::new(config, now),
             inbox: Rc::default(),
             client: None,
+            judging: None,
             commands: None,
             paused_until: None,
             draining: false,
@@ -103,10 +108,26 @@ impl<H: Host> Session<H> {
         if taken_over.is_some_and(|taken_over| taken_over.poll(cx).is_ready()) {
             self.close(DisconnectReason::SessionTakenOver, End::TakenOver);
         }
+        if let Some(judging) = &mut self.judging
+            && let Poll::Ready(answer) = Pin::new(&mut judging.pending).poll(cx)
+        {
+            judging.answer = Some(answer);
+        }
+        if let Some(client) = &mut self.client
+            && client.stay.poll_over(cx).is_ready()
+        {
+            // Whatever it left behind is not said in its name any more.
+            client.will = None;
+            self.close(DisconnectReason::NotAuthorised, End::CutOff);
+        }
     }
 
     /// Handles all that has come.
     pub(super) fn handle(&mut self, now: Instant) {
+        if let Some(judging) = self.judging.take_if(|judging| judging.answer.is_some()) {
+            let Judging { connect, answer, .. } = *judging;
+            answer.into_iter().for_each(|answer| self.judged(&connect, answer, now));
+        }
         while let Some((ticket, outcome)) = self.inbox.next_outcome() {
             self.settle(ticket, &outcome, now);
         }
@@ -177,7 +198,7 @@ impl<H: Host> Session<H> {
 
     fn handle_event(&mut self, event: Event, now: Instant) {
         match event {
-            Event::Connect(connect) => self.connect(&connect, now),
+            Event::Connect(connect) => self.connect(connect, now),
             Event::Publish(publish) => self.publish(publish, now),
             Event::PublishRefused(_) => self.refused_by_the_machine(),
             Event::Subscribe(subscribe) => self.subscribe(&subscribe),
@@ -198,26 +219,54 @@ impl<H: Host> Session<H> {
         }
     }
 
-    fn connect(&mut self, connect: &Connect, now: Instant) {
+    fn connect(&mut self, connect: Box<Connect>, now: Instant) {
+        let roster = self.host.roster();
+        let devices = roster.devices();
+        let device = match connect::identify(&connect, |id| devices.get(id).is_some()) {
+            Ok(device) => device,
+            Err(rejection) => return self.refuse(&connect, &rejection),
+        };
+        let judged = roster.judge(Attempt {
+            protocol: Protocol::Mqtt,
+            peer: self.peer.ip(),
+            device: &device,
+            shown: connect::shown(&connect),
+            believes: self.host.config().mqtt.allow_anonymous(),
+        });
+        match judged {
+            Judged::Now(answer) => self.judged(&connect, answer, now),
+            Judged::Soon(pending) => {
+                self.judging = Some(Box::new(Judging { connect, pending, answer: None }));
+                // There is more to listen to.
+                self.again = true;
+            }
+        }
+    }
+
+    fn refuse(&mut self, connect: &Connect, rejection: &Rejection) {
+        self.refuse_with(words::connack(connect.version, rejection), connect, rejection);
+    }
+
+    fn refuse_with(&mut self, refusal: ConnectRefusal, connect: &Connect, rejection: &Rejection) {
+        self.told = true;
+        emit(ClientRefused { peer: self.peer, client_id: &connect.client_id, rejection });
+        let refused = self.machine.refuse(refusal);
+        self.check(refused);
+    }
+
+    /// The gate has decided.
+    fn judged(&mut self, connect: &Connect, answer: Result<Pass, Denied>, now: Instant) {
         let version = connect.version;
-        let config = self.host.config();
-        let admitted = connect::identify(connect, config.mqtt.allow_anonymous())
-            .map_err(|rejection| (words::connack(version, &rejection), rejection))
-            .and_then(|device| {
-                let will =
-                    connect.will.as_deref().map(|will| connect::will(self.host.rules(), &device, will));
-                match will.transpose() {
-                    Ok(will) => Ok((device, will)),
-                    Err(rejection) => Err((words::connack_for_will(version, &rejection), rejection)),
-                }
-            });
-        let (device, will) = match admitted {
-            Ok(admitted) => admitted,
-            Err((refusal, rejection)) => {
-                self.told = true;
-                emit(ClientRefused { peer: self.peer, client_id: &connect.client_id, rejection: &rejection });
-                let refused = self.machine.refuse(refusal);
-                return self.check(refused);
+        let pass = match answer {
+            Ok(pass) => pass,
+            Err(denied) => return self.refuse(connect, &denied.rejection()),
+        };
+        let device = pass.device.clone();
+        let will = connect.will.as_deref().map(|will| connect::will(self.host.rules(), &device, will));
+        let will = match will.transpose() {
+            Ok(will) => will,
+            Err(rejection) => {
+                return self.refuse_with(words::connack_for_will(version, &rejection), connect, &rejection);
             }
         };
         // No session outlives its connection: who asks for more than that is told.
@@ -229,7 +278,8 @@ impl<H: Host> Session<H> {
         }
         emit(ClientConnected { peer: self.peer, device: &device, version });
         let held = self.host.directory().hold(device.as_str());
-        self.client = Some(Client { device, version, held, will });
+        let stay = self.host.roster().enter(pass);
+        self.client = Some(Client { device, version, held, stay, will });
         // There is more to listen to.
         self.again = true;
     }
@@ -240,7 +290,14 @@ impl<H: Host> Session<H> {
         let payload_bytes = payload.len();
         let properties = properties.map(|properties| words::read(*properties)).unwrap_or_default();
         let said = mqtt::Publish { topic: &topic, payload, qos: qos as u8, retain, properties };
-        match (self.host.rules().map_mqtt(&client.device, said), token) {
+        let rules = self.host.rules();
+        // Most rule sets let nobody act for others: then the registry is not looked at.
+        let others = rules.has_via().then(|| self.host.roster().devices());
+        let identity = match &others {
+            Some(others) => Identity::MayActFor(&client.device, &**others),
+            None => Identity::Is(&client.device),
+        };
+        match (rules.map_mqtt(identity, said), token) {
             (Ok(message), Some(token)) => {
                 let verdict = self.inbox.verdict(Ticket::Waiting(token));
                 let hears = match client.version {

@@ -179,6 +179,8 @@ pub(super) enum End<'a> {
     Rejected(&'a Rejection),
     /// The hub ended the subscription to commands.
     CommandsEnded(&'a Ended),
+    /// The device may not stay.
+    CutOff,
     /// The gateway stops.
     Stopping,
 }
@@ -205,6 +207,7 @@ impl<'a> End<'a> {
             Self::Unanswered => "unanswered",
             Self::Rejected(_) => "rejected",
             Self::CommandsEnded(_) => "commands-ended",
+            Self::CutOff => "cut-off",
             Self::Stopping => "stopping",
         }
     }

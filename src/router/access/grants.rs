@@ -11,6 +11,7 @@ use fieldgate_amqp::endpoint::SAS_TOKEN;
 use fieldgate_mappings::{Address, DeviceId};
 
 use crate::config::Secret;
+use crate::devices::Pass;
 use crate::router::routes::ConnectorIndex;
 use crate::sas::{Resource, Token, TokenError, narrowed, percent_decode, percent_encode};
 
@@ -29,6 +30,20 @@ pub(crate) struct Grant {
     pub(crate) token: Secret,
     /// When it ends, in seconds since 1970.
     pub(crate) expires_unix: u64,
+    /// The hub is asked; if not, the gateway's own judgement is all there is.
+    pub(crate) is_put: bool,
+    /// Who has proved to the gateway by it who he is.
+    pub(crate) pass: Option<Box<Pass>>,
+}
+
+/// What a token's hosts are compared with.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    pub(super) hubs: &'a Hubs,
+    /// The name by which the device knows the gateway: clients may write it where they mean the hub.
+    pub(super) dialled: Option<&'a str>,
+    /// The hub that is meant by a host that is none; whether the token is for that host is judged elsewhere.
+    pub(super) otherwise: Option<ConnectorIndex>,
 }
 
 /// Why a token is not passed on to the hub. It never repeats any of the token but the names in it.
@@ -55,14 +70,12 @@ impl Refusal {
 }
 
 impl Grant {
-    /// Judges a token that is put for `name`, as far as that goes without keys. `dialled` is the name by which the
-    /// device knows the gateway: clients may write it where they mean the hub.
+    /// Judges a token that is put for `name`, as far as that goes without keys.
     ///
     /// # Errors
     /// What the device is told.
     pub(super) fn judge(
-        hubs: &Hubs,
-        dialled: Option<&str>,
+        place: Place<'_>,
         name: &str,
         token_type: &str,
         token: &str,
@@ -75,12 +88,14 @@ impl Grant {
         let name = Resource::parse(name)
             .ok_or_else(|| Refusal::malformed("the name of a token is <hub>/devices/<id>"))?;
         let resource = parsed.resource();
-        let hub = hubs.find(resource.host()).ok_or_else(|| {
+        let Place { hubs, dialled, otherwise } = place;
+        let hub = hubs.find(resource.host()).or(otherwise).ok_or_else(|| {
             let (theirs, ours) = (clip(resource.host()), hubs);
             Refusal::unauthorized(format!("the token is for the host {theirs:?}; the hub here is {ours}"))
         })?;
-        let is_here =
-            hubs.is_of(hub, name.host()) || dialled.is_some_and(|host| is_same_host(host, name.host()));
+        let is_here = name.host() == resource.host()
+            || hubs.is_of(hub, name.host())
+            || dialled.is_some_and(|host| is_same_host(host, name.host()));
         if !is_here {
             let (theirs, ours) = (clip(name.host()), clip(resource.host()));
             let why = format!("the token is put for the host {theirs:?} and is good for {ours:?}");
@@ -90,8 +105,10 @@ impl Grant {
         if parsed.expiry() <= now_unix {
             return Err(Refusal::unauthorized(TokenError::Expired.to_string()));
         }
-        let name = format!("{}/{scope}", resource.host());
-        Ok(Self { hub, scope, name, token: Secret::new(token), expires_unix: parsed.expiry() })
+        let host = if otherwise.is_some() { hubs.name(hub) } else { None };
+        let name = format!("{}/{scope}", host.unwrap_or(resource.host()));
+        let (token, expires_unix) = (Secret::new(token), parsed.expiry());
+        Ok(Self { hub, scope, name, token, expires_unix, is_put: true, pass: None })
     }
 
     fn covers(&self, hub: ConnectorIndex, path: &Address) -> bool {
@@ -184,6 +201,11 @@ impl Grants {
     /// All of them, to be put again. The router puts those that a trunk's links need.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Grant> {
         self.held.iter()
+    }
+
+    /// Forgets those of devices that may not stay.
+    pub(super) fn review(&mut self, may_stay: impl Fn(&Pass) -> bool) {
+        self.held.retain(|grant| grant.pass.as_ref().is_none_or(|pass| may_stay(pass)));
     }
 
     /// When the next token expires, in seconds since 1970.

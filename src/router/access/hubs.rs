@@ -47,7 +47,7 @@ impl Hubs {
     }
 
     /// The name by which a connector's hub is called in addresses.
-    pub(super) fn name(&self, connector: ConnectorIndex) -> Option<&str> {
+    pub(crate) fn name(&self, connector: ConnectorIndex) -> Option<&str> {
         self.names.get(connector.0)?.first().map(String::as_str)
     }
 }

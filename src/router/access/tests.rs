@@ -22,7 +22,7 @@ fn rules() -> Arc<Rules> {
     let routes =
         [prefix("devices/", 0), prefix("devices", 1), prefix("devices/special", 2), prefix("queue", 0)];
     let hubs = Hubs::new([vec!["hub.example", "localhost"], vec!["other.example"], vec!["hub.example"]]);
-    Arc::new(Rules { routes: Routes::new(routes), hubs })
+    Arc::new(Rules { routes: Routes::new(routes), hubs, registrar: None })
 }
 
 fn access() -> Access {

@@ -160,7 +160,8 @@ impl Bench {
             Connection::server(Arc::new(config), &[Mechanism::Anonymous], true, now)
         };
         let mut router = router();
-        let (down, up) = router.add_pair(server(setup.down), client(setup.up), policy, 100_000);
+        let (down, up) =
+            router.add_pair(server(setup.down), client(setup.up), policy, 100_000, Instant::now());
         let mut bench = Self {
             now,
             device: Peer::new(client(setup.device)),
@@ -269,7 +270,8 @@ impl Bench {
 
 /// A router without shared connections.
 fn router() -> Router {
-    let rules = Rules { routes: Routes::new([]), hubs: Hubs::new::<&str>(Vec::<[&str; 0]>::new()) };
+    let rules =
+        Rules { routes: Routes::new([]), hubs: Hubs::new::<&str>(Vec::<[&str; 0]>::new()), registrar: None };
     Router::new(Vec::new(), Arc::new(rules), 0)
 }
 

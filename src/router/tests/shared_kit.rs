@@ -215,6 +215,7 @@ impl World {
         let rules = Rules {
             routes: Routes::new([route("devices", 0), route("other", 1)]),
             hubs: Hubs::new([vec!["hub.example"], vec!["second.example"]]),
+            registrar: None,
         };
         let router = Router::new(vec![connector("hub"), connector("second")], Arc::new(rules), UNIX);
         let manners = Manners {
@@ -255,6 +256,8 @@ impl World {
             max_tokens: 8,
             max_unsettled: 1000,
             bound_to: None,
+            peer: [127, 0, 0, 1].into(),
+            own: None,
         };
         let config = self.setup.device.clone();
         let open = config.open();

@@ -6,7 +6,7 @@ use super::{Keeper, Now, SETTLE_DELAY, What, dead};
 use crate::spool::ask;
 use crate::spool::queues::Dying;
 use crate::spool::record::{Body, Death};
-use crate::spool::telemetry::{Levels, ReadFailed, RecordsDamaged, TendFailed};
+use crate::spool::telemetry::{Levels, MessagesWait, NothingWaits, ReadFailed, RecordsDamaged, TendFailed};
 use crate::store::{Disk, Place, ReadError};
 use crate::telemetry::emit;
 
@@ -15,6 +15,8 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// How often space is given back while messages come or go, and while none do.
 const TEND: Duration = Duration::from_millis(100);
 const TEND_IDLE: Duration = Duration::from_secs(1);
+/// A message that has been here for so long is told of: something is the matter with the hub, or with its link.
+const WAITS_SECONDS: u64 = 5;
 /// After an attempt to give space back that failed.
 const TEND_PAUSE: Duration = Duration::from_secs(1);
 
@@ -29,11 +31,13 @@ pub(super) struct Tending {
     moved: Vec<(u64, Place)>,
     /// Appended and settled so far, to see whether anything happens.
     seen: (u64, usize),
+    /// People were told that messages wait.
+    told: bool,
 }
 
 impl Tending {
     pub(super) fn new(now: Instant) -> Self {
-        Self { sweep_at: now, tend_at: now, bury_at: None, moved: Vec::new(), seen: (0, 0) }
+        Self { sweep_at: now, tend_at: now, bury_at: None, moved: Vec::new(), seen: (0, 0), told: false }
     }
 }
 
@@ -97,6 +101,28 @@ impl<D: Disk> Keeper<D> {
             dead_letters: self.dead.len(),
             dead_letter_bytes: self.dead.bytes(),
         });
+        self.tell(now);
+    }
+
+    /// Says when messages begin to wait, and when all have gone; not what happens between.
+    fn tell(&mut self, now: Now) {
+        match self.oldest_seconds(now) {
+            Some(oldest_seconds) if !self.tending.told && oldest_seconds >= WAITS_SECONDS => {
+                self.tending.told = true;
+                let (records, devices) = (self.queues.totals().records, self.queues.devices());
+                emit(MessagesWait { records, devices, oldest_seconds });
+            }
+            None if self.tending.told => {
+                self.tending.told = false;
+                emit(NothingWaits);
+            }
+            _ => {}
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn tells_of_waiting(&self) -> bool {
+        self.tending.told
     }
 
     /// Age of the oldest message.

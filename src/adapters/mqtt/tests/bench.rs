@@ -21,6 +21,7 @@ use crate::adapters::mqtt::machine_config;
 use crate::adapters::mqtt::session::Session;
 use crate::adapters::{Directory, testing};
 use crate::config::Config;
+use crate::devices::Roster;
 use crate::upstream::{Command, CommandId, CommandSink, Patience};
 use crate::wire::Machine;
 
@@ -50,6 +51,7 @@ pub(super) struct Bench {
     pub(super) config: Config,
     rules: Arc<RuleSet>,
     directory: Arc<Directory>,
+    roster: Rc<Roster>,
     pub(super) sent: RefCell<VecDeque<Sent>>,
     pub(super) subscribed: RefCell<Vec<Subscribed>>,
     pub(super) ledger: Rc<Ledger>,
@@ -65,6 +67,7 @@ impl Bench {
             config: testing::config(config),
             rules,
             directory: Arc::default(),
+            roster: Roster::new(&testing::gate()),
             sent: RefCell::default(),
             subscribed: RefCell::default(),
             ledger: Rc::default(),
@@ -112,6 +115,10 @@ impl Host for Bench {
 
     fn directory(&self) -> &Arc<Directory> {
         &self.directory
+    }
+
+    fn roster(&self) -> &Rc<Roster> {
+        &self.roster
     }
 
     fn send(&self, message: Message, patience: Patience, verdict: Verdict) {

@@ -180,7 +180,7 @@ fn who_is_let_in() {
         (anonymous, ConnectOptions { client_id: "", ..v5 }, 0x85),
         (anonymous, ConnectOptions { client_id: "a/b", ..v5 }, 0x85),
         (closed, v3, 5),
-        (closed, v5, 0x87),
+        (closed, v5, 0x86),
     ] {
         let bench = Bench::new(config);
         let mut device = Device::new(&bench, options.version);

@@ -184,3 +184,21 @@ fn on_a_stop_all_that_was_handed_in_is_answered() {
     let mut world = World::on(disk.crash(Loss::All), settings());
     assert_eq!(texts(&world.drain()), ["a", "b"]);
 }
+
+#[test]
+fn people_are_told_once_that_messages_wait_and_once_that_none_do() {
+    let mut world = World::new(3);
+    world.open(false);
+    world.store(record(0, 4, "a"));
+    world.pass(4_000);
+    world.turn();
+    assert!(!world.keeper.tells_of_waiting(), "it may be on its way");
+    world.pass(2_000);
+    world.turn();
+    assert!(world.keeper.tells_of_waiting());
+    world.open(true);
+    world.drain();
+    world.pass(1_000);
+    world.turn();
+    assert!(!world.keeper.tells_of_waiting());
+}

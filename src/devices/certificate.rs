@@ -9,6 +9,8 @@ use ring::digest::{SHA256, digest};
 
 use crate::tls::Stream;
 
+use super::device::Proof;
+
 /// `2.5.4.3`, id-at-commonName (RFC 5280 appendix A.1).
 const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 
@@ -24,19 +26,45 @@ const IA5_STRING: u8 = 0x16;
 /// `[0]`, the version of a TBSCertificate.
 const VERSION: u8 = 0xa0;
 
-/// The identity of the peer, where it has shown a certificate that TLS found good.
-pub(super) fn peer(stream: &Stream) -> Option<Box<str>> {
-    Some(identity(stream.peer_certificates()?.first()?).into())
+/// What a certificate says of its holder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Certificate {
+    common_name: Option<Box<str>>,
+    thumbprint: Box<[u8; 32]>,
 }
 
-/// The identity of the holder of this certificate (DER): its common name, else `sha256:` and its thumbprint.
-fn identity(certificate: &[u8]) -> String {
-    common_name(certificate).map_or_else(|| thumbprint(certificate), str::to_owned)
+impl Certificate {
+    /// That of the peer, where it has shown one that TLS found good.
+    pub(crate) fn of_peer(stream: &Stream) -> Option<Self> {
+        Some(Self::new(stream.peer_certificates()?.first()?))
+    }
+
+    /// That of a certificate (DER).
+    fn new(certificate: &[u8]) -> Self {
+        let thumbprint = digest(&SHA256, certificate);
+        let thumbprint = *thumbprint.as_ref().first_chunk().expect("a digest of SHA-256 has 32 bytes");
+        Self { common_name: common_name(certificate).map(Into::into), thumbprint: Box::new(thumbprint) }
+    }
+
+    /// Who its holder is without a registry: its common name, else `sha256:` and its thumbprint.
+    pub(crate) fn identity(&self) -> Box<str> {
+        match &self.common_name {
+            Some(name) => name.clone(),
+            None => thumbprint_text(&self.thumbprint).into(),
+        }
+    }
+
+    /// What it proves, the most exact first.
+    pub(super) fn proofs(&self) -> impl Iterator<Item = Proof> {
+        let by_name = self.common_name.clone().map(Proof::CommonName);
+        std::iter::once(Proof::Thumbprint(self.thumbprint.clone())).chain(by_name)
+    }
 }
 
-fn thumbprint(certificate: &[u8]) -> String {
+/// A thumbprint as the registry's file has it.
+pub(super) fn thumbprint_text(thumbprint: &[u8; 32]) -> String {
     let mut text = String::from("sha256:");
-    for byte in digest(&SHA256, certificate).as_ref() {
+    for byte in thumbprint {
         // Writing to a string cannot fail.
         let _ = write!(text, "{byte:02x}");
     }
@@ -108,6 +136,10 @@ mod tests {
 
     use super::*;
 
+    fn identity(der: &[u8]) -> String {
+        Certificate::new(der).identity().into()
+    }
+
     fn certificate(names: &[(DnType, &str)]) -> Vec<u8> {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name = DistinguishedName::new();
@@ -121,6 +153,8 @@ mod tests {
     fn the_common_name_is_who_it_is() {
         let named = [(DnType::OrganizationName, "site 7"), (DnType::CommonName, "dev-1")];
         assert_eq!(identity(&certificate(&named)), "dev-1");
+        let proofs: Vec<_> = Certificate::new(&certificate(&named)).proofs().collect();
+        assert!(matches!(&proofs[..], [Proof::Thumbprint(_), Proof::CommonName(name)] if **name == *"dev-1"));
     }
 
     #[test]
