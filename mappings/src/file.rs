@@ -233,17 +233,8 @@ impl<'de> Deserialize<'de> for PropertyText {
 }
 
 /// Keys of the mapping language that this version does not have yet.
-const LATER: &[&str] = &[
-    "match",
-    "payload",
-    "test",
-    "registry",
-    "unmatched",
-    "action",
-    "at_most",
-    "observe",
-    "long_poll",
-];
+const LATER: &[&str] =
+    &["match", "payload", "test", "registry", "unmatched", "action", "at_most", "observe", "long_poll"];
 
 /// Turns the reader's message about an unknown key into one that says what would be right; others pass.
 fn explain(message: &str) -> String {

@@ -5,6 +5,7 @@ mod commands;
 mod connect;
 mod host;
 mod inbox;
+mod listener;
 mod session;
 mod telemetry;
 #[cfg(test)]
@@ -29,6 +30,8 @@ use crate::wire::{Turn, Wire};
 use crate::worker::Worker;
 
 use host::Host;
+use listener::Guest;
+pub(crate) use listener::Listener;
 use session::Session;
 
 /// What the machines of one worker share.
@@ -47,20 +50,28 @@ pub(crate) fn machine_config(config: &MqttConfig) -> Arc<Config> {
 pub(crate) fn serve(
     stream: TcpStream,
     peer: SocketAddr,
+    listener: Rc<Listener>,
     worker: Rc<Worker>,
 ) -> Pin<Box<impl Future<Output = ()>>> {
     let (config, shutdown) = (Arc::clone(&worker.mqtt), worker.shutdown.clone());
-    Box::pin(drive(stream, peer, worker, config, shutdown))
+    Box::pin(async move {
+        let within = worker.config.mqtt.connect_time_out;
+        // A handshake needs more room than the device does afterwards.
+        let welcome = Box::pin(listener.welcome(stream, peer, within, &shutdown));
+        if let Some((stream, guest)) = welcome.await {
+            drive(stream, guest, worker, config, shutdown).await;
+        }
+    })
 }
 
-async fn drive<S, H>(stream: S, peer: SocketAddr, host: Rc<H>, config: Arc<Config>, shutdown: Shutdown)
+async fn drive<S, H>(stream: S, guest: Guest, host: Rc<H>, config: Arc<Config>, shutdown: Shutdown)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Host,
 {
     let mut wire = Wire::new(stream);
     let machine = {
-        let mut session = Session::new(host, peer, config, Instant::now());
+        let mut session = Session::new(host, guest, config);
         run(&mut wire, &mut session, &shutdown).await;
         session.finish(Instant::now())
     };

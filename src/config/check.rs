@@ -18,9 +18,9 @@ pub(super) fn read(source: &Source<'_>) -> Result<Document, ConfigError> {
     let Document { amqp, mqtt, coap, http, admin, hub, .. } = &document;
     amqp_authorisation(source, amqp)?;
     let network = [
-        ("mqtt", "MQTT", &mqtt.listen, mqtt.allow_anonymous),
-        ("coap", "CoAP", &coap.listen, coap.allow_anonymous),
-        ("http", "HTTP", &http.listen, http.allow_anonymous),
+        ("mqtt", "MQTT", mqtt.listen(), mqtt.allow_anonymous),
+        ("coap", "CoAP", &*coap.listen, coap.allow_anonymous),
+        ("http", "HTTP", &*http.listen, http.allow_anonymous),
     ];
     for (section, protocol, listen, allowed) in network {
         if let Some((at, address)) = off_loopback(listen)

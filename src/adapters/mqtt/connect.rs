@@ -9,7 +9,7 @@ use fieldgate_mappings::outcome::{Reason, Rejection};
 use fieldgate_mappings::rules::RuleSet;
 use fieldgate_mqtt::{Connect, Will};
 
-use crate::devices::{Denied, Pass, Pending, Shown};
+use crate::devices::{Certificate, Denied, Pass, Pending, Shown};
 
 use super::words;
 
@@ -38,11 +38,12 @@ pub(super) fn identify(
     }
 }
 
-/// What a client shows for being that device.
-pub(super) fn shown(connect: &Connect) -> Shown<'_> {
-    match &connect.password {
-        Some(password) => Shown::Password(password),
-        None => Shown::Nothing,
+/// What a client shows for being that device: its password, or without one the certificate of its TLS connection.
+pub(super) fn shown<'a>(connect: &'a Connect, certificate: Option<&'a Certificate>) -> Shown<'a> {
+    match (&connect.password, certificate) {
+        (Some(password), _) => Shown::Password(password),
+        (None, Some(certificate)) => Shown::Certificate(certificate),
+        (None, None) => Shown::Nothing,
     }
 }
 

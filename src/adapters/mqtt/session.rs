@@ -4,7 +4,6 @@
 
 use std::future::Future as _;
 use std::mem;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -31,6 +30,7 @@ use super::commands::{Commands, Delivered, Grant};
 use super::connect::{self, Judging};
 use super::host::Host;
 use super::inbox::{Ended, Inbox, Ticket};
+use super::listener::Guest;
 use super::telemetry::{
     self, ClientConnected, ClientRefused, ConnectionEnded, ConnectionPaused, End, FilterJudged,
     MachineMisused, PublishRejected, QoS0Dropped, WillPublished,
@@ -46,7 +46,7 @@ const LINK_PATIENCE: Duration = Duration::from_secs(10);
 /// One connection, from accept to its last word.
 pub(super) struct Session<H: Host> {
     host: Rc<H>,
-    peer: SocketAddr,
+    guest: Guest,
     machine: Connection,
     inbox: Rc<Inbox>,
     /// Who it is, from CONNECT on.
@@ -79,11 +79,11 @@ struct Client {
 
 impl<H: Host> Session<H> {
     /// The session of a connection that was just accepted.
-    pub(super) fn new(host: Rc<H>, peer: SocketAddr, config: Arc<Config>, now: Instant) -> Self {
+    pub(super) fn new(host: Rc<H>, guest: Guest, config: Arc<Config>) -> Self {
         Self {
             host,
-            peer,
-            machine: Connection::new(config, now),
+            machine: Connection::new(config, guest.since),
+            guest,
             inbox: Rc::default(),
             client: None,
             judging: None,
@@ -228,10 +228,10 @@ impl<H: Host> Session<H> {
         };
         let judged = roster.judge(Attempt {
             protocol: Protocol::Mqtt,
-            peer: self.peer.ip(),
+            peer: self.guest.peer.ip(),
             device: &device,
-            shown: connect::shown(&connect),
-            believes: self.host.config().mqtt.allow_anonymous(),
+            shown: connect::shown(&connect, self.guest.certificate.as_deref()),
+            believes: self.guest.believes,
         });
         match judged {
             Judged::Now(answer) => self.judged(&connect, answer, now),
@@ -249,7 +249,7 @@ impl<H: Host> Session<H> {
 
     fn refuse_with(&mut self, refusal: ConnectRefusal, connect: &Connect, rejection: &Rejection) {
         self.told = true;
-        emit(ClientRefused { peer: self.peer, client_id: &connect.client_id, rejection });
+        emit(ClientRefused { peer: self.guest.peer, client_id: &connect.client_id, rejection });
         let refused = self.machine.refuse(refusal);
         self.check(refused);
     }
@@ -276,7 +276,7 @@ impl<H: Host> Session<H> {
         if self.machine.is_closed() {
             return;
         }
-        emit(ClientConnected { peer: self.peer, device: &device, version });
+        emit(ClientConnected { peer: self.guest.peer, device: &device, version });
         let held = self.host.directory().hold(device.as_str());
         let stay = self.host.roster().enter(pass);
         self.client = Some(Client { device, version, held, stay, will });
@@ -453,13 +453,13 @@ impl<H: Host> Session<H> {
     fn tell(&mut self, end: End<'_>) {
         if !mem::replace(&mut self.told, true) {
             let device = self.client.as_ref().map(|client| &client.device);
-            emit(ConnectionEnded { peer: self.peer, device, end });
+            emit(ConnectionEnded { peer: self.guest.peer, device, end });
         }
     }
 
     fn check(&self, done: Result<(), Misuse>) {
         if let Err(misuse) = done {
-            emit(MachineMisused { peer: self.peer, misuse });
+            emit(MachineMisused { peer: self.guest.peer, misuse });
         }
     }
 }
