@@ -5,6 +5,7 @@ mod commands;
 mod connect;
 mod host;
 mod inbox;
+mod kept;
 mod listener;
 mod session;
 mod telemetry;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
-use fieldgate_mqtt::Config;
+use fieldgate_mqtt::{Config, Connection};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -30,9 +31,10 @@ use crate::wire::{Turn, Wire};
 use crate::worker::Worker;
 
 use host::Host;
+pub(crate) use kept::Kept;
 use listener::Guest;
 pub(crate) use listener::Listener;
-use session::Session;
+use session::{Session, WaitingWill};
 
 /// What the machines of one worker share.
 pub(crate) fn machine_config(config: &MqttConfig) -> Arc<Config> {
@@ -70,12 +72,27 @@ where
     H: Host,
 {
     let mut wire = Wire::new(stream);
-    let machine = {
+    let (machine, will) = {
         let mut session = Session::new(host, guest, config);
         run(&mut wire, &mut session, &shutdown).await;
         session.finish(Instant::now())
     };
-    wire.linger(machine, &shutdown).await;
+    // The end needs more room than the connection does before.
+    Box::pin(end(wire, machine, will, &shutdown)).await;
+}
+
+/// The last words, and a will that waits.
+async fn end<S, H>(wire: Wire<S>, machine: Connection, will: Option<WaitingWill<H>>, shutdown: &Shutdown)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    H: Host,
+{
+    let waits = async {
+        if let Some(will) = will {
+            will.wait(shutdown).await;
+        }
+    };
+    tokio::join!(wire.linger(machine, shutdown), waits);
 }
 
 /// Bytes to the machine, its events to the hub, the hub's answers to the machine, bytes to the client; until nothing

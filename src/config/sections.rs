@@ -202,6 +202,12 @@ pub struct MqttConfig {
     pub command_window: NonZeroU16,
     /// Subscriptions of one connection.
     pub max_subscriptions: NonZeroUsize,
+    /// How long a session is kept for a client that is away, at most (MQTT 5: told as Session Expiry Interval). An MQTT
+    /// 3.1.1 client without clean session gets this.
+    #[serde(deserialize_with = "units::duration")]
+    pub session_expiry_max: Duration,
+    /// Sessions that are kept for clients that are away; some hundred bytes each. Of more the next to end goes.
+    pub max_sessions: NonZeroUsize,
     /// Keep Alive that is granted at most (MQTT 5: told to the client as Server Keep Alive).
     #[serde(deserialize_with = "units::duration")]
     pub keep_alive_max: Duration,
@@ -220,6 +226,8 @@ impl Default for MqttConfig {
             publish_window: NonZeroU16::MIN.saturating_add(99),
             command_window: NonZeroU16::MIN.saturating_add(15),
             max_subscriptions: nonzero(50),
+            session_expiry_max: Duration::from_secs(3_600),
+            max_sessions: nonzero(10_000),
             keep_alive_max: Duration::from_secs(1_200),
             connect_time_out: Duration::from_secs(10),
         }

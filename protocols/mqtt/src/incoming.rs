@@ -194,6 +194,14 @@ impl Incoming {
         Ok(Arrived::New(token))
     }
 
+    /// Whether a message of an earlier connection has been published again over this one.
+    pub(crate) fn is_repeated(&self, token: PublishToken) -> bool {
+        let rare = self.rare.as_ref();
+        let earlier =
+            rare.and_then(|rare| rare.earlier.iter().find(|earlier| earlier.undecided.token == token));
+        earlier.is_some_and(|earlier| earlier.again.is_some())
+    }
+
     /// Keeps the answer for a PUBLISH; the first answer counts, and an unknown token changes nothing.
     pub(crate) fn settle(&mut self, token: PublishToken, reply: PublishReply, words: Option<&str>) {
         let token = if token.number() < self.first { self.settle_earlier(token, reply) } else { Some(token) };

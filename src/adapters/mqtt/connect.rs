@@ -26,7 +26,8 @@ pub(super) fn identify(
     let named = user_name.and_then(named_device);
     let id = match user_name {
         Some(user_name) if named.is_none() && is_registered(user_name) => user_name,
-        _ => &connect.client_id,
+        // MQTT 5 3.1.3-6: the server assigns an identifier, and here a device has one already.
+        _ => named.filter(|_| connect.client_id.is_empty()).unwrap_or(&connect.client_id),
     };
     let device = DeviceId::new(id)
         .map_err(|error| Rejection::new(Reason::Content, format!("the client identifier {error}")))?;

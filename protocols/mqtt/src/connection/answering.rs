@@ -30,6 +30,12 @@ impl Connection {
         }
     }
 
+    /// Whether a message of an earlier connection of the session, which has no answer, has been published again over
+    /// this one: then the client waits for the answer, and else nobody does.
+    pub fn is_repeated(&self, token: PublishToken) -> bool {
+        self.incoming.is_repeated(token)
+    }
+
     /// Writes the PUBACKs and PUBRECs that may leave.
     pub(super) fn answer_publishes(&mut self, peer: Peer) {
         let refusals_end = peer.version == Version::V5;

@@ -217,6 +217,7 @@ fn an_exchange_goes_on_over_the_next_connection() {
         let again: Vec<u8> = [2, 3, 4].iter().flat_map(|number| publish_2(version, *number, true)).collect();
         assert_eq!(server.events(&again), [], "none of them is a new message");
         assert_eq!(server.packets(version), [], "the second has no verdict");
+        assert!(server.machine.is_repeated(waiting[1]) && !server.machine.is_repeated(waiting[3]));
         server.machine.acknowledge(waiting[1], PublishReply::Success);
         assert_eq!(server.packets(version), [received(2, 0), received(3, 0), received(4, 0)]);
         assert_eq!(tokens(server.events(&publish(version, 9))).len(), 1);

@@ -16,7 +16,7 @@ use crate::shutdown::{self, Shutdown};
 
 use super::bench::{Bench, COMMANDS, EVENTS, guest, id, puback};
 
-fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, future)
 }
