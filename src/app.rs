@@ -24,7 +24,7 @@ use crate::shutdown::Shutdown;
 use crate::spool::{self, Running, Spool, SpoolError};
 use crate::state::{LockedState, StateDir, StateError};
 use crate::tls::{self, Acceptor, Follow, TlsError};
-use crate::upstream::{Embedded, Hub, HubError};
+use crate::upstream::{Embedded, Hub, HubError, MappedHubs};
 use crate::worker::{self, Setup};
 
 /// Why the program cannot start, or had to stop; its text is for a person.
@@ -137,7 +137,7 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
     if config.upstream.target == Target::Embedded && reached.is_none() && config.needs_upstream() {
         return Err(AppError::NoHub);
     }
-    let hubs = Hubs::new(&config, reached)?;
+    let hubs = Hubs::new(&config, reached, &registry)?;
     let gate = Gate::new(Arc::clone(&registry), gate_settings(&config, &hubs));
     let ended = Arc::new(Notify::new());
     // What it holds is known before any device is served, so that nothing overtakes it.
@@ -261,34 +261,42 @@ impl EmbeddedHub {
 /// The hubs of the configuration, which all workers share.
 struct Hubs {
     /// Of mapped messages.
-    mapped: Option<Arc<Hub>>,
+    mapped: Option<Arc<MappedHubs>>,
     /// Of the connectors, in their order.
     connectors: Arc<[Arc<Hub>]>,
 }
 
 impl Hubs {
-    fn new(config: &Config, embedded: Option<&Embedded>) -> Result<Self, HubError> {
+    fn new(config: &Config, embedded: Option<&Embedded>, registry: &Arc<Registry>) -> Result<Self, HubError> {
         let hub = |connector| Hub::for_connector(connector, config, embedded).map(Arc::new);
-        Ok(Self {
-            mapped: config.maps().then(|| Hub::new(config, embedded).map(Arc::new)).transpose()?,
-            connectors: config.connectors.iter().map(hub).collect::<Result<_, _>>()?,
-        })
+        let connectors: Arc<[_]> = config.connectors.iter().map(hub).collect::<Result<_, _>>()?;
+        let mapped = match config.maps() {
+            true => {
+                let upstream = Arc::new(Hub::new(config, embedded)?);
+                Some(Arc::new(MappedHubs::new(config, upstream, &connectors, Arc::clone(registry) as _)))
+            }
+            false => None,
+        };
+        Ok(Self { mapped, connectors })
     }
 
     /// Their names.
     fn names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.mapped.iter().chain(self.connectors.iter()).map(|hub| hub.name())
+        let mapped = self.mapped.iter().flat_map(|mapped| mapped.names());
+        mapped.chain(self.connectors.iter().map(|hub| hub.name()))
     }
 
     /// What follows its files.
     fn files(&self) -> impl Iterator<Item = Arc<dyn Follow>> {
-        self.mapped.iter().chain(self.connectors.iter()).flat_map(|hub| hub.files())
+        let mapped = self.mapped.iter().flat_map(|mapped| mapped.files());
+        mapped.chain(self.connectors.iter().flat_map(|hub| hub.files()))
     }
 
     /// Where they are, for people; each once.
     fn addresses(&self) -> String {
-        let all = self.mapped.iter().chain(self.connectors.iter());
-        let addresses: BTreeSet<String> = all.map(|hub| hub.address()).collect();
+        let mapped = self.mapped.iter().flat_map(|mapped| mapped.addresses());
+        let all = mapped.chain(self.connectors.iter().map(|hub| hub.address()));
+        let addresses: BTreeSet<String> = all.collect();
         addresses.into_iter().collect::<Vec<_>>().join(", ")
     }
 }
@@ -351,12 +359,12 @@ fn start_spool(
     ended: &Arc<Notify>,
 ) -> Result<Option<Running>, AppError> {
     let wanted = rules.needs_disk();
-    let (true, Some(hub)) = (wanted, &hubs.mapped) else { return Ok(None) };
+    let (true, Some(mapped)) = (wanted, &hubs.mapped) else { return Ok(None) };
     let directory = spool::directory(config)?;
     let setup = spool::Setup {
         index: config.runtime.workers().get(),
         config: Arc::clone(config),
-        hub: Arc::clone(hub),
+        mapped: Arc::clone(mapped),
         health: Arc::clone(health),
         shutdown: shutdown.clone(),
         ended: Arc::clone(ended),
@@ -380,7 +388,7 @@ fn setups(
             index,
             config: Arc::clone(config),
             rules: Arc::clone(rules),
-            hub: hubs.mapped.clone(),
+            mapped: hubs.mapped.clone(),
             hubs: Arc::clone(&hubs.connectors),
             spool: spool.cloned(),
             directory: Arc::clone(&directory),

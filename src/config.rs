@@ -9,6 +9,7 @@ mod check;
 mod connectors;
 mod error;
 mod listeners;
+mod mapped;
 mod mappings;
 mod mechanisms;
 mod names;
@@ -38,6 +39,7 @@ use error::{beside, name_of};
 use listeners::ListenerSection;
 pub use listeners::mqtt::MqttListener;
 pub use listeners::{Limits, Listener};
+pub use mapped::{Mapped, Profile};
 pub use mappings::MappingsError;
 use profiles::ProfileSection;
 pub use profiles::{ClientCertificates, IdentityFiles, SslProfile, TlsVersion};
@@ -113,6 +115,12 @@ pub struct Upstream {
     pub token_ttl: Duration,
     /// Messages without an outcome, for each worker.
     pub max_in_flight: NonZeroUsize,
+    /// Devices on one connection.
+    pub devices_per_connection: NonZeroUsize,
+    /// Connections to the hub, over all workers.
+    pub max_connections: NonZeroUsize,
+    /// How connections carry mapped messages.
+    pub mapped: Mapped,
 }
 
 /// Which hub the gateway connects to.
@@ -273,6 +281,7 @@ impl Config {
         let mqtt_listeners = listeners::mqtt::resolve(source, &document.listener, &mqtt, &profiles)?;
         // Where they connect is said by now.
         let mqtt = MqttConfig { listen: None, ..mqtt };
+        let mapped = upstream.mapped();
         let access = upstream::access(source, &upstream, &target, &profiles, base)?;
         let upstream = Upstream {
             target,
@@ -283,6 +292,9 @@ impl Config {
             retry_max: upstream.retry_max,
             token_ttl: upstream.token_ttl,
             max_in_flight: upstream.max_in_flight,
+            devices_per_connection: upstream.devices_per_connection,
+            max_connections: upstream.max_connections,
+            mapped,
         };
         Ok(Self {
             log,

@@ -341,8 +341,8 @@ impl Direct for Upstream {
         self.send_encoded(device, address, encoded, patience, verdict);
     }
 
-    fn is_away(&self, _: &DeviceId) -> bool {
-        self.is_away()
+    fn is_away(&self, device: &DeviceId) -> bool {
+        self.is_away_for(device)
     }
 
     fn hub_of(&self, device: &DeviceId) -> Arc<str> {

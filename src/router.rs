@@ -6,7 +6,7 @@
 //! delivery has which id on the other side, and who may attach where.
 
 mod access;
-mod arena;
+pub(crate) mod arena;
 pub(crate) mod claims;
 mod deliveries;
 mod ends;

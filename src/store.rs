@@ -62,7 +62,10 @@
 //! [`Log::open`] reads each segment once, the newest first, so that it knows what is settled before it meets the record,
 //! and tells its caller of living records only. It changes nothing. What does not check is looked over byte by byte for
 //! the next record that does. In the newest segment, and behind the start of its last commit, this is a torn tail: it
-//! and what follows was never committed. Everywhere else it is damage: counted, copied to `quarantine/`, skipped.
+//! and what follows was never committed. Everywhere else it is damage: counted, copied to `quarantine/`, skipped; and so
+//! it is in the last commit where more of the commit follows and each sector of the bad spot has a sound header of it,
+//! because a disk writes a sector wholly or not at all. That damage of whole sectors in the last commit before an
+//! unclean stop is taken for a torn tail, and zeros at the end for what was never written, nobody can help.
 //! A crashed segment is never written again; the next commit begins a new one.
 //!
 //! # Giving space back

@@ -1,46 +1,64 @@
-//! The way to the hub for mapped traffic: one connection for each worker, shared by its
-//! devices, each with a session of its own and links opened when they are needed.
+//! The way to the hubs for mapped traffic: for each worker and hub a pool of connections, shared by its devices. Each
+//! device has a session of its own and links opened when they are needed, or shares links with all others where the
+//! hub is a broker.
 //!
 //! What a device sent goes out with a [`Verdict`], which is reported exactly once: with the
 //! hub's outcome, or with what is certain when there is none. Commands come the other way, to
 //! whoever subscribed for a device.
 
+mod alone;
+mod answer;
 mod backoff;
 mod claims;
 mod commands;
 mod device;
 mod driver;
 mod endpoint;
+mod fleet;
+mod grant;
+mod hubs;
+mod keeper;
+mod lanes;
 mod load;
+mod outlet;
+mod pace;
+mod pool;
 mod proxy;
+mod relay;
 mod target;
 mod telemetry;
+#[cfg(test)]
+mod tests;
 mod uplink;
 
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Waker};
 use std::time::Instant;
 
 use fieldgate_mappings::address::{Address, DeviceId};
+use fieldgate_mappings::delivery::NORMAL_PRIORITY;
 use fieldgate_mappings::message::Message;
 use fieldgate_mappings::outcome::{Outcome, Rejection, Verdict};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use crate::config::Config;
+use crate::config::Secret;
 use crate::console::Health;
 use crate::shutdown::Shutdown;
+use crate::telemetry::emit;
 
-use uplink::Uplink;
+use fleet::Fleet;
+use hubs::OwnToken;
+use telemetry::OwnTokenUnfit;
+use uplink::Outgoing;
 
+pub use alone::Alone;
 pub(crate) use backoff::Backoff;
 pub(crate) use commands::CommandId;
+pub(crate) use hubs::MappedHubs;
 pub use target::HubError;
 pub(crate) use target::{Embedded, Hub};
-
-/// The name of the hub of mapped messages.
-const HUB: &str = "upstream";
 
 /// How long a message may wait for the hub before it is released.
 #[derive(Clone, Copy, Debug)]
@@ -85,59 +103,42 @@ pub(crate) trait CommandSink {
     fn ended(&self, refused: Option<Rejection>);
 }
 
-/// The connection of one worker; cloning gives another handle to it.
+/// The connections of one worker; cloning gives another handle to them.
 #[derive(Clone, Debug)]
 pub(crate) struct Upstream {
-    shared: Rc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    uplink: RefCell<Uplink>,
-    /// What the hub is called.
-    hub: Arc<str>,
-    /// The task that moves the bytes.
-    driver: RefCell<Option<Waker>>,
-}
-
-impl Shared {
-    /// Wakes the task of `cx` when somebody asked for something.
-    fn listen(&self, cx: &Context<'_>) {
-        self.driver.borrow_mut().replace(cx.waker().clone());
-    }
-
-    fn wake(&self) {
-        if let Some(waker) = self.driver.borrow_mut().take() {
-            waker.wake();
-        }
-    }
+    fleet: Rc<RefCell<Fleet>>,
+    /// A hub came or went.
+    changes: Rc<Notify>,
 }
 
 impl Upstream {
-    /// A way that nobody uses: there are no devices whose messages are mapped, and no connection is made.
-    pub(crate) fn unused(config: &Config) -> Self {
-        let uplink = RefCell::new(Uplink::new(&config.upstream));
-        Self { shared: Rc::new(Shared { uplink, hub: HUB.into(), driver: RefCell::new(None) }) }
+    fn new(hubs: &Arc<MappedHubs>) -> Self {
+        let fleet = Fleet::new(hubs, Instant::now(), keeper::unix_now(), keeper::random());
+        Self { fleet: Rc::new(RefCell::new(fleet)), changes: Rc::default() }
     }
 
-    /// Starts the connection of worker `index`; the task ends after [`close`](Self::close).
+    /// A way that nobody uses: there are no devices whose messages are mapped, and no connection is made.
+    pub(crate) fn unused() -> Self {
+        Self::new(&Arc::new(MappedHubs::none()))
+    }
+
+    /// Starts the connections of worker `index`; the task ends after [`close`](Self::close).
     pub(crate) fn start(
         index: usize,
-        config: &Arc<Config>,
-        hub: &Arc<Hub>,
+        hubs: &Arc<MappedHubs>,
         health: Arc<Health>,
         shutdown: Shutdown,
     ) -> (Self, JoinHandle<()>) {
-        let upstream = Self::unused(config);
-        let driver = driver::Driver::new(index, upstream.clone(), config, hub, health, shutdown);
-        (upstream, tokio::task::spawn_local(driver.run()))
+        let upstream = Self::new(hubs);
+        upstream.fleet.borrow_mut().start();
+        let keeper = keeper::Keeper::new(index, &upstream, hubs, health, shutdown);
+        (upstream, tokio::task::spawn_local(keeper.run()))
     }
 
-    /// Sends what a device said; `verdict` is reported when the hub has answered, or when it is certain that it
-    /// will not.
+    /// Sends what a device said, to the hub that it belongs to; `verdict` is reported when the hub has answered, or
+    /// when it is certain that it will not.
     pub(crate) fn send(&self, message: Message, patience: Patience, verdict: Verdict) {
-        self.shared.uplink.borrow_mut().send(&message, patience, verdict, Instant::now());
-        self.shared.wake();
+        self.fleet.borrow_mut().send(&message, patience, verdict, Instant::now());
     }
 
     /// As [`send`](Self::send), for a message that is encoded already: the sections of AMQP 1.0 3.2.
@@ -149,20 +150,37 @@ impl Upstream {
         patience: Patience,
         verdict: Verdict,
     ) {
-        let mut uplink = self.shared.uplink.borrow_mut();
-        uplink.send_encoded(device, address, encoded, patience, verdict, Instant::now());
-        drop(uplink);
-        self.shared.wake();
+        let message = Outgoing { address, encoded, priority: NORMAL_PRIORITY, patience, verdict };
+        self.fleet.borrow_mut().send_encoded(device, message, Instant::now());
     }
 
-    /// The name of the device's hub.
-    pub(crate) fn hub_of(&self, _: &DeviceId) -> Arc<str> {
-        Arc::clone(&self.shared.hub)
+    /// Whether the hub that a device belongs to is away: no connection, though one was tried.
+    pub(crate) fn is_away_for(&self, device: &DeviceId) -> bool {
+        self.fleet.borrow().is_away_for(device)
     }
 
-    /// Whether the hub is away: no connection, though one was tried.
-    pub(crate) fn is_away(&self) -> bool {
-        self.shared.uplink.borrow().is_away()
+    /// The name of the hub that a device belongs to: its connector's, or `upstream`.
+    pub(crate) fn hub_of(&self, device: &DeviceId) -> Arc<str> {
+        self.fleet.borrow().hub_of(device)
+    }
+
+    /// The hubs by their names, and whether what is sent to them may go: one that is connected only when it is needed
+    /// counts as there until it was tried.
+    pub(crate) fn hubs(&self) -> Vec<(Arc<str>, bool)> {
+        self.fleet.borrow().hubs()
+    }
+
+    /// Waits until a hub may have come or gone since the last time. One may wait for it.
+    pub(crate) async fn changed(&self) {
+        self.changes.notified().await;
+    }
+
+    /// A device has brought a token, which the gateway shows its hub where it speaks for the device with nothing else.
+    pub(crate) fn present(&self, device: &DeviceId, token: &Secret) {
+        match OwnToken::read(device, token.expose()) {
+            Ok(token) => self.fleet.borrow_mut().present(device, token, Instant::now()),
+            Err(error) => emit(OwnTokenUnfit { device, error: &error }),
+        }
     }
 
     /// Asks the hub for the device's commands, from the node `address`; at most `credit` are unsettled at a time.
@@ -174,15 +192,13 @@ impl Upstream {
         credit: u32,
         sink: Rc<dyn CommandSink>,
     ) -> Subscription {
-        let serial = self.shared.uplink.borrow_mut().subscribe(device, address, credit, sink, Instant::now());
-        self.shared.wake();
+        let serial = self.fleet.borrow_mut().subscribe(device, address, credit, sink, Instant::now());
         Subscription { upstream: self.clone(), device: device.clone(), serial }
     }
 
-    /// Ends the connection: nothing new is sent, what is in flight may still be answered.
+    /// Ends the connections: nothing new is sent, what is in flight may still be answered.
     pub(crate) fn close(&self) {
-        self.shared.uplink.borrow_mut().close();
-        self.shared.wake();
+        self.fleet.borrow_mut().close();
     }
 }
 
@@ -199,14 +215,12 @@ impl Subscription {
     /// Tells the hub what became of a command. An outcome that is not known is not told. A command of a connection
     /// to the hub that is gone is nobody's any more: the hub delivers it again.
     pub(crate) fn settle(&self, id: CommandId, outcome: &Outcome) {
-        self.upstream.shared.uplink.borrow_mut().settle(&self.device, self.serial, id, outcome);
-        self.upstream.shared.wake();
+        self.upstream.fleet.borrow_mut().settle(&self.device, self.serial, id, outcome);
     }
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.upstream.shared.uplink.borrow_mut().unsubscribe(&self.device, self.serial);
-        self.upstream.shared.wake();
+        self.upstream.fleet.borrow_mut().unsubscribe(&self.device, self.serial);
     }
 }

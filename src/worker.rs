@@ -19,13 +19,13 @@ use crate::adapters::amqp::{self, Routing};
 use crate::adapters::{self, Directory};
 use crate::config::Config;
 use crate::console::Health;
-use crate::devices::{Gate, Roster};
+use crate::devices::{Gate, Pass, Roster};
 use crate::outbound::Outbound;
 use crate::shutdown::Shutdown;
 use crate::spool::Spool;
 use crate::telemetry::{Protocol, emit};
 use crate::tls::{Acceptor, Follow};
-use crate::upstream::{Hub, Upstream};
+use crate::upstream::{Hub, MappedHubs, Upstream};
 
 mod telemetry;
 
@@ -47,8 +47,8 @@ pub(crate) struct Setup {
     pub(crate) index: usize,
     pub(crate) config: Arc<Config>,
     pub(crate) rules: Arc<RuleSet>,
-    /// The hub of mapped messages; absent where none are mapped.
-    pub(crate) hub: Option<Arc<Hub>>,
+    /// The hubs of mapped messages; absent where none are mapped.
+    pub(crate) mapped: Option<Arc<MappedHubs>>,
     /// The hubs of the configuration's connectors, in their order.
     pub(crate) hubs: Arc<[Arc<Hub>]>,
     pub(crate) directory: Arc<Directory>,
@@ -119,6 +119,13 @@ impl Worker {
         Some(Admission { worker: Rc::clone(self), protocol })
     }
 
+    /// A device was let in. Where it brought a token that its hub is to see, that is kept for it.
+    pub(crate) fn let_in(&self, pass: &Pass) {
+        if let Some(token) = pass.token() {
+            self.outbound.upstream().present(&pass.device, token);
+        }
+    }
+
     /// Waits until no device connection is left.
     async fn drained(&self) {
         while self.open.iter().any(|open| open.get() > 0) {
@@ -140,17 +147,17 @@ pub(crate) fn run(setup: Setup, shutdown: &Shutdown) -> io::Result<()> {
 }
 
 async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
-    let Setup { index, config, rules, hub, hubs, directory, gate, health, spool, amqp, mqtt, coap, http } =
+    let Setup { index, config, rules, mapped, hubs, directory, gate, health, spool, amqp, mqtt, coap, http } =
         setup;
     let roster = Roster::new(&gate);
     let keeping = tokio::task::spawn_local(Rc::clone(&roster).keep());
     let routing = Routing::start(index, &config, &hubs, &gate, Arc::clone(&health), shutdown.clone());
-    let (upstream, connection) = match hub {
-        Some(hub) => {
-            let (upstream, connection) = Upstream::start(index, &config, &hub, health, shutdown.clone());
+    let (upstream, connection) = match mapped {
+        Some(mapped) => {
+            let (upstream, connection) = Upstream::start(index, &mapped, health, shutdown.clone());
             (upstream, Some(connection))
         }
-        None => (Upstream::unused(&config), None),
+        None => (Upstream::unused(), None),
     };
     let (outbound, sending) = Outbound::start(upstream, spool, shutdown.clone());
     let worker = Rc::new(Worker {

@@ -36,6 +36,8 @@ mod mqtt_listeners;
 mod order;
 #[path = "gateway/outcomes.rs"]
 mod outcomes;
+#[path = "gateway/pools.rs"]
+mod pools;
 #[path = "gateway/recipe.rs"]
 mod recipe;
 #[path = "gateway/routes.rs"]

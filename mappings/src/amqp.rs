@@ -2,7 +2,9 @@
 //!
 //! This is the hub's side of mapped traffic only. Native AMQP devices are routed, and nothing of theirs is decoded.
 
-use std::borrow::Cow;
+mod refusal;
+
+pub use refusal::{Limited, limit, refusal};
 
 use bytes::{Bytes, BytesMut};
 use bytestring::ByteString;
@@ -18,14 +20,18 @@ use crate::address::{Address, DeviceId};
 use crate::message::{Direction, Message, MessageId, Properties, Timestamp, Value};
 use crate::outcome::{Outcome, Reason, Rejection};
 
-/// How much of a hub's description is passed on to a device, in bytes: it must fit into one datagram with the rest.
-const MAX_DESCRIPTION_BYTES: usize = 256;
-
 /// Appends the encoded message (AMQP 1.0 3.2): header, message annotations, properties and application properties
 /// where there are any, and the body as one data section.
 pub fn encode(message: &Message, out: &mut BytesMut) {
     encode_header(message, out);
     encode_rest(message, out);
+}
+
+/// As [`encode`], with `to` in the properties whatever the message says: where the receiver goes by it, it is not
+/// the device's to say.
+pub fn encode_to(message: &Message, to: &str, out: &mut BytesMut) {
+    encode_header(message, out);
+    encode_rest_for(message, Some(to), out);
 }
 
 /// Appends the header alone, if it says anything: durability, priority and time to live, as the message has them.
@@ -43,18 +49,22 @@ pub fn encode_header(message: &Message, out: &mut BytesMut) {
 
 /// Appends all that [`encode`] writes after the header.
 pub fn encode_rest(message: &Message, out: &mut BytesMut) {
+    encode_rest_for(message, message.properties.to.as_deref(), out);
+}
+
+fn encode_rest_for(message: &Message, to: Option<&str>, out: &mut BytesMut) {
     out.reserve(message.body.len() + 256);
     if !message.annotations.is_empty() {
         put_message_annotations(out, message.annotations.iter().map(encode_pair));
     }
     let properties = &message.properties;
-    if *properties != Properties::default() {
+    if to.is_some() || *properties != Properties::default() {
         put_properties(
             out,
             &PropertiesOut {
                 message_id: properties.message_id.as_ref().map(encode_id),
                 user_id: properties.user_id.as_deref(),
-                to: properties.to.as_deref(),
+                to,
                 subject: properties.subject.as_deref(),
                 reply_to: properties.reply_to.as_deref(),
                 correlation_id: properties.correlation_id.as_ref().map(encode_id),
@@ -230,39 +240,6 @@ pub fn outcome(state: &DeliveryState<'_>) -> Option<Outcome> {
     })
 }
 
-/// What an error of the hub means for a message that was refused, or for a link that was.
-///
-/// Conditions of AMQP 1.0 2.8.15 to 2.8.18 and of Azure (`com.microsoft:…`). Where the fault is the hub's own, the
-/// message is good, and may be sent again.
-pub fn refusal(error: &AmqpError) -> Outcome {
-    let reason = match error.condition() {
-        "amqp:unauthorized-access" => Reason::Credentials,
-        "amqp:not-allowed" => Reason::NotPermitted,
-        "amqp:not-found" | "com.microsoft:iot-hub-not-found-error" => Reason::NoSuchAddress,
-        "amqp:link:message-size-exceeded" => Reason::TooLarge,
-        "amqp:resource-limit-exceeded"
-        | "com.microsoft:device-container-throttled"
-        | "com.microsoft:quota-exceeded"
-        | "com.microsoft:server-busy" => Reason::Quota { retry_after: None },
-        "amqp:internal-error"
-        | "amqp:resource-locked"
-        | "amqp:resource-deleted"
-        | "amqp:connection:forced"
-        | "amqp:link:detach-forced"
-        | "amqp:link:stolen"
-        | "amqp:link:redirect"
-        | "com.microsoft:link-creation-conflict"
-        | "com.microsoft:iot-hub-suspended" => return Outcome::Released,
-        "com.microsoft:timeout" => return Outcome::Unknown,
-        _ => Reason::Content,
-    };
-    let description = match error.description() {
-        Some(text) => Cow::Owned(text[..text.floor_char_boundary(MAX_DESCRIPTION_BYTES)].to_owned()),
-        None => Cow::Borrowed("the hub refused the message"),
-    };
-    Outcome::Rejected(Rejection { reason, description })
-}
-
 /// How AMQP says an outcome: the delivery state that settles a command, encoded. `None` for one that is not known:
 /// then nothing is sent and the link is detached, because a release would count against the command.
 pub fn reply(outcome: &Outcome) -> Option<Bytes> {
@@ -375,6 +352,16 @@ mod tests {
     }
 
     #[test]
+    fn the_address_goes_into_the_message_and_the_devices_own_does_not() {
+        for mut message in [full(), plain(b"on")] {
+            let mut encoded = BytesMut::new();
+            encode_to(&message, "telemetry", &mut encoded);
+            message.properties.to = Some(text("telemetry"));
+            assert_eq!(read(encoded), Ok(message));
+        }
+    }
+
+    #[test]
     fn a_cut_message_is_refused_and_never_taken_for_another() {
         let mut encoded = BytesMut::new();
         encode(&full(), &mut encoded);
@@ -446,37 +433,6 @@ mod tests {
         assert_eq!(decode(b"\x00\x53\x34\x45"), Some(Outcome::Unknown));
         let Some(Outcome::Rejected(rejection)) = decode(&rejected(None)) else { panic!("rejected") };
         assert_eq!(rejection.reason, Reason::Content);
-    }
-
-    #[test]
-    fn the_hubs_conditions_have_their_reasons() {
-        let reason = |condition: &str| match refusal(&AmqpError::new(&condition.into(), None)) {
-            Outcome::Rejected(rejection) => Ok(rejection.reason),
-            other => Err(other),
-        };
-        for (condition, expected) in [
-            ("amqp:unauthorized-access", Ok(Reason::Credentials)),
-            ("amqp:not-allowed", Ok(Reason::NotPermitted)),
-            ("amqp:not-found", Ok(Reason::NoSuchAddress)),
-            ("amqp:link:message-size-exceeded", Ok(Reason::TooLarge)),
-            ("amqp:resource-limit-exceeded", Ok(Reason::Quota { retry_after: None })),
-            ("com.microsoft:device-container-throttled", Ok(Reason::Quota { retry_after: None })),
-            ("amqp:decode-error", Ok(Reason::Content)),
-            ("com.microsoft:argument-error", Ok(Reason::Content)),
-            ("vendor:whatever", Ok(Reason::Content)),
-            ("amqp:internal-error", Err(Outcome::Released)),
-            ("amqp:link:detach-forced", Err(Outcome::Released)),
-            ("com.microsoft:timeout", Err(Outcome::Unknown)),
-        ] {
-            assert_eq!(reason(condition), expected, "{condition}");
-        }
-    }
-
-    #[test]
-    fn a_long_description_is_cut_between_characters() {
-        let error = AmqpError::new(&Condition::NotFound, Some(&format!("x{}", "é".repeat(400))));
-        let Outcome::Rejected(rejection) = refusal(&error) else { panic!("rejected") };
-        assert_eq!(rejection.description.len(), 255);
     }
 
     #[test]

@@ -111,6 +111,13 @@ impl Reason {
 pub trait Report {
     /// The message that was handed out with `ticket` ended so. Called exactly once for each verdict.
     fn report(&self, ticket: u64, outcome: Outcome);
+
+    /// Whether the message is still to be sent. Not where its device is gone that would have heard the outcome: it sends
+    /// the message again, elsewhere, and this one would come behind that.
+    fn is_wanted(&self, ticket: u64) -> bool {
+        let _ = ticket;
+        true
+    }
 }
 
 /// The duty to say how one message ended. It travels with the message, and reports exactly once.
@@ -142,6 +149,11 @@ impl Verdict {
     /// The owner's number for the message.
     pub fn ticket(&self) -> u64 {
         self.ticket
+    }
+
+    /// Whether the message, if it was not sent yet, is still to be: see [`Report::is_wanted`].
+    pub fn is_wanted(&self) -> bool {
+        self.report.is_wanted(self.ticket)
     }
 
     /// From here on bytes of the message may have reached the hub: being lost no longer means that it was not taken.

@@ -25,6 +25,7 @@ use tokio::net::TcpStream;
 use tokio::time::sleep_until;
 
 use crate::config::HttpConfig;
+use crate::devices::Pass;
 use crate::telemetry::emit;
 use crate::upstream::Patience;
 use crate::worker::Worker;
@@ -39,8 +40,10 @@ const MIN_READ_BUFFER: usize = 8192;
 pub(crate) async fn serve(stream: TcpStream, peer: SocketAddr, worker: Rc<Worker>) {
     let outbound = worker.outbound.clone();
     let send = move |message, patience, verdict| outbound.send(message, patience, verdict);
+    let of = Rc::clone(&worker);
+    let let_in = Box::new(move |pass: &Pass| of.let_in(pass));
     let (config, rules) = (Arc::clone(&worker.config), Arc::clone(&worker.rules));
-    let requests = Requests::new(config, rules, Rc::clone(&worker.roster), send, peer);
+    let requests = Requests::new(config, rules, Rc::clone(&worker.roster), send, let_in, peer);
     converse(stream, peer, &worker.config.http, requests, worker.shutdown.draining()).await;
 }
 

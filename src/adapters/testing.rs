@@ -16,7 +16,7 @@ use crate::devices::{Gate, GateSettings, LimitSettings, Registry};
 use crate::listener;
 use crate::shutdown::{self, Trigger};
 use crate::state::{StateDir, tests::Scratch};
-use crate::upstream::Hub;
+use crate::upstream::{Hub, MappedHubs};
 use crate::worker::{self, Setup};
 
 use super::Directory;
@@ -62,7 +62,12 @@ impl Running {
         let (coap_at, http_at) = (coap[0].local_addr().unwrap(), http[0].local_addr().unwrap());
         let setup = Setup {
             index: 0,
-            hub: Some(Arc::new(Hub::new(&config, None).unwrap())),
+            mapped: Some(Arc::new(MappedHubs::new(
+                &config,
+                Arc::new(Hub::new(&config, None).unwrap()),
+                &[],
+                Registry::empty(),
+            ))),
             hubs: Arc::new([]),
             config,
             rules: rules(),

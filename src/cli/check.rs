@@ -1,5 +1,6 @@
 //! `fieldgate check`: everything that can be wrong before the start, and what the configuration means.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 
@@ -9,13 +10,16 @@ use thiserror::Error;
 
 use super::CliError;
 use crate::config::{
-    Authorise, Config, Connect, Connector, Direction, Listener, MappingsError, Mode, Proxy, Reach,
-    SslProfile, Target, TlsVersion, Transport,
+    Authorise, Config, Connect, Connector, Direction, Listener, Mapped, MappingsError, Mode, Profile, Proxy,
+    Reach, SslProfile, Target, TlsVersion, Transport,
 };
-use crate::devices::{Known, Registry};
+use crate::devices::{Devices, Known, Proof, Registry};
 use crate::output::say;
 use crate::state::StateDir;
 use crate::tls::{self, TlsError};
+
+/// The word before the mapping files; their rules stand below it.
+const MAPPINGS: &str = "mappings";
 
 /// What a start would stumble over.
 #[derive(Debug, Error)]
@@ -42,10 +46,10 @@ pub(super) fn run(file: Option<&Path>) -> Result<(), CliError> {
     say(&format!("{name}: good"))?;
     for (what, meaning) in summary(&config).into_iter().chain(devices) {
         say(&format!("  {what:<9}{meaning}"))?;
-    }
-    if config.maps() {
-        for line in deliveries(&rules) {
-            say(&format!("  {:<9}{line}", ""))?;
+        if what == MAPPINGS {
+            for line in deliveries(&rules) {
+                say(&format!("  {:<9}{line}", ""))?;
+            }
         }
     }
     for remark in &config.remarks {
@@ -62,7 +66,26 @@ fn devices(config: &Config, rules: &RuleSet) -> Result<Option<(&'static str, Str
         (None, _) => return Ok(None),
     };
     let registry = Registry::load(&file, Known::of(config, rules))?;
-    Ok(Some(("devices", format!("{} registered in {}", registry.snapshot().len(), file.display()))))
+    Ok(Some(("devices", format!("{} in {}", registered(&registry.snapshot()), file.display()))))
+}
+
+/// How many devices there are, and by what they prove themselves: each kind of proof with its devices.
+fn registered(devices: &Devices) -> String {
+    let mut kinds: BTreeMap<&str, usize> = BTreeMap::new();
+    for device in devices.iter() {
+        let of_device: BTreeSet<&str> = device.proofs.iter().map(Proof::kind).collect();
+        of_device.into_iter().for_each(|kind| *kinds.entry(kind).or_default() += 1);
+    }
+    let disabled = devices.iter().filter(|device| !device.enabled).count();
+    let mut text = format!("{} registered", devices.len());
+    if disabled > 0 {
+        text += &format!(", {disabled} of them disabled");
+    }
+    if !kinds.is_empty() {
+        let kinds: Vec<_> = kinds.iter().map(|(kind, devices)| format!("{kind} {devices}")).collect();
+        text += &format!(" (proofs: {})", kinds.join(", "));
+    }
+    text
 }
 
 /// How the messages of each rule are delivered.
@@ -133,6 +156,7 @@ fn summary(config: &Config) -> Vec<(&'static str, String)> {
     ]);
     if config.needs_upstream() {
         lines.push(("hub", hub));
+        lines.extend(mapped(&config.upstream.mapped).filter(|_| config.maps()).map(|line| ("", line)));
     }
     if config.runs_hub() {
         let registers = if config.hub.register_unknown_devices() {
@@ -150,10 +174,11 @@ fn summary(config: &Config) -> Vec<(&'static str, String)> {
         files => files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", "),
     };
     if config.maps() {
-        lines.push(("mappings", mappings));
+        lines.push((MAPPINGS, mappings));
     }
     for (index, connector) in config.connectors.iter().enumerate() {
         lines.push(("routes", amqp_connector(connector)));
+        lines.extend(mapped(&connector.mapped).map(|line| ("", line)));
         for (direction, arrow) in
             [(Direction::Both, "both ways"), (Direction::In, "in"), (Direction::Out, "out")]
         {
@@ -168,6 +193,19 @@ fn summary(config: &Config) -> Vec<(&'static str, String)> {
         }
     }
     lines
+}
+
+/// How a hub is spoken to for MQTT, CoAP and HTTP devices, where that is not the usual.
+fn mapped(mapped: &Mapped) -> Option<String> {
+    let profile = match mapped.profile {
+        Profile::AzureIotHub => None,
+        Profile::Amqp => Some(format!("one link, or {} where it does not relay", mapped.max_links)),
+    };
+    let prefix = &*mapped.address_prefix;
+    let prefix = (!prefix.is_empty()).then(|| format!("addresses begin with `{prefix}`"));
+    let rate = mapped.max_messages_per_second.map(|rate| format!("at most {rate} messages a second"));
+    let parts: Vec<String> = [profile, prefix, rate].into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| format!("  mapped devices: {}", parts.join("; ")))
 }
 
 fn device_transport(tls: Option<&SslProfile>, required: bool, websocket: bool) -> String {
@@ -280,6 +318,15 @@ mappings the built-in azure-iot-hub.toml
 routes   `upstream`: the hub; shared by 500 devices at most, on demand, held 60 s through an outage
            both ways: $cbs, devices"
         );
+    }
+
+    #[test]
+    fn the_summary_says_how_a_broker_is_spoken_to() {
+        let text = "[upstream]\nurl = \"amqps://b.example\"\nprofile = \"amqp\"\naddress_prefix = \"/queue/\"\n\
+            max_messages_per_second = 100";
+        let said = "b.example:5671\n           mapped devices: one link, or 200 where it does not relay; addresses \
+            begin with `/queue/`; at most 100 messages a second\n";
+        assert!(summary_of(text).contains(said), "{}", summary_of(text));
     }
 
     #[test]

@@ -135,6 +135,7 @@ fn ranges(source: &Source<'_>, document: &Document) -> Result<(), ConfigError> {
         ("upstream", "idle_time_out", upstream.idle_time_out),
         ("upstream", "connect_time_out", upstream.connect_time_out),
         ("upstream", "retry_max", upstream.retry_max),
+        ("upstream", "idle_session", upstream.idle_session),
     ] {
         within.some_duration(&[section, key], Some(value), SECOND_TO_HOUR)?;
     }
@@ -167,7 +168,7 @@ fn ranges(source: &Source<'_>, document: &Document) -> Result<(), ConfigError> {
     )?;
     within.duration(&["hub", "feedback_ttl"], hub.feedback_ttl, second, 2 * day)?;
     within.duration(&["upstream", "hold"], upstream.hold, Duration::ZERO, Duration::from_secs(3_600))?;
-    within.duration(&["upstream", "token_ttl"], upstream.token_ttl, Duration::from_secs(60), 365 * day)
+    within.duration(&["upstream", "token_ttl"], upstream.token_ttl, Duration::from_secs(10), 365 * day)
 }
 
 /// Checks values against their ranges.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
-use std::num::{NonZeroU16, NonZeroUsize};
+use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use super::access::{self, Carrier, Subprotocol, Transport};
 use super::address::split_host_port;
 use super::check::{FRAME_BYTES, SECOND_TO_HOUR, Within};
 use super::error::{ConfigError, Source};
+use super::mapped::{self, Mapped, Profile};
 use super::mechanisms::{self, Way};
 use super::names::Names;
 use super::profiles::{self, SslProfile};
@@ -54,6 +55,8 @@ pub struct Connector {
     pub max_frame_bytes: u32,
     /// Sessions on one connection (channel-max + 1).
     pub max_sessions: NonZeroU16,
+    /// How connections carry mapped messages.
+    pub mapped: Mapped,
 }
 
 /// What a connector leads to.
@@ -182,6 +185,14 @@ pub(super) struct ConnectorSection {
     #[serde(default, deserialize_with = "units::some_size")]
     max_frame_bytes: Option<u32>,
     max_sessions: Option<NonZeroU16>,
+    #[serde(default)]
+    profile: Profile,
+    #[serde(default)]
+    address_prefix: String,
+    max_links: Option<NonZeroUsize>,
+    #[serde(default, deserialize_with = "units::some_duration")]
+    idle_session: Option<Duration>,
+    max_messages_per_second: Option<NonZeroU32>,
 }
 
 impl ConnectorSection {
@@ -238,6 +249,7 @@ pub(super) fn upstream(section: &UpstreamSection) -> Connector {
         retry_max: section.retry_max,
         max_frame_bytes: MAX_FRAME_BYTES,
         max_sessions: MAX_SESSIONS,
+        mapped: section.mapped(),
     }
 }
 
@@ -295,6 +307,13 @@ pub(super) fn resolve(
             retry_max: section.retry_max.unwrap_or(upstream.retry_max),
             max_frame_bytes: section.max_frame_bytes.unwrap_or(MAX_FRAME_BYTES),
             max_sessions: section.max_sessions.unwrap_or(MAX_SESSIONS),
+            mapped: Mapped {
+                profile: section.profile,
+                address_prefix: section.address_prefix.into(),
+                max_links: section.max_links.unwrap_or(mapped::MAX_LINKS),
+                idle_session: section.idle_session.unwrap_or(upstream.idle_session),
+                max_messages_per_second: section.max_messages_per_second,
+            },
         });
     }
     Ok(connectors)
@@ -319,6 +338,7 @@ impl Here<'_> {
             ("idle_time_out", section.idle_time_out),
             ("connect_time_out", section.connect_time_out),
             ("retry_max", section.retry_max),
+            ("idle_session", section.idle_session),
         ] {
             within.some_duration(&path(key), value, SECOND_TO_HOUR)?;
         }

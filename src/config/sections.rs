@@ -14,6 +14,7 @@ use super::access::{Carrier, Subprotocol};
 use super::address::{listen, some_listen};
 use super::connectors::{self, Connect, Mode};
 use super::listeners::Limits;
+use super::mapped::{self, Mapped, Profile};
 use super::mechanisms::{self, Way};
 use super::units::{self, Level, Secret};
 
@@ -489,9 +490,26 @@ pub(super) struct UpstreamSection {
     pub(super) devices_per_connection: NonZeroUsize,
     pub(super) max_connections: NonZeroUsize,
     pub(super) max_pending: NonZeroUsize,
+    pub(super) profile: Profile,
+    pub(super) address_prefix: String,
+    pub(super) max_links: NonZeroUsize,
+    #[serde(deserialize_with = "units::duration")]
+    pub(super) idle_session: Duration,
+    pub(super) max_messages_per_second: Option<NonZeroU32>,
 }
 
 impl UpstreamSection {
+    /// What the section says of mapped devices.
+    pub(super) fn mapped(&self) -> Mapped {
+        Mapped {
+            profile: self.profile,
+            address_prefix: self.address_prefix.as_str().into(),
+            max_links: self.max_links,
+            idle_session: self.idle_session,
+            max_messages_per_second: self.max_messages_per_second,
+        }
+    }
+
     /// Whether the file itself holds a key or a password.
     pub(super) fn holds_secret(&self) -> bool {
         let with_user = |url: &Option<Secret>| url.as_ref().is_some_and(|url| url.expose().contains('@'));
@@ -532,6 +550,11 @@ impl Default for UpstreamSection {
             devices_per_connection: connectors::DEVICES_PER_CONNECTION,
             max_connections: connectors::MAX_CONNECTIONS,
             max_pending: connectors::MAX_PENDING,
+            profile: Profile::default(),
+            address_prefix: String::new(),
+            max_links: mapped::MAX_LINKS,
+            idle_session: mapped::IDLE_SESSION,
+            max_messages_per_second: None,
         }
     }
 }

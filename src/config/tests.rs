@@ -91,7 +91,9 @@ fn shows_every_key(part: &str, section: &str, header: &str) {
 fn the_arrays_of_the_sample_are_known_and_show_their_defaults() {
     // `#key = value`: what an array shows. Some exclude each other, or need a file.
     let needy = ["websocket_path", "websocket_protocol", "proxy_password_file"];
-    let apart = [&needy[..], &["sasl_password_file", "pattern", "client_certificates"]].concat();
+    let apart =
+        [&needy[..], &["sasl_password_file", "pattern", "client_certificates", "max_messages_per_second"]]
+            .concat();
     let with = |apart: &[&str]| -> String {
         sample()
             .lines()
@@ -151,6 +153,7 @@ fn a_value_of_the_wrong_kind_says_what_kind_is_right() {
         ("[runtime]\nworkers = -1", "2:11", "a whole number from 0 on"),
         ("[log]\nlevel = 3", "2:9", "a word in quotes"),
         ("[mqtt]\nallow_anonymous = \"yes\"", "2:19", "expected a boolean"),
+        ("[upstream]\ntoken_ttl = \"9s\"", "2:13", "from 10s to"),
         ("mqtt = 3", "1:8", "a section with keys"),
         ("[mqtt]\nkeep_alive_max = \"1d\"", "2:18", "to 65535s"),
         ("[hub]\nname = \"my hub\"", "2:8", "letters, digits"),

@@ -118,7 +118,6 @@ pub(crate) struct Pass {
 
 impl Pass {
     /// The token that it brought, where the gateway is to show that to the hub.
-    #[allow(dead_code, reason = "the hub connections of mapped traffic do not show a device's own token yet")]
     pub(crate) fn token(&self) -> Option<&Secret> {
         self.token.as_ref()
     }

@@ -64,6 +64,18 @@ impl<T> Arena<T> {
         self.places.is_empty()
     }
 
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// All entries.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (Key<T>, &mut T)> {
+        self.places.iter_mut().map(|(place, (stamp, value))| {
+            (Key { place: place as u32, stamp: *stamp, of: PhantomData }, value)
+        })
+    }
+
     /// All entries.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Key<T>, &T)> {
         self.places.iter().map(|(place, (stamp, value))| {

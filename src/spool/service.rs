@@ -17,13 +17,13 @@ use thiserror::Error;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::{JoinHandle, LocalSet};
 
-use crate::config::{Config, SpoolConfig, UPSTREAM};
+use crate::config::{Config, SpoolConfig};
 use crate::console::{Component, Health, Status};
 use crate::output;
 use crate::shutdown::Shutdown;
 use crate::state::{StateDir, StateError};
 use crate::store::{self, Files, FilesError};
-use crate::upstream::{Hears, Hub, Patience, Upstream};
+use crate::upstream::{Hears, MappedHubs, Patience, Upstream};
 
 use super::handle::Shared;
 use super::keeper::{Keeper, KeeperError, Now, Sending, Settings};
@@ -38,6 +38,9 @@ const MAX_IN_FLIGHT_BYTES: u64 = 8 * 1024 * 1024;
 const TURN: usize = 128;
 /// How long a message may wait for the hub's credit. Too long does no harm: what waits blocks its own queue only.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// How long the hub may answer for what is in flight when the stop was asked for. What it has not answered for stays in
+/// the log, and is sent again after the next start, marked.
+const STOP_GRACE: Duration = Duration::from_secs(2);
 /// The spool's name in the state directory.
 const DIRECTORY: &str = "spool";
 /// Threads that look up the hub's name.
@@ -78,7 +81,7 @@ pub(crate) struct Setup {
     /// The thread's number among those with a connection to the hub: behind the workers.
     pub(crate) index: usize,
     pub(crate) config: Arc<Config>,
-    pub(crate) hub: Arc<Hub>,
+    pub(crate) mapped: Arc<MappedHubs>,
     pub(crate) health: Arc<Health>,
     pub(crate) shutdown: Shutdown,
     /// Told when the thread ends, however it does.
@@ -236,36 +239,25 @@ struct Service {
     shared: Arc<Shared>,
     clock: Clock,
     ledger: Rc<Ledger>,
-    hub: Arc<str>,
     upstream: Upstream,
     connection: JoinHandle<()>,
-    /// How this connection is, and nothing else.
-    link: Arc<Health>,
     health: Arc<Health>,
     shutdown: Shutdown,
 }
 
 impl Service {
     fn new(keeper: Keeper<Files>, setup: &Setup) -> Self {
-        let link = Arc::new(Health::default());
-        // The workers' connections are theirs to tell of.
-        (0..setup.index).for_each(|worker| link.set_upstream(worker, Status::Up));
-        let (upstream, connection) = Upstream::start(
-            setup.index,
-            &setup.config,
-            &setup.hub,
-            Arc::clone(&link),
-            setup.shutdown.clone(),
-        );
+        // The workers' connections are theirs to tell of, and nobody asks about these.
+        let health = Arc::new(Health::default());
+        let (upstream, connection) =
+            Upstream::start(setup.index, &setup.mapped, health, setup.shutdown.clone());
         Self {
             shared: Arc::clone(keeper.shared()),
             keeper,
             clock: Clock::new(),
             ledger: Rc::default(),
-            hub: UPSTREAM.into(),
             upstream,
             connection,
-            link,
             health: Arc::clone(&setup.health),
             shutdown: setup.shutdown.clone(),
         }
@@ -285,11 +277,10 @@ impl Service {
                 continue;
             }
             let deadline = tokio::time::Instant::from_std(self.keeper.poll_timeout());
-            let connected = self.is_connected();
             tokio::select! {
                 () = self.shared.came.notified() => {}
                 () = self.ledger.came.notified() => {}
-                () = self.link.ready(), if !connected => {}
+                () = self.upstream.changed() => {}
                 () = tokio::time::sleep_until(deadline) => {}
                 _ = stopping.changed() => {}
             }
@@ -301,8 +292,9 @@ impl Service {
     fn turn(&mut self) -> bool {
         self.take();
         self.report();
-        let connected = self.is_connected();
-        self.keeper.set_open(&self.hub, connected);
+        for (hub, open) in self.upstream.hubs() {
+            self.keeper.set_open(&hub, open);
+        }
         let now = self.clock.now();
         let more = self.keeper.handle_timeout(now);
         let sent_all = self.send();
@@ -333,10 +325,6 @@ impl Service {
         }
     }
 
-    fn is_connected(&self) -> bool {
-        self.link.get(Component::Upstream) == Status::Up
-    }
-
     /// Sends a turn's worth. True if that was all.
     fn send(&mut self) -> bool {
         let now = self.clock.now();
@@ -360,6 +348,7 @@ impl Service {
             // An error is a panic, which is counted and logged where it happens.
             _ = &mut self.connection => {}
             () = self.shutdown.aborting() => {}
+            () = tokio::time::sleep(STOP_GRACE) => {}
         }
         self.report();
         self.keeper.close(self.clock.now());

@@ -2,6 +2,9 @@
 
 use super::format::{Kind, RECORD_HEADER, RECORDS, RecordHeader, Salt};
 
+/// What a disk writes wholly or not at all, at the least.
+const SECTOR: u32 = 512;
+
 /// A record that checks.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Item {
@@ -80,7 +83,7 @@ fn header_at(bytes: &[u8], salt: Salt, offset: u32) -> Option<RecordHeader> {
 
 impl Scan {
     /// For the newest segment: takes away the torn tail, that is the first hole in the last commit and what follows it.
-    /// A hole in front of a later commit was durable once, and stays damage.
+    /// A hole in front of a later commit was durable once, and stays damage. So does one that no crash can have made.
     pub(super) fn cut_torn_tail(&mut self) {
         if self.sealed {
             return;
@@ -93,15 +96,32 @@ impl Scan {
             .map(|(offset, _)| offset)
             .max()
             .unwrap_or(RECORDS);
-        let Some(torn) =
-            self.holes.iter().map(|hole| hole.offset).filter(|offset| *offset >= last_commit).min()
-        else {
+        let in_last = self.holes.iter().filter(|hole| hole.offset >= last_commit);
+        let Some(torn) = in_last.filter(|hole| !self.was_written(hole)).map(|hole| hole.offset).min() else {
             return;
         };
         self.items.retain(|item| item.offset < torn);
         self.holes.retain(|hole| hole.offset < torn);
         self.end = torn;
         self.torn = true;
+    }
+
+    /// Whether a hole of the last commit was written whole: more of the commit stands behind it, so that no write broke
+    /// off there, and each sector that it touches was written, for which a sound header in it speaks. None that stood
+    /// there before has the right checksum; headers in front of the hole may be of an earlier commit, and bytes of bodies
+    /// may be there by chance.
+    fn was_written(&self, hole: &Hole) -> bool {
+        let items = self.items.iter().map(|item| item.offset);
+        let holes = self.holes.iter().filter(|hole| hole.header.is_some()).map(|hole| hole.offset);
+        let sound: Vec<u32> = items.chain(holes).filter(|offset| *offset >= hole.offset).collect();
+        let sector = |offset: u32| offset / SECTOR;
+        let is_in = |header: u32, this: u32| {
+            sector(header) == this && sector(header + RECORD_HEADER as u32 - 1) == this
+        };
+        let end = hole.offset + hole.bytes;
+        sound.iter().any(|header| *header >= end)
+            && (sector(hole.offset)..=sector(end - 1))
+                .all(|this| sound.iter().any(|header| is_in(*header, this)))
     }
 
     /// How many records are known to be missing, by the gaps between sequence numbers and by headers without a body.
@@ -143,13 +163,17 @@ mod tests {
 
     /// Commits of three records of 20 bytes each; where each record stands.
     fn segment(commits: u32, seal: bool) -> (Vec<u8>, Vec<usize>) {
+        segment_of([20; 3], commits, seal)
+    }
+
+    /// Commits of three records each, of so many bytes.
+    fn segment_of(records: [usize; 3], commits: u32, seal: bool) -> (Vec<u8>, Vec<usize>) {
         let mut bytes = vec![0; RECORDS as usize];
         let mut places = Vec::new();
         for commit in 0..commits {
             let mut batch = Batch::default();
-            for record in 0..3 {
-                let delta = commit * 3 + record;
-                let body = [delta as u8; 20];
+            for (delta, len) in (commit * 3..).zip(records) {
+                let body = vec![delta as u8 + 1; len];
                 places.push(batch.push(Kind::Record, salt(), bytes.len() as u32, delta, &[&body]) as usize);
             }
             let start = bytes.len() as u32;
@@ -195,18 +219,62 @@ mod tests {
     fn a_hole_in_the_last_commit_is_torn_unless_sealed() {
         for (record, left) in [(3, 3), (4, 4), (5, 5)] {
             for byte in [0, 20] {
-                let (mut bytes, places) = segment(2, false);
+                // More than a sector each: no header says that all of it was written.
+                let (mut bytes, places) = segment_of([1200; 3], 2, false);
                 bytes[places[record] + byte] ^= 1;
                 let mut torn = scan(&bytes, salt(), false);
                 torn.cut_torn_tail();
                 assert_eq!(deltas(&torn).len(), left, "{record}");
                 assert_eq!((torn.holes.len(), torn.end as usize, torn.torn), (0, places[left], true));
 
-                let (mut bytes, places) = segment(2, true);
+                let (mut bytes, places) = segment_of([1200; 3], 2, true);
                 bytes[places[record] + byte] ^= 1;
                 let mut damaged = scan(&bytes, salt(), false);
                 damaged.cut_torn_tail();
                 assert_eq!((deltas(&damaged).len(), damaged.holes.len(), damaged.lost()), (5, 1, 1));
+            }
+        }
+    }
+
+    #[test]
+    fn a_hole_that_no_crash_makes_costs_its_record_only() {
+        for (record, byte) in [(3, 0), (3, 20), (4, 0), (4, 20)] {
+            let (mut bytes, places) = segment(2, false);
+            bytes[places[record] + byte] ^= 1;
+            let mut scan = scan(&bytes, salt(), false);
+            scan.cut_torn_tail();
+            assert_eq!((deltas(&scan).len(), scan.holes.len(), scan.lost()), (5, 1, 1), "{record} {byte}");
+            assert_eq!((scan.end as usize, scan.torn), (places[5] + 36, false));
+        }
+        // The body of the last one: a write may have broken off there.
+        let (mut bytes, places) = segment(2, false);
+        bytes[places[5] + 20] ^= 1;
+        let mut scan = scan(&bytes, salt(), false);
+        scan.cut_torn_tail();
+        assert_eq!((deltas(&scan).len(), scan.holes.len(), scan.torn), (5, 0, true));
+    }
+
+    #[test]
+    fn sectors_that_were_not_written_are_a_torn_tail() {
+        // Whatever stood there before, and whichever of the sectors of the last commit it is.
+        for records in [[20; 3], [300; 3], [700, 20, 300], [1200; 3]] {
+            let (bytes, places) = segment_of(records, 2, false);
+            let commit = places[3];
+            let end = places[5] + RECORD_HEADER + records[2];
+            for sector in commit / 512..=(end - 1) / 512 {
+                for old in [0, 7] {
+                    let mut bytes = bytes.clone();
+                    let lost = (sector * 512).max(commit)..(sector * 512 + 512).min(end);
+                    bytes[lost.clone()].fill(old);
+                    let mut scan = scan(&bytes, salt(), false);
+                    scan.cut_torn_tail();
+                    let whole = |place: &&usize| **place < lost.start;
+                    let left = places.iter().filter(whole).count();
+                    assert!(scan.holes.is_empty(), "{records:?} {sector}: {:?}", scan.holes);
+                    // One that reaches into the sector is lost as well, unless it ends at its start.
+                    assert!(deltas(&scan).len() <= left && deltas(&scan).len() + 1 >= left.max(1));
+                    assert_eq!(deltas(&scan), (0..deltas(&scan).len() as u32).collect::<Vec<_>>());
+                }
             }
         }
     }

@@ -25,9 +25,9 @@ pub(super) struct Claims {
 #[derive(Debug)]
 enum State {
     /// For the hub's judgement.
-    Put { renew_in: Duration },
+    Put { renew_in: Duration, life: Duration },
     /// Accepted; to be renewed at that time.
-    Held { renew_at: Instant },
+    Held { renew_at: Instant, expires: Instant },
     /// Refused, or renewal is due: the driver is told.
     Idle,
 }
@@ -67,7 +67,7 @@ impl Claims {
     /// Puts a fresh token.
     pub(super) fn renew(&mut self, connection: &mut Connection, token: &OwnToken, now: Instant) -> Verdict {
         self.last += 1;
-        self.state = State::Put { renew_in: token.renew_in };
+        self.state = State::Put { renew_in: token.renew_in, life: token.life };
         let mut answers = Vec::new();
         let text = Secret::new(token.text.as_str());
         match self.link.put(connection, self.last, &token.name, &text, now, &mut answers) {
@@ -88,10 +88,18 @@ impl Claims {
         self.judged(answers, now)
     }
 
+    /// When the token expires that the hub holds.
+    pub(super) fn expires(&self) -> Option<Instant> {
+        match self.state {
+            State::Held { expires, .. } => Some(expires),
+            State::Put { .. } | State::Idle => None,
+        }
+    }
+
     /// When [`handle_timeout`](Self::handle_timeout) is to be called.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let renewal = match self.state {
-            State::Held { renew_at } => Some(renew_at),
+            State::Held { renew_at, .. } => Some(renew_at),
             State::Put { .. } | State::Idle => None,
         };
         renewal.into_iter().chain(self.link.poll_timeout()).min()
@@ -102,7 +110,7 @@ impl Claims {
         let mut answers = Vec::new();
         self.link.handle_timeout(connection, now, &mut answers);
         match self.state {
-            State::Held { renew_at } if renew_at <= now => {
+            State::Held { renew_at, .. } if renew_at <= now => {
                 self.state = State::Idle;
                 Verdict::Due
             }
@@ -113,8 +121,8 @@ impl Claims {
     fn judged(&mut self, answers: Vec<Answer<u64>>, now: Instant) -> Verdict {
         let reply = answers.into_iter().find(|answer| answer.key == self.last).map(|answer| answer.reply);
         match (reply, &self.state) {
-            (Some(reply), State::Put { renew_in }) if reply.is_success() => {
-                self.state = State::Held { renew_at: now + *renew_in };
+            (Some(reply), State::Put { renew_in, life }) if reply.is_success() => {
+                self.state = State::Held { renew_at: now + *renew_in, expires: now + *life };
                 Verdict::Accepted
             }
             (Some(Reply::Status { status, description }), State::Put { .. }) => {

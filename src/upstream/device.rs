@@ -1,229 +1,275 @@
-//! One device at the hub: its session, a link for each address that it sends to, what waits for
-//! credit, what waits for an outcome.
+//! One device at the hub: its session, what it sends to each address, what waits for an outcome, its subscription.
 
-use std::collections::VecDeque;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use fieldgate_amqp::connection::{Connection, LinkId, SessionId};
-use fieldgate_amqp::endpoint::{OutgoingMessage, Receiver, Sender, Unsettled};
+use fieldgate_amqp::endpoint::{Receiver, Sender, Unsettled};
 use fieldgate_amqp::error::Misuse;
 use fieldgate_amqp::performative::{
     Attach, AttachOut, Disposition, Flow, RcvSettleMode, SndSettleMode, SourceOut, TargetOut,
 };
-use fieldgate_mappings::address::Address;
-use fieldgate_mappings::amqp;
+use fieldgate_mappings::address::{Address, DeviceId};
 use fieldgate_mappings::outcome::{Outcome, Reason, Rejection, Verdict};
 
+use crate::router::arena::Key;
+
 use super::Patience;
+use super::answer::{Answer, Limit};
 use super::commands::{Commands, MAX_COMMAND_BYTES};
-use super::load::{Load, Share};
+use super::grant::Grant;
+use super::lanes::Waiting;
+use super::load::Load;
+use super::outlet::{InFlight, OutLink, Outlet, Way};
+use super::relay::Relay;
 
 /// Addresses that one device may send to at a time: a rule can take them from what the device says.
 const MAX_OUTLETS: usize = 32;
 
-/// A message that waits for a link or for credit: encoded, so that what it was made of is free.
-#[derive(Debug)]
-pub(super) struct Waiting {
-    pub(super) message: Bytes,
-    pub(super) patience: Patience,
-    pub(super) verdict: Verdict,
-    pub(super) share: Share,
-}
+/// What a device may send in its turn while others wait for theirs, as [`cost`] counts: a small message or two.
+const QUANTUM: usize = 2048;
 
-/// A message that the hub has not answered for. Dropped, its outcome is unknown: it was sent.
-#[derive(Debug)]
-struct InFlight {
-    sent_at: Instant,
-    verdict: Option<Verdict>,
-    _share: Share,
-}
+/// What a message costs beside its bytes: it is counted by the hub, however small it is.
+const MESSAGE_COST: usize = 1024;
 
-impl InFlight {
-    /// The hub has answered.
-    fn report(mut self, outcome: Outcome) {
-        if let Some(verdict) = self.verdict.take() {
-            verdict.report(outcome);
-        }
-    }
-
-    /// It did not go out after all.
-    fn unsent(mut self) -> Option<Verdict> {
-        self.verdict.take()
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        if let Some(mut verdict) = self.verdict.take() {
-            verdict.sent();
-        }
-    }
-}
-
-/// Where messages for one address go out.
-#[derive(Debug)]
-struct Outlet {
-    address: Address,
-    sender: Option<Sender>,
-    /// The hub has such a node: it answered the attach with a target.
-    attached: bool,
-    /// The largest message that the hub takes here.
-    max_message_bytes: Option<u64>,
-    in_flight: usize,
-    waiting: VecDeque<Waiting>,
-}
-
-/// What sending needs beside the outlet.
-struct Way<'a> {
-    connection: &'a mut Connection,
-    unsettled: &'a mut Unsettled<InFlight>,
-    load: &'a Rc<Load>,
-    now: Instant,
-}
+/// How long a device is not sent for that the hub has throttled without saying for how long; doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is doubled.
+const MAX_DOUBLINGS: u8 = 6;
 
 /// A device that sends or listens.
 #[derive(Debug)]
 pub(super) struct Device {
+    pub(super) id: DeviceId,
     pub(super) session: Option<SessionId>,
-    outlets: Vec<Outlet>,
+    pub(super) outlets: Vec<Outlet>,
     unsettled: Unsettled<InFlight>,
-    pub(super) commands: Option<Commands>,
+    /// Messages that went over links that are shared, and have no outcome.
+    pub(super) relayed: usize,
+    pub(super) commands: Option<Box<Commands>>,
+    /// What lets its links be attached, where the connection alone does not.
+    pub(super) grant: Option<Box<Grant>>,
     pub(super) used_at: Instant,
-    /// It stands in the queue of those that could send if less were in flight.
-    pub(super) stalled: bool,
+    /// It stands in the queue of those that could send if it were their turn.
+    pub(super) queued: bool,
     /// It stands in the queue of those that the connection has no channel or handle for.
     pub(super) crowded_out: bool,
+    /// What it may send of its turn; less than nothing where the last message was larger than that.
+    allowance: isize,
+    /// The hub has throttled it.
+    paused_until: Option<Instant>,
+    throttled: u8,
+}
+
+/// What came of a device's turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// It has nothing more that could go.
+    Done,
+    /// It has more; others are to have their turn first.
+    More,
 }
 
 impl Device {
     /// A device without a session.
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new(id: DeviceId, grant: Option<Grant>, now: Instant) -> Self {
         Self {
+            id,
             session: None,
             outlets: Vec::new(),
             unsettled: Unsettled::new(),
+            relayed: 0,
             commands: None,
+            grant: grant.map(Box::new),
             used_at: now,
-            stalled: false,
+            queued: false,
             crowded_out: false,
+            allowance: 0,
+            paused_until: None,
+            throttled: 0,
         }
     }
 
     /// Whether it could be forgotten without anybody noticing.
     pub(super) fn is_idle(&self) -> bool {
-        self.commands.is_none()
-            && self.unsettled.is_empty()
-            && self.outlets.iter().all(|outlet| outlet.waiting.is_empty())
+        self.commands.is_none() && self.unsettled.is_empty() && self.relayed == 0 && !self.waits()
     }
 
-    /// Whether it needs a link that it does not have.
-    pub(super) fn lacks_a_link(&self) -> bool {
+    /// Whether nothing is known of it that would be missed.
+    pub(super) fn is_forgettable(&self, now: Instant) -> bool {
+        let refused = self.grant.as_ref().is_some_and(|grant| grant.refused(now).is_some());
+        self.is_idle() && self.paused_until(now).is_none() && !refused
+    }
+
+    /// Whether any message waits.
+    pub(super) fn waits(&self) -> bool {
+        self.outlets.iter().any(|outlet| !outlet.waiting.is_empty())
+    }
+
+    /// What its waiting messages take of the bounds.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        self.outlets.iter().map(|outlet| outlet.waiting.bytes()).sum()
+    }
+
+    /// Whether it needs a link of its own that it does not have.
+    pub(super) fn lacks_a_link(&self, relays: bool) -> bool {
         self.commands.as_ref().is_some_and(|commands| commands.receiver.is_none())
-            || self.outlets.iter().any(Outlet::lacks_a_link)
+            || !relays && self.outlets.iter().any(lacks_a_link)
     }
 
-    /// When the message went out that the hub has left unanswered for longest.
+    /// When the message went out over its own links that the hub has left unanswered for longest.
     pub(super) fn oldest_sent(&self) -> Option<Instant> {
         self.unsettled.first().map(|in_flight| in_flight.sent_at)
     }
 
-    /// Its links.
+    /// Its own links.
     pub(super) fn links(&self) -> impl Iterator<Item = LinkId> {
-        let senders = self.outlets.iter().filter_map(|outlet| outlet.sender.as_ref()).map(Sender::link);
+        let senders = self.outlets.iter().filter_map(|outlet| outlet.link.as_ref()).map(OutLink::id);
         let receiver = self.commands.as_ref().and_then(|commands| commands.receiver.as_ref());
         senders.chain(receiver.map(Receiver::link))
     }
 
-    /// Sends now, if nothing waits and there is credit and room; else gives the verdict back.
+    /// The outlet for an address.
+    pub(super) fn outlet(&mut self, address: &Address) -> Option<&mut Outlet> {
+        self.outlets.iter_mut().find(|outlet| outlet.address == *address)
+    }
+
+    /// The outlet for an address, made where there is none, and the link that had to make place for it.
+    ///
+    /// # Errors
+    /// When the device sends to too many addresses at a time.
+    pub(super) fn open_outlet(
+        &mut self,
+        address: &Address,
+    ) -> Result<(&mut Outlet, Option<LinkId>), TooManyOutlets> {
+        let mut recycled = None;
+        let at = match self.outlets.iter().position(|outlet| outlet.address == *address) {
+            Some(at) => at,
+            None => {
+                if self.outlets.len() >= MAX_OUTLETS {
+                    let idle = |outlet: &Outlet| outlet.waiting.is_empty() && outlet.in_flight == 0;
+                    let oldest = self.outlets.iter().position(idle).ok_or(TooManyOutlets)?;
+                    recycled = self.outlets.remove(oldest).link.map(|link| link.id());
+                } else if self.outlets.is_empty() {
+                    // Most devices send to one address.
+                    self.outlets.reserve_exact(1);
+                }
+                self.outlets.push(Outlet::new(address.clone()));
+                self.outlets.len() - 1
+            }
+        };
+        Ok((&mut self.outlets[at], recycled))
+    }
+
+    /// Gives memory back that only a busy device needs.
+    pub(super) fn rest(&mut self) {
+        if self.unsettled.is_empty() {
+            self.unsettled = Unsettled::new();
+        }
+    }
+
+    // Sending.
+
+    /// Whether the hub has throttled it, and wants to be left alone still.
+    pub(super) fn paused_until(&self, now: Instant) -> Option<Instant> {
+        self.paused_until.filter(|until| *until > now)
+    }
+
+    /// A pause is over: true if there was one.
+    pub(super) fn ends_pause(&mut self, now: Instant) -> bool {
+        self.paused_until.take_if(|until| *until <= now).is_some()
+    }
+
+    /// The hub has throttled it; where it has not said for how long, longer each time.
+    pub(super) fn pause(&mut self, retry_after: Option<Duration>, now: Instant) {
+        // Of many that were under way, each says it once more.
+        if self.paused_until(now).is_none() {
+            self.throttled = (self.throttled + 1).min(MAX_DOUBLINGS);
+        }
+        let time = retry_after.unwrap_or(FIRST_PAUSE * (1 << (self.throttled.max(1) - 1)));
+        self.paused_until = self.paused_until.max(Some(now + time));
+    }
+
+    /// Sends now what nothing stands before; else gives the verdict back. The address has an outlet.
     pub(super) fn send(
         &mut self,
-        connection: &mut Connection,
-        load: &Rc<Load>,
+        path: &mut Path<'_>,
         address: &Address,
         message: &[u8],
         verdict: Verdict,
-        now: Instant,
     ) -> Result<(), Verdict> {
-        let Self { outlets, unsettled, .. } = self;
-        match outlets.iter_mut().find(|outlet| outlet.address == *address) {
-            Some(outlet) if outlet.waiting.is_empty() => {
-                outlet.send(&mut Way { connection, unsettled, load, now }, message, verdict)
+        let Self { outlets, unsettled, relayed, paused_until, .. } = self;
+        let outlet = outlets.iter_mut().find(|outlet| outlet.address == *address);
+        match outlet {
+            Some(outlet)
+                if outlet.waiting.is_empty()
+                    && paused_until.is_none_or(|until| until <= path.now)
+                    && path.relay.as_ref().is_none_or(|relay| relay.is_free(address)) =>
+            {
+                path.send(outlet, unsettled, relayed, message, verdict)
             }
             _ => Err(verdict),
         }
     }
 
-    /// The outlet for an address, made where there is none. Gives the link that had to make place for it.
-    ///
-    /// # Errors
-    /// When the device sends to too many addresses at a time.
-    pub(super) fn open_outlet(&mut self, address: &Address) -> Result<Option<LinkId>, TooManyOutlets> {
-        if self.outlets.iter().any(|outlet| outlet.address == *address) {
-            return Ok(None);
-        }
-        let mut recycled = None;
-        if self.outlets.len() >= MAX_OUTLETS {
-            let idle = |outlet: &Outlet| outlet.waiting.is_empty() && outlet.in_flight == 0;
-            let oldest = self.outlets.iter().position(idle).ok_or(TooManyOutlets)?;
-            recycled = self.outlets.remove(oldest).sender.map(|sender| sender.link());
-        }
-        self.outlets.push(Outlet {
-            address: address.clone(),
-            sender: None,
-            attached: false,
-            max_message_bytes: None,
-            in_flight: 0,
-            waiting: VecDeque::new(),
-        });
-        Ok(recycled)
-    }
-
-    /// Puts a message behind the others for its address, which has an outlet. True if that has no link.
-    pub(super) fn wait(&mut self, address: &Address, waiting: Waiting) -> bool {
-        let outlet = self.outlets.iter_mut().find(|outlet| outlet.address == *address);
-        outlet.is_some_and(|outlet| {
-            outlet.waiting.push_back(waiting);
-            outlet.sender.is_none()
+    /// Whether something waits that could go if it were its turn: there is credit for it.
+    pub(super) fn could_send(&self, connection: &Connection) -> bool {
+        self.outlets.iter().any(|outlet| {
+            let credit = outlet.link.as_ref().is_some_and(|link| link.has_credit(connection));
+            credit && !outlet.waiting.is_empty()
         })
     }
 
-    /// Begins the session and attaches what is missing of the links that are needed now.
-    ///
-    /// # Errors
-    /// When the connection has no room for the session or a link.
-    pub(super) fn attach(
-        &mut self,
-        connection: &mut Connection,
-        mut attached: impl FnMut(LinkId),
-    ) -> Result<(), Misuse> {
-        let session = match self.session {
-            Some(session) => session,
-            None => *self.session.insert(connection.begin()?),
-        };
-        for outlet in self.outlets.iter_mut().filter(|outlet| outlet.lacks_a_link()) {
-            let link = attach_sender(connection, session, &outlet.address)?;
-            outlet.sender = Some(Sender::new(link));
-            outlet.attached = false;
-            attached(link);
+    /// Sends what waits, as far as the device's turn goes.
+    pub(super) fn turn(&mut self, path: &mut Path<'_>) -> Turn {
+        if self.paused_until(path.now).is_some() {
+            return Turn::Done;
         }
-        if let Some(commands) = &mut self.commands
-            && commands.receiver.is_none()
-        {
-            let link = attach_receiver(connection, session, &commands.address, commands.serial)?;
-            commands.receiver = Some(Receiver::new(link, commands.receiver_config()));
-            commands.attachment = commands.attachment.wrapping_add(1);
-            attached(link);
+        self.allowance = (self.allowance + QUANTUM.cast_signed()).min(QUANTUM.cast_signed());
+        let Self { outlets, unsettled, relayed, allowance, .. } = self;
+        let mut more = false;
+        for outlet in outlets.iter_mut() {
+            while let Some((priority, waiting)) = outlet.waiting.pop() {
+                // Dropped, it is released.
+                if !waiting.verdict.is_wanted() {
+                    continue;
+                }
+                let has_credit = path.has_credit(outlet);
+                let may = has_credit && *allowance > 0 && path.load.is_open(path.now);
+                let Waiting { message, patience, verdict, share } = waiting;
+                let sent = match may {
+                    true => path.send(outlet, unsettled, relayed, &message, verdict),
+                    false => Err(verdict),
+                };
+                match sent {
+                    Ok(()) => *allowance -= (message.len() + MESSAGE_COST).cast_signed(),
+                    Err(verdict) => {
+                        let waiting = Waiting { message, patience, verdict, share };
+                        outlet.waiting.put_back(priority, waiting);
+                        // A connection that is about to end takes nothing, whoever's turn it is.
+                        more |= has_credit && !(may && path.load.is_open(path.now));
+                        path.stand_in_line(outlet, has_credit);
+                        break;
+                    }
+                }
+            }
         }
-        Ok(())
+        if more {
+            return Turn::More;
+        }
+        // Who has nothing to send saves nothing up.
+        *allowance = (*allowance).min(0);
+        Turn::Done
     }
+
+    // What the hub says.
 
     /// The hub has answered an attach.
     pub(super) fn attached(&mut self, connection: &mut Connection, link: LinkId, attach: &Attach) {
         if let Some(outlet) = self.outlets.iter_mut().find(|outlet| outlet.sends_over(link)) {
-            outlet.attached = attach.target().is_some();
-            outlet.max_message_bytes = attach.max_message_size();
+            if let Some(own) = &mut outlet.link {
+                own.on_attached(attach);
+            }
         } else if let Some(receiver) = self.receiver(link) {
             receiver.on_attached(connection);
         }
@@ -234,9 +280,15 @@ impl Device {
         self.commands_over(link)?.receiver.as_mut()
     }
 
+    /// The sending end of a link of this device.
+    pub(super) fn sender(&mut self, link: LinkId) -> Option<&mut Sender> {
+        let outlet = self.outlets.iter_mut().find(|outlet| outlet.sends_over(link))?;
+        outlet.link.as_mut().map(OutLink::sender)
+    }
+
     /// The subscription that a link serves.
     pub(super) fn commands_over(&mut self, link: LinkId) -> Option<&mut Commands> {
-        self.commands.as_mut().filter(|commands| commands.receives_over(link))
+        self.commands.as_deref_mut().filter(|commands| commands.receives_over(link))
     }
 
     /// Whether the link still serves something.
@@ -244,71 +296,84 @@ impl Device {
         self.links().any(|of| of == link)
     }
 
-    /// The hub speaks of a link: sends what waits for its credit, and answers an echo or a drain. True if more could
-    /// go if less were in flight.
-    pub(super) fn flow(
-        &mut self,
-        connection: &mut Connection,
-        load: &Rc<Load>,
-        link: LinkId,
-        flow: &Flow,
-        now: Instant,
-    ) -> bool {
-        let Some(at) = self.outlets.iter().position(|outlet| outlet.sends_over(link)) else {
-            if let Some(receiver) = self.receiver(link) {
-                receiver.on_flow(connection, flow);
-            }
-            return self.send_waiting(connection, load, usize::MAX, now);
-        };
-        if let Some(sender) = &mut self.outlets[at].sender {
-            sender.on_flow(connection, flow);
+    /// The hub speaks of a link: answers an echo. True if the peer drains it.
+    pub(super) fn flow(&mut self, connection: &mut Connection, link: LinkId, flow: &Flow) -> bool {
+        if let Some(sender) = self.sender(link) {
+            return sender.on_flow(connection, flow);
         }
-        // The session's window may have opened as well: that concerns all links.
-        let stalled = self.send_waiting(connection, load, usize::MAX, now);
-        // What still waits has no credit or no room in the bounds: neither is a reason to let a drain wait.
-        if let Some(sender) = &mut self.outlets[at].sender {
-            sender.drained(connection);
+        if let Some(receiver) = self.receiver(link) {
+            receiver.on_flow(connection, flow);
         }
-        stalled
+        false
     }
 
-    /// Sends at most `most` of what waits. True if more could go if less were in flight, or if `most` were more.
-    pub(super) fn send_waiting(
-        &mut self,
-        connection: &mut Connection,
-        load: &Rc<Load>,
-        mut most: usize,
-        now: Instant,
-    ) -> bool {
-        let Self { outlets, unsettled, .. } = self;
-        let mut way = Way { connection, unsettled, load, now };
-        let mut stalled = false;
-        for outlet in outlets {
-            stalled |= outlet.send_waiting(&mut way, &mut most);
-        }
-        stalled
-    }
-
-    /// The hub has judged deliveries of the session.
+    /// The hub has judged deliveries of the session. Gives what it limits, if it said so.
     pub(super) fn disposition(
         &mut self,
         connection: &mut Connection,
         session: SessionId,
         disposition: &Disposition,
         now: Instant,
-    ) {
-        let Self { outlets, unsettled, .. } = self;
+    ) -> Option<Limit> {
+        let Self { outlets, unsettled, throttled, .. } = self;
+        let mut limit = None;
         unsettled.on_disposition(connection, session, disposition, |delivery| {
             if let Some(outlet) = outlets.iter_mut().find(|outlet| outlet.sends_over(delivery.link)) {
                 outlet.in_flight = outlet.in_flight.saturating_sub(1);
             }
-            delivery.value.report(match delivery.state {
-                // Settled without a state: the source named no default outcome, so nothing is certain.
-                None => Outcome::Unknown,
-                Some(state) => amqp::outcome(state).unwrap_or(Outcome::Unknown),
-            });
+            let answer = Answer::new(delivery.state);
+            if answer.outcome == Outcome::Accepted {
+                *throttled = 0;
+            }
+            limit = limit.take().or(answer.limit);
+            delivery.value.report(answer.outcome);
         });
         self.used_at = now;
+        limit
+    }
+
+    /// A message over a shared link has its outcome.
+    pub(super) fn relayed_settled(&mut self, accepted: bool, now: Instant) {
+        self.relayed = self.relayed.saturating_sub(1);
+        self.used_at = now;
+        if accepted {
+            self.throttled = 0;
+        }
+    }
+
+    // Links and sessions.
+
+    /// Begins the session and attaches what is missing of the device's own links that are needed now.
+    ///
+    /// # Errors
+    /// When the connection has no room for the session or a link.
+    pub(super) fn attach(
+        &mut self,
+        connection: &mut Connection,
+        prefix: &str,
+        relays: bool,
+        mut attached: impl FnMut(LinkId),
+    ) -> Result<(), Misuse> {
+        let session = match self.session {
+            Some(session) => session,
+            None => *self.session.insert(connection.begin()?),
+        };
+        for outlet in self.outlets.iter_mut().filter(|outlet| !relays && lacks_a_link(outlet)) {
+            let named = format!("{prefix}{}", outlet.address.as_str());
+            let link = OutLink::attach(connection, session, Some(&named))?;
+            attached(link.id());
+            outlet.link = Some(link);
+        }
+        if let Some(commands) = &mut self.commands
+            && commands.receiver.is_none()
+        {
+            let named = format!("{prefix}{}", commands.address.as_str());
+            let link = attach_receiver(connection, session, &named, commands.serial)?;
+            commands.receiver = Some(Receiver::new(link, commands.receiver_config()));
+            commands.attachment = commands.attachment.wrapping_add(1);
+            attached(link);
+        }
+        Ok(())
     }
 
     /// The hub has detached a link: what was sent over it stays unanswered, what waits for it gets `outcome`, a
@@ -317,19 +382,25 @@ impl Device {
         self.unsettled.lose_link(link, |_, in_flight| drop(in_flight));
         if let Some(at) = self.outlets.iter().position(|outlet| outlet.sends_over(link)) {
             let outlet = self.outlets.remove(at);
-            let outcome = match outcome {
-                // A link that worked was detached for what was sent over it. What waits was not.
-                Outcome::Rejected(Rejection { reason: Reason::Content | Reason::TooLarge, .. })
-                    if outlet.attached =>
-                {
-                    &Outcome::Released
-                }
-                outcome => outcome,
-            };
-            outlet.waiting.into_iter().for_each(|waiting| waiting.verdict.report(outcome.clone()));
+            let attached = outlet.link.as_ref().is_some_and(|link| link.attached);
+            refuse_waiting(outlet, attached, outcome);
         }
         if let Some(commands) = self.commands.take_if(|commands| commands.receives_over(link)) {
             commands.end(outcome);
+        }
+    }
+
+    /// It stands no longer in the line of the shared link that leads to this address, or anywhere.
+    pub(super) fn leave_line(&mut self, address: Option<&Address>) {
+        let meant = |outlet: &&mut Outlet| address.is_none_or(|address| outlet.address == *address);
+        self.outlets.iter_mut().filter(meant).for_each(|outlet| outlet.in_line = false);
+    }
+
+    /// A shared link for this address is gone: what waits for it gets `outcome`.
+    pub(super) fn lose_shared(&mut self, address: &Address, attached: bool, outcome: &Outcome) {
+        if let Some(at) = self.outlets.iter().position(|outlet| outlet.address == *address) {
+            let outlet = self.outlets.remove(at);
+            refuse_waiting(outlet, attached, outcome);
         }
     }
 
@@ -337,8 +408,7 @@ impl Device {
     pub(super) fn lose_session(&mut self) {
         self.session = None;
         self.outlets.retain_mut(|outlet| {
-            outlet.sender = None;
-            outlet.attached = false;
+            outlet.link = None;
             outlet.in_flight = 0;
             !outlet.waiting.is_empty()
         });
@@ -348,24 +418,44 @@ impl Device {
         self.unsettled.lose_all().for_each(drop);
     }
 
-    /// The hub wants nothing of this device now: what waits is released, the subscription ends.
-    pub(super) fn turn_away(&mut self) {
-        self.release_waiting(|_| true);
-        if let Some(commands) = self.commands.take() {
-            commands.end(&Outcome::Released);
+    /// The shared links are gone: it stands in no line any more.
+    pub(super) fn lose_relay(&mut self) {
+        self.relayed = 0;
+        self.outlets.iter_mut().for_each(|outlet| outlet.in_line = false);
+    }
+
+    /// The hub takes nothing of this device now: what waits ends with `outcome`.
+    pub(super) fn refuse_waiting(&mut self, outcome: &Outcome) {
+        for outlet in &mut self.outlets {
+            outlet.waiting.drain().for_each(|waiting| waiting.verdict.report(outcome.clone()));
         }
+    }
+
+    /// The hub wants nothing of this device now: what waits, and the subscription, end with `outcome`.
+    pub(super) fn turn_away(&mut self, outcome: &Outcome) {
+        self.refuse_waiting(outcome);
+        self.end_commands(outcome);
+    }
+
+    /// No command will come any more.
+    pub(super) fn end_commands(&mut self, outcome: &Outcome) {
+        if let Some(commands) = self.commands.take() {
+            commands.end(outcome);
+        }
+    }
+
+    /// Whether something waits for a shared link and stands in no line for it.
+    pub(super) fn is_in_no_line(&self) -> bool {
+        self.outlets.iter().any(|outlet| !outlet.waiting.is_empty() && !outlet.in_line)
     }
 
     /// Releases what waits and is `meant`; with one that is to stay in order, all that are.
     pub(super) fn release_waiting(&mut self, meant: impl Fn(&Patience) -> bool) {
-        let all = self.outlets.iter().flat_map(|outlet| &outlet.waiting);
-        let in_order =
-            all.map(|waiting| &waiting.patience).any(|patience| patience.in_order && meant(patience));
+        let all = |outlet: &Outlet| outlet.waiting.patiences().any(|it| it.in_order && meant(it));
+        let in_order = self.outlets.iter().any(all);
         for outlet in &mut self.outlets {
             // Dropping the verdict of what was never sent releases it.
-            outlet
-                .waiting
-                .retain(|Waiting { patience, .. }| !(meant(patience) || in_order && patience.in_order));
+            outlet.waiting.retain(|patience| !(meant(patience) || in_order && patience.in_order));
         }
     }
 }
@@ -373,6 +463,76 @@ impl Device {
 /// A device sends to too many addresses at a time.
 #[derive(Debug)]
 pub(super) struct TooManyOutlets;
+
+fn lacks_a_link(outlet: &Outlet) -> bool {
+    outlet.link.is_none() && !outlet.waiting.is_empty()
+}
+
+fn refuse_waiting(mut outlet: Outlet, attached: bool, outcome: &Outcome) {
+    let outcome = match outcome {
+        // A link that worked was detached for what was sent over it. What waits was not.
+        Outcome::Rejected(Rejection { reason: Reason::Content | Reason::TooLarge, .. }) if attached => {
+            &Outcome::Released
+        }
+        outcome => outcome,
+    };
+    outlet.waiting.drain().for_each(|waiting| waiting.verdict.report(outcome.clone()));
+}
+
+/// What sending takes beside the device.
+pub(super) struct Path<'a> {
+    pub(super) connection: &'a mut Connection,
+    /// The links that devices share; absent where each has its own.
+    pub(super) relay: Option<&'a mut Relay>,
+    pub(super) load: &'a Rc<Load>,
+    pub(super) device: Key<Device>,
+    pub(super) now: Instant,
+}
+
+impl Path<'_> {
+    fn has_credit(&mut self, outlet: &Outlet) -> bool {
+        match &mut self.relay {
+            None => outlet.link.as_ref().is_some_and(|link| link.has_credit(self.connection)),
+            Some(relay) => {
+                relay.link(&outlet.address).is_some_and(|(link, _)| link.has_credit(self.connection))
+            }
+        }
+    }
+
+    fn send(
+        &mut self,
+        outlet: &mut Outlet,
+        unsettled: &mut Unsettled<InFlight>,
+        relayed: &mut usize,
+        message: &[u8],
+        verdict: Verdict,
+    ) -> Result<(), Verdict> {
+        let Self { connection, relay, load, device, now } = self;
+        let (load, device, now) = (*load, *device, *now);
+        match relay {
+            None => {
+                let Some(link) = &mut outlet.link else { return Err(verdict) };
+                let mut way = Way { connection, unsettled, load, device, now };
+                outlet.in_flight += usize::from(link.send(&mut way, message, verdict)?);
+            }
+            Some(relay) => {
+                let Some((link, unsettled)) = relay.link(&outlet.address) else { return Err(verdict) };
+                if link.send(&mut Way { connection, unsettled, load, device, now }, message, verdict)? {
+                    *relayed += 1;
+                    relay.sent(&outlet.address);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What waits for the credit of a shared link waits in its line; what has credit has its next turn.
+    fn stand_in_line(&mut self, outlet: &mut Outlet, has_credit: bool) {
+        if let (Some(relay), false, false) = (&mut self.relay, has_credit, outlet.in_line) {
+            outlet.in_line = relay.stand_in_line(&outlet.address, self.device);
+        }
+    }
+}
 
 impl Commands {
     fn receives_over(&self, link: LinkId) -> bool {
@@ -388,93 +548,16 @@ impl Commands {
     }
 }
 
-impl Outlet {
-    fn sends_over(&self, link: LinkId) -> bool {
-        self.sender.as_ref().is_some_and(|sender| sender.link() == link)
-    }
-
-    fn lacks_a_link(&self) -> bool {
-        self.sender.is_none() && !self.waiting.is_empty()
-    }
-
-    /// Sends what waits, and counts `most` down. True if it stopped although there was credit.
-    fn send_waiting(&mut self, way: &mut Way<'_>, most: &mut usize) -> bool {
-        while let Some(waiting) = self.waiting.pop_front() {
-            let can_send = self.has_credit(way.connection);
-            if can_send && *most > 0 && !way.load.is_full() {
-                let Waiting { message, patience, verdict, share } = waiting;
-                match self.send(way, &message, verdict) {
-                    Ok(()) => *most -= 1,
-                    Err(verdict) => {
-                        self.waiting.push_front(Waiting { message, patience, verdict, share });
-                        return false;
-                    }
-                }
-            } else {
-                self.waiting.push_front(waiting);
-                return can_send;
-            }
-        }
-        false
-    }
-
-    /// Whether the hub takes a message now: it gave credit, and its window is open.
-    fn has_credit(&self, connection: &Connection) -> bool {
-        let Some(sender) = &self.sender else { return false };
-        let session = connection.session_of_link(sender.link());
-        // What is handed to a session whose window is shut may still never be sent; here it certainly was not.
-        sender.credit(connection) > 0
-            && session.is_some_and(|session| connection.session_backlog_bytes(session) == 0)
-    }
-
-    /// Sends now, or gives the verdict back.
-    fn send(&mut self, way: &mut Way<'_>, message: &[u8], verdict: Verdict) -> Result<(), Verdict> {
-        if way.load.is_full() || !self.has_credit(way.connection) {
-            return Err(verdict);
-        }
-        let Some(sender) = &mut self.sender else { return Err(verdict) };
-        if let Some(max) = self.max_message_bytes.filter(|max| message.len() as u64 > *max) {
-            // The hub would detach the link for it, with all that is in flight over it.
-            let description = format!("the hub takes messages of at most {max} bytes");
-            verdict.report(Outcome::Rejected(Rejection::new(Reason::TooLarge, description)));
-            return Ok(());
-        }
-        let share = way.load.send(message.len());
-        let in_flight = InFlight { sent_at: way.now, verdict: Some(verdict), _share: share };
-        let out = OutgoingMessage { message, ..OutgoingMessage::default() };
-        match sender.send(way.connection, way.unsettled, out, in_flight) {
-            Ok(_) => self.in_flight += 1,
-            Err(error) => return error.value.unsent().map_or(Ok(()), Err),
-        }
-        Ok(())
-    }
-}
-
-fn attach_sender(
-    connection: &mut Connection,
-    session: SessionId,
-    address: &Address,
-) -> Result<LinkId, Misuse> {
-    let source = SourceOut::default().build();
-    let target = TargetOut { address: Some(address.as_str()), ..TargetOut::default() }.build();
-    let attach = AttachOut {
-        snd_settle_mode: SndSettleMode::Unsettled,
-        rcv_settle_mode: RcvSettleMode::First,
-        ..AttachOut::sender(address.as_str(), &source, &target)
-    };
-    connection.attach(session, &attach.build())
-}
-
 fn attach_receiver(
     connection: &mut Connection,
     session: SessionId,
-    address: &Address,
+    address: &str,
     serial: u64,
 ) -> Result<LinkId, Misuse> {
-    let source = SourceOut { address: Some(address.as_str()), ..SourceOut::default() }.build();
+    let source = SourceOut { address: Some(address), ..SourceOut::default() }.build();
     let target = TargetOut::default().build();
     // The former subscription's link may still be on its way out.
-    let name = format!("{}#{serial}", address.as_str());
+    let name = format!("{address}#{serial}");
     let attach = AttachOut {
         snd_settle_mode: SndSettleMode::Unsettled,
         rcv_settle_mode: RcvSettleMode::First,

@@ -1,28 +1,30 @@
-//! The task of a shared hub connection: connects, moves bytes and time, and connects again.
+//! The task of a hub connection: connects, moves bytes, and connects again.
 
+use std::cell::RefCell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use fieldgate_amqp::connection::{Connection, ConnectionConfig};
 use fieldgate_amqp::performative::OpenOut;
-use ring::rand::{SecureRandom as _, SystemRandom};
+use tokio::sync::Notify;
 
-use crate::config::Config;
-use crate::console::{Health, Status};
+use crate::console::{Health, Link, Status};
 use crate::shutdown::Shutdown;
 use crate::telemetry::emit;
-use crate::timer::Timer;
 use crate::tls::{self, Stream};
 use crate::wire::{Turn, Wire};
 
-use super::Upstream;
 use super::backoff::Backoff;
+use super::fleet::{Fleet, Line};
+use super::hubs::MappedHub;
+use super::keeper::{Keeper, random};
 use super::target::Hub;
 use super::telemetry::{ConnectFailed, ConnectionClosed, ConnectionLost, ConnectionReady, TokenAccepted};
-use super::uplink::Notice;
+use super::uplink::{Kind, Notice, Uplink};
 
 /// Most sessions of the connection; the hub's own channel-max may allow fewer.
 const CHANNEL_MAX: u16 = 8191;
@@ -32,93 +34,120 @@ const MAX_LINKS: usize = 4 * (CHANNEL_MAX as usize + 1);
 /// What the task works with.
 pub(super) struct Driver {
     index: usize,
-    upstream: Upstream,
+    line: Line,
+    fleet: Rc<RefCell<Fleet>>,
+    /// Told when the hub has come or gone.
+    changes: Rc<Notify>,
     hub: Arc<Hub>,
+    kind: Kind,
     config: Arc<ConnectionConfig>,
     backoff: Backoff,
     health: Arc<Health>,
+    /// How a connection to another hub than that of `[upstream]` is told of.
+    told: Option<Link>,
     shutdown: Shutdown,
-    random: SystemRandom,
 }
 
 impl Driver {
-    pub(super) fn new(
-        index: usize,
-        upstream: Upstream,
-        config: &Config,
-        hub: &Arc<Hub>,
-        health: Arc<Health>,
-        shutdown: Shutdown,
-    ) -> Self {
-        let random = SystemRandom::new();
-        let upstream_config = &config.upstream;
+    pub(super) fn new(keeper: &Keeper, line: Line, container_id: String) -> Self {
+        let (at, _) = line;
+        let MappedHub { hub, settings } = &keeper.hubs.hubs[at];
         let config = ConnectionConfig {
-            container_id: format!("fieldgate-{:016x}-{index}", number(&random)),
+            container_id,
             hostname: Some(hub.name().to_string()),
             channel_max: CHANNEL_MAX,
             max_links: MAX_LINKS,
-            idle_time_out: Some(upstream_config.idle_time_out),
-            open_time_out: upstream_config.connect_time_out,
+            idle_time_out: Some(settings.idle_time_out),
+            open_time_out: settings.connect_time_out,
             ..ConnectionConfig::default()
         };
-        let backoff = Backoff::new(upstream_config.retry_max);
+        let kind = keeper.fleet.borrow_mut().uplink(line).map_or(Kind::Policy, |uplink| uplink.kind);
         Self {
-            index,
-            upstream,
+            index: keeper.index,
+            line,
+            fleet: Rc::clone(&keeper.fleet),
+            changes: Rc::clone(&keeper.changes),
             hub: Arc::clone(hub),
+            kind,
             config: Arc::new(config),
-            backoff,
-            health,
-            shutdown,
-            random,
+            backoff: Backoff::new(settings.retry_max),
+            health: Arc::clone(&keeper.health),
+            told: (at > 0).then(|| keeper.health.add_link(&settings.name, settings.at_start)),
+            shutdown: keeper.shutdown.clone(),
         }
     }
 
-    /// Keeps the connection until the worker closes it.
+    /// Keeps the connection until nobody wants it any more.
     pub(super) async fn run(mut self) {
-        self.health.set_upstream(self.index, Status::Starting);
         loop {
             let connected = self.meanwhile(self.hub.connect()).await;
             let why = match connected {
                 Some(Ok(stream)) => self.serve(stream).await,
                 Some(Err(error)) => error.to_string(),
-                None => return self.upstream.shared.uplink.borrow_mut().lost(),
+                None => return,
             };
-            self.upstream.shared.uplink.borrow_mut().lost();
+            self.drive(Uplink::lost);
             if self.is_closing() || self.shutdown.is_aborting() {
                 return;
             }
-            self.health.set_upstream(self.index, Status::Down);
-            let again_in = self.backoff.next(number(&self.random));
-            emit(ConnectFailed { worker: self.index, error: &why, again_in });
+            self.tell(Status::Down);
+            let again_in = self.backoff.next(random());
+            emit(ConnectFailed { worker: self.index, hub: self.hub.name(), error: &why, again_in });
             if self.meanwhile(tokio::time::sleep(again_in)).await.is_none() {
                 return;
             }
         }
     }
 
-    fn is_closing(&self) -> bool {
-        self.upstream.shared.uplink.borrow().is_closing()
+    /// Lets `work` have the connection's machine; nothing where it is gone.
+    fn drive<T>(&self, work: impl FnOnce(&mut Uplink) -> T) -> Option<T> {
+        self.fleet.borrow_mut().drive(self.line, Instant::now(), work)
     }
 
-    /// Waits for something while there is no connection: messages that wait go on expiring. Nothing when the worker
-    /// wants no connection any more.
+    /// Says how the connection is. The hub of `[upstream]` is there when all connections to it are.
+    fn tell(&mut self, status: Status) {
+        self.changes.notify_one();
+        if let Some(link) = &mut self.told {
+            return link.set(status);
+        }
+        let fleet = self.fleet.borrow();
+        let (mut down, mut up) = (false, false);
+        for uplink in fleet.uplinks(0).filter(|uplink| !uplink.is_closing()) {
+            down |= uplink.is_away();
+            up |= uplink.is_ready();
+        }
+        let status = match (down, up) {
+            (true, _) => Status::Down,
+            (false, true) => Status::Up,
+            (false, false) => Status::Starting,
+        };
+        self.health.set_upstream(self.index, status);
+    }
+
+    fn is_closing(&self) -> bool {
+        let mut fleet = self.fleet.borrow_mut();
+        fleet.uplink(self.line).is_none_or(|uplink| uplink.is_closing())
+    }
+
+    /// Waits for something while there is no connection. Nothing when nobody wants one any more.
     async fn meanwhile<T>(&self, what: impl Future<Output = T>) -> Option<T> {
-        let mut timer = Timer::default();
         let mut what = pin!(what);
         let mut stop = pin!(self.shutdown.aborting());
         poll_fn(|cx| {
-            self.upstream.shared.listen(cx);
-            let mut uplink = self.upstream.shared.uplink.borrow_mut();
-            while timer.poll(cx, uplink.poll_timeout()).is_ready() {
-                uplink.handle_timeout(Instant::now());
-            }
-            if uplink.is_closing() || stop.as_mut().poll(cx).is_ready() {
+            self.listen(cx);
+            if self.is_closing() || stop.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(None);
             }
             what.as_mut().poll(cx).map(Some)
         })
         .await
+    }
+
+    /// The task of `cx` is woken when somebody asks for something.
+    fn listen(&self, cx: &Context<'_>) {
+        if let Some(uplink) = self.fleet.borrow_mut().uplink(self.line) {
+            uplink.driver = Some(cx.waker().clone());
+        }
     }
 
     /// Runs one connection until it is gone; says why it went.
@@ -130,9 +159,9 @@ impl Driver {
         };
         let machine =
             Connection::client(Arc::clone(&self.config), self.hub.security(), open.build(), Instant::now());
-        self.upstream.shared.uplink.borrow_mut().connected(machine);
+        self.drive(|uplink| uplink.connected(machine));
+        self.fleet.borrow_mut().note_connection(Instant::now());
         let mut wire = Wire::new(stream);
-        let mut timer = Timer::default();
         let mut ready = false;
         let shutdown = self.shutdown.clone();
         let mut stop = pin!(shutdown.aborting());
@@ -140,9 +169,12 @@ impl Driver {
             if stop.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(String::from("the gateway is stopping"));
             }
-            self.upstream.shared.listen(cx);
+            // This turn says it all: nobody needs to wake the task for it.
+            if let Some(uplink) = self.fleet.borrow_mut().uplink(self.line) {
+                uplink.driver = None;
+            }
             loop {
-                let notices = self.handle(cx, &mut timer);
+                let notices = self.handle();
                 if !notices.is_empty() {
                     // What they ask for is said in this turn, and may bring more of them.
                     for notice in notices {
@@ -153,9 +185,12 @@ impl Driver {
                     }
                     continue;
                 }
-                let turn = match &mut self.upstream.shared.uplink.borrow_mut().connection {
-                    Some(machine) => wire.poll_turn(cx, machine, true),
-                    None => Poll::Pending,
+                let turn = match self.fleet.borrow_mut().uplink(self.line) {
+                    None => return Poll::Ready(String::from("nobody wants the connection any more")),
+                    Some(uplink) => match &mut uplink.connection {
+                        Some(machine) => wire.poll_turn(cx, machine, true),
+                        None => Poll::Pending,
+                    },
                 };
                 match turn {
                     Poll::Ready(Ok(Turn::Progress)) => {}
@@ -163,7 +198,11 @@ impl Driver {
                         return Poll::Ready(String::from("the hub closed the stream"));
                     }
                     Poll::Ready(Err(error)) => return Poll::Ready(tls::in_words(&error)),
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => {
+                        // Whoever asks for something from now on wakes this task; what was said so far is on its way.
+                        self.listen(cx);
+                        return Poll::Pending;
+                    }
                 }
             }
         })
@@ -174,9 +213,9 @@ impl Driver {
             (false, _) => {}
         }
         // What the machine said last, a close mostly, goes out if the stream takes it at once.
-        let shared = &self.upstream.shared;
         poll_fn(|cx| {
-            if let Some(machine) = &mut shared.uplink.borrow_mut().connection {
+            let mut fleet = self.fleet.borrow_mut();
+            if let Some(machine) = fleet.uplink(self.line).and_then(|uplink| uplink.connection.as_mut()) {
                 let _ = wire.poll_write(cx, machine);
             }
             Poll::Ready(())
@@ -185,41 +224,45 @@ impl Driver {
         why
     }
 
-    /// Handles the time that has passed and the bytes that have come.
-    fn handle(&self, cx: &mut Context<'_>, timer: &mut Timer) -> Vec<Notice> {
-        let mut uplink = self.upstream.shared.uplink.borrow_mut();
+    /// Handles what has come.
+    fn handle(&self) -> Vec<Notice> {
         let now = Instant::now();
-        while timer.poll(cx, uplink.poll_timeout()).is_ready() {
-            uplink.handle_timeout(now);
-        }
-        uplink.handle_events(now);
-        uplink.take_notices()
+        let mut fleet = self.fleet.borrow_mut();
+        while fleet.drive(self.line, now, |uplink| uplink.handle_event(now)) == Some(true) {}
+        fleet.uplink(self.line).map(Uplink::take_notices).unwrap_or_default()
     }
 
     /// Does what the machine asks for. True when the connection does its work from now on.
     fn notice(&mut self, notice: Notice, was_ready: bool) -> bool {
-        let mut uplink = self.upstream.shared.uplink.borrow_mut();
+        let now = Instant::now();
         if notice == Notice::Authorised {
             emit(TokenAccepted { worker: self.index });
         }
-        if let (Notice::Opened | Notice::TokenDue, Some(token)) = (&notice, self.hub.token()) {
-            uplink.authorise(token, Instant::now());
+        let token = match self.kind {
+            Kind::Policy => self.hub.token(random()),
+            // The devices' own follow, one by one: with a policy's beside them all could do what it lets them.
+            Kind::Tokens => None,
+        };
+        if let (Notice::Opened | Notice::TokenDue, Some(token)) = (&notice, token) {
+            self.drive(|uplink| uplink.authorise(token, now));
+            self.fleet.borrow_mut().note_connection(now);
             return false;
         }
         if was_ready {
             return false;
         }
-        uplink.ready(Instant::now());
+        self.drive(|uplink| uplink.ready(now));
         self.backoff.reset();
-        self.health.set_upstream(self.index, Status::Up);
+        self.tell(Status::Up);
         emit(ConnectionReady { worker: self.index, hub: self.hub.name() });
         true
     }
 }
 
-/// A uniform random number. Without the system's randomness jitter is fixed and ids are alike: no harm.
-fn number(random: &SystemRandom) -> u64 {
-    let mut bytes = [0; 8];
-    let _ = random.fill(&mut bytes);
-    u64::from_be_bytes(bytes)
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // However the task ended, nobody moves these bytes any more.
+        self.fleet.borrow_mut().ended(self.line);
+        self.changes.notify_one();
+    }
 }

@@ -69,8 +69,10 @@ pub(crate) struct OwnToken {
     pub(crate) name: String,
     /// The token text; a secret.
     pub(crate) text: String,
-    /// When it must be put again, counted from now.
+    /// When it must be put again, counted from now: ahead of its end, for a hub that is away then.
     pub(crate) renew_in: Duration,
+    /// When it expires, counted from now.
+    pub(crate) life: Duration,
 }
 
 /// Where the embedded hub of this process is reached.
@@ -211,14 +213,16 @@ impl Hub {
         }
     }
 
-    /// A fresh token, where the gateway proves itself by tokens.
-    pub(crate) fn token(&self) -> Option<OwnToken> {
+    /// A fresh token, where the gateway proves itself by tokens. `random` is uniform over all of `u64`: connections
+    /// that were made together are not all to renew theirs together.
+    pub(crate) fn token(&self, random: u64) -> Option<OwnToken> {
         let SharedKey { signer, resource } = self.key.as_ref()?;
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
         let expiry = (now + self.token_ttl).as_secs();
         let text = signer.token(resource, expiry);
-        // Ahead of time: a fifth of the life is left for a hub that is away.
-        Some(OwnToken { name: resource.clone(), text, renew_in: self.token_ttl * 4 / 5 })
+        let spread = u64::try_from((self.token_ttl / 5).as_millis()).unwrap_or(u64::MAX).max(1);
+        let renew_in = self.token_ttl * 3 / 5 + Duration::from_millis(random % spread);
+        Some(OwnToken { name: resource.clone(), text, renew_in, life: self.token_ttl })
     }
 
     /// How long tokens live that the gateway signs.

@@ -4,16 +4,24 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use fieldgate_amqp::error::AmqpError;
-use fieldgate_mappings::address::DeviceId;
+use fieldgate_mappings::address::{Address, DeviceId};
+use fieldgate_mappings::amqp::Limited;
 use fieldgate_mappings::outcome::{Outcome, Rejection};
 
-use crate::telemetry::{Counter, Gauge, Happening, counter, gauge};
+use crate::sas::TokenError;
+use crate::telemetry::{
+    Counter, EncodeLabelSet, EncodeLabelValue, Family, Gauge, Happening, LabelValueEncoder, counter, gauge,
+    gauges,
+};
 
 struct Metrics {
     up: Gauge,
     lost: Counter,
     attempts_failed: Counter,
     tokens_accepted: Counter,
+    tokens_refused: Counter,
+    seconds_left: Family<TokenLabels, Gauge>,
+    throttled: Counter,
     sessions_lost: Counter,
     links_lost: Counter,
     waiting_exceeded: Counter,
@@ -28,7 +36,19 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     up: gauge("upstream_connections_up", "Shared hub connections that do their work now"),
     lost: counter("upstream_connections_lost", "Shared hub connections lost or given up"),
     attempts_failed: counter("upstream_connect_errors", "Attempts to connect to the hub that failed"),
-    tokens_accepted: counter("upstream_tokens_accepted", "Tokens of the gateway that the hub accepted"),
+    tokens_accepted: counter(
+        "upstream_tokens_accepted",
+        "Tokens of the gateway and of devices that the hub accepted",
+    ),
+    tokens_refused: counter(
+        "upstream_device_tokens_refused",
+        "Devices' tokens that the hub refused, or that expired",
+    ),
+    seconds_left: gauges(
+        "upstream_token_seconds_left",
+        "Seconds until the first of the tokens expires that the hub holds",
+    ),
+    throttled: counter("upstream_throttled", "Answers of the hub that it wants less"),
     sessions_lost: counter(
         "upstream_device_sessions_lost",
         "Devices' sessions ended by the hub or for its silence",
@@ -54,15 +74,16 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
 /// The hub cannot be reached.
 pub(super) struct ConnectFailed<'a> {
     pub(super) worker: usize,
+    pub(super) hub: &'a str,
     pub(super) error: &'a dyn std::fmt::Display,
     pub(super) again_in: Duration,
 }
 
 impl Happening for ConnectFailed<'_> {
     fn emit(self) {
-        let Self { worker, error, again_in } = self;
+        let Self { worker, hub, error, again_in } = self;
         METRICS.attempts_failed.inc();
-        tracing::warn!(worker, %error, again_in_ms = again_in.as_millis(), "the hub cannot be reached");
+        tracing::warn!(worker, hub, %error, again_in_ms = again_in.as_millis(), "the hub cannot be reached");
     }
 }
 
@@ -215,5 +236,134 @@ impl Happening for CommandMapError<'_> {
     fn emit(self) {
         METRICS.commands_unreadable.inc();
         tracing::warn!(device = %self.device, rejection = %self.rejection, "a command was rejected: it cannot be read");
+    }
+}
+
+/// The hub wants less, of a device or of all.
+pub(super) struct DeviceThrottled<'a> {
+    pub(super) device: &'a DeviceId,
+    pub(super) of: Limited,
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl Happening for DeviceThrottled<'_> {
+    fn emit(self) {
+        let Self { device, of, retry_after } = self;
+        METRICS.throttled.inc();
+        tracing::debug!(%device, ?of, ?retry_after, "the hub wants less");
+    }
+}
+
+/// A shared link was refused or detached.
+pub(super) struct SharedLinkLost<'a> {
+    /// Where it led; anywhere where none is said.
+    pub(super) address: Option<&'a Address>,
+    pub(super) error: Option<&'a AmqpError>,
+}
+
+impl Happening for SharedLinkLost<'_> {
+    fn emit(self) {
+        METRICS.links_lost.inc();
+        let address = self.address.map_or("any", Address::as_str);
+        let condition = self.error.map_or("none", |error| error.condition());
+        let description = self.error.and_then(|error| error.description()).unwrap_or_default();
+        tracing::warn!(address, condition, description, "the hub detached a link that devices share");
+    }
+}
+
+/// The session of the shared links is over.
+pub(super) struct SharedSessionLost<'a> {
+    /// The hub's error; nothing where the hub did not answer for a message.
+    pub(super) error: Option<&'a AmqpError>,
+}
+
+impl Happening for SharedSessionLost<'_> {
+    fn emit(self) {
+        METRICS.sessions_lost.inc();
+        let condition = self.error.map_or("no answer for a message", |error| error.condition());
+        tracing::warn!(condition, "the session that devices share is over");
+    }
+}
+
+/// The hub took a device's token.
+pub(super) struct DeviceTokenAccepted<'a> {
+    pub(super) device: &'a DeviceId,
+}
+
+impl Happening for DeviceTokenAccepted<'_> {
+    fn emit(self) {
+        METRICS.tokens_accepted.inc();
+        tracing::debug!(device = %self.device, "the hub accepted a device's token");
+    }
+}
+
+/// The hub does not want a device's token, or there is none to show.
+pub(super) struct DeviceTokenRefused<'a> {
+    pub(super) device: &'a DeviceId,
+    pub(super) rejection: &'a Rejection,
+}
+
+impl Happening for DeviceTokenRefused<'_> {
+    fn emit(self) {
+        METRICS.tokens_refused.inc();
+        tracing::warn!(device = %self.device, rejection = %self.rejection, "a device has no token that the hub takes");
+    }
+}
+
+/// Whose token, as label `of="device"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum TokenOf {
+    /// The connection's own, of a policy's key.
+    Policy,
+    /// A device's.
+    Device,
+}
+
+impl EncodeLabelValue for TokenOf {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> Result<(), std::fmt::Error> {
+        match self {
+            Self::Policy => "policy",
+            Self::Device => "device",
+        }
+        .encode(encoder)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TokenLabels {
+    of: TokenOf,
+    worker: u64,
+}
+
+/// A device has brought a token that cannot be shown to its hub.
+pub(super) struct OwnTokenUnfit<'a> {
+    pub(super) device: &'a DeviceId,
+    pub(super) error: &'a TokenError,
+}
+
+impl Happening for OwnTokenUnfit<'_> {
+    fn emit(self) {
+        METRICS.tokens_refused.inc();
+        tracing::warn!(device = %self.device, error = %self.error, "a device's token cannot be shown to its hub");
+    }
+}
+
+/// How long the token has left that expires first, where there is one. Once a second, so no line is written.
+pub(super) struct TokensAged {
+    pub(super) worker: usize,
+    pub(super) of: TokenOf,
+    pub(super) seconds_left: Option<u64>,
+}
+
+impl Happening for TokensAged {
+    fn emit(self) {
+        let labels = TokenLabels { of: self.of, worker: self.worker as u64 };
+        match self.seconds_left {
+            Some(seconds) => {
+                let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+                METRICS.seconds_left.get_or_create(&labels).set(seconds);
+            }
+            None => drop(METRICS.seconds_left.remove(&labels)),
+        }
     }
 }

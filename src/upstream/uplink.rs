@@ -1,5 +1,6 @@
-//! The shared hub connection as a machine: which devices have a session and links, what waits,
-//! what is in flight, what the hub answered. It opens no socket and asks no clock.
+//! One hub connection as a machine: which devices have a session and links, what waits, what is in flight, what the
+//! hub answered. It opens no socket and asks no clock. Which devices it has is the [`Pool`](super::pool)'s matter, and
+//! whose turn it is when they cannot all send.
 //!
 //! ```text
 //!        connected            opened, token put        token accepted
@@ -8,45 +9,51 @@
 //!   └──────────────────────── lost ◀─────────────────────────────────────┘
 //! ```
 
+mod events;
+mod granting;
 mod sessions;
-#[cfg(test)]
-mod tests;
+mod sharing;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::rc::Rc;
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use fieldgate_amqp::connection::{Connection, Event, LinkId, SessionId};
-use fieldgate_amqp::error::{AmqpError, Condition};
-use fieldgate_amqp::performative::{Attach, Disposition, Flow, Transfer};
+use bytes::Bytes;
+use fieldgate_amqp::connection::{Connection, LinkId, SessionId};
 use fieldgate_mappings::address::{Address, DeviceId};
 use fieldgate_mappings::amqp;
-use fieldgate_mappings::message::Message;
-use fieldgate_mappings::outcome::{Outcome, Verdict};
+use fieldgate_mappings::outcome::{Outcome, Reason, Rejection, Verdict};
 
-use crate::config;
+use crate::config::Profile;
+use crate::router::arena::{Arena, Key};
+use crate::router::claims::CbsClientLink;
 use crate::table::Table;
 use crate::telemetry::emit;
 
+use super::Patience;
+use super::answer::Limit;
 use super::claims::{self, Claims};
 use super::commands::{CommandId, Commands};
-use super::device::{Device, TooManyOutlets, Waiting};
+use super::device::{Device, Path, Turn};
+use super::hubs::HubSettings;
+use super::lanes::{Priority, Waiting};
 use super::load::Load;
+use super::relay::Relay;
 use super::target::OwnToken;
-use super::telemetry::{CommandMapError, CommandReceived, CommandSettled, OutletsExceeded, WaitingExceeded};
-use super::{Command, CommandSink, Patience};
+use super::telemetry::{CommandSettled, OutletsExceeded, WaitingExceeded};
 
-/// A device's session is ended when nothing was sent or subscribed for this long.
-const IDLE_SESSION: Duration = Duration::from_secs(300);
-/// How long the hub may take to answer for a message, or to answer the end of a session.
+/// How long the hub may take to answer for a message, for a device's token, or to answer the end of a session.
 const ANSWER_TIME_OUT: Duration = Duration::from_secs(30);
-/// How often devices are looked through for what waited too long.
-const SWEEP: Duration = Duration::from_secs(1);
-/// Devices with a session, or with something that waits; about 500 bytes each.
-const MAX_DEVICES: usize = 65_536;
-/// Messages that a device may send at a time while others wait for their turn.
-const TURN: usize = 16;
+
+/// With what the devices of a connection are spoken for. What the hub lets one kind do, the other must not come by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The connection's own credential.
+    Policy,
+    /// A token for each device.
+    Tokens,
+}
 
 /// How far the connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,50 +79,101 @@ pub(super) enum Notice {
     Lost(String),
 }
 
+/// A message on its way in.
+pub(super) struct Outgoing<'a> {
+    pub(super) address: &'a Address,
+    pub(super) encoded: &'a [u8],
+    pub(super) priority: Priority,
+    pub(super) patience: Patience,
+    pub(super) verdict: Verdict,
+}
+
 /// The machine.
 #[derive(Debug)]
 pub(super) struct Uplink {
     pub(super) connection: Option<Connection>,
+    pub(super) kind: Kind,
+    settings: Rc<HubSettings>,
     phase: Phase,
     closing: bool,
     load: Rc<Load>,
+    /// The connection's own token.
     claims: Option<Claims>,
-    devices: HashMap<DeviceId, Device>,
-    /// Whose session, and whose link; claims stand apart.
-    sessions: Table<SessionId, DeviceId>,
-    links: Table<LinkId, DeviceId>,
+    /// Where devices' tokens are put.
+    cbs: CbsClientLink<(Key<Device>, u32)>,
+    relay: Option<Relay>,
+    devices: Arena<Device>,
+    /// Devices that the connection can have sessions for.
+    room: usize,
+    /// Since when there has been no device.
+    empty_since: Option<Instant>,
+    /// Whose session, and whose link; claims and shared links stand apart.
+    sessions: Table<SessionId, Key<Device>>,
+    links: Table<LinkId, Key<Device>>,
     /// Sessions that we have ended and the hub has not, and since when.
     ending: Table<SessionId, Instant>,
-    /// Devices that have credit and something to send, and wait until less is in flight.
-    stalled: VecDeque<DeviceId>,
     /// Devices that wait for a channel or a handle.
-    crowded_out: VecDeque<DeviceId>,
-    sweep_at: Option<Instant>,
-    serial: u64,
-    /// A message being encoded.
-    scratch: BytesMut,
+    crowded_out: VecDeque<Key<Device>>,
     notices: Vec<Notice>,
+    /// Makes renewals differ.
+    random: u64,
+    /// Who moves the bytes.
+    pub(super) driver: Option<Waker>,
+    /// For the pool, which takes it after each call.
+    pub(super) told: Told,
+}
+
+/// What follows from a call, for others to see to.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    /// Devices that could send if it were their turn.
+    pub(super) stalled: Vec<Key<Device>>,
+    /// Links whose rest of credit is to be given back when those have had it.
+    draining: Vec<LinkId>,
+    /// Devices whose token is to be put.
+    pub(super) tokens: Vec<Key<Device>>,
+    /// Devices that nobody needs any more.
+    pub(super) forgotten: Vec<DeviceId>,
+    /// The hub itself wants less.
+    pub(super) limit: Option<Limit>,
+}
+
+impl Told {
+    /// Whether there is anything to see to.
+    pub(super) fn is_empty(&self) -> bool {
+        self.stalled.is_empty()
+            && self.draining.is_empty()
+            && self.tokens.is_empty()
+            && self.forgotten.is_empty()
+            && self.limit.is_none()
+    }
 }
 
 impl Uplink {
     /// A machine without a connection.
-    pub(super) fn new(config: &config::Upstream) -> Self {
+    pub(super) fn new(kind: Kind, settings: &Rc<HubSettings>, load: &Rc<Load>, random: u64) -> Self {
+        let relay = (settings.profile == Profile::Amqp).then(|| Relay::new(settings.max_links));
         Self {
             connection: None,
+            kind,
             phase: Phase::Down { tried: false },
             closing: false,
-            load: Load::new(config.max_in_flight.get()),
+            load: Rc::clone(load),
             claims: None,
-            devices: HashMap::new(),
+            cbs: CbsClientLink::new(ANSWER_TIME_OUT),
+            relay,
+            devices: Arena::default(),
+            room: settings.devices_per_connection,
+            settings: Rc::clone(settings),
+            empty_since: None,
             sessions: Table::default(),
             links: Table::default(),
             ending: Table::default(),
-            stalled: VecDeque::new(),
             crowded_out: VecDeque::new(),
-            sweep_at: None,
-            serial: 0,
-            scratch: BytesMut::new(),
             notices: Vec::new(),
+            random,
+            driver: None,
+            told: Told::default(),
         }
     }
 
@@ -124,25 +182,9 @@ impl Uplink {
         self.closing
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) is to be called.
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.sweep_at.into_iter().chain(self.claims.as_ref().and_then(Claims::poll_timeout)).min()
-    }
-
-    /// What the driver must see to, oldest first.
-    pub(super) fn take_notices(&mut self) -> Vec<Notice> {
-        std::mem::take(&mut self.notices)
-    }
-
-    // What the adapters ask for.
-
-    /// See [`Upstream::send`](super::Upstream::send).
-    pub(super) fn send(&mut self, message: &Message, patience: Patience, verdict: Verdict, now: Instant) {
-        let mut encoded = std::mem::take(&mut self.scratch);
-        encoded.clear();
-        amqp::encode(message, &mut encoded);
-        self.send_encoded(&message.device, &message.address, &encoded, patience, verdict, now);
-        self.scratch = encoded;
+    /// Whether devices' links may be attached.
+    pub(super) fn is_ready(&self) -> bool {
+        self.phase == Phase::Ready
     }
 
     /// Whether there is no connection, and not for want of having tried.
@@ -150,82 +192,221 @@ impl Uplink {
         matches!(self.phase, Phase::Down { tried: true })
     }
 
-    /// See [`Upstream::send_encoded`](super::Upstream::send_encoded).
-    pub(super) fn send_encoded(
-        &mut self,
-        id: &DeviceId,
-        address: &Address,
-        encoded: &[u8],
-        patience: Patience,
-        verdict: Verdict,
-        now: Instant,
-    ) {
-        if self.closing || self.is_away() && !patience.through_outage || !self.has_room_for(id) {
-            return; // A verdict that is dropped unsent says released.
-        }
-        let device = device(&mut self.devices, id, now);
-        self.sweep_at.get_or_insert(now + SWEEP);
-        let verdict = match &mut self.connection {
-            None => verdict,
-            Some(connection) => match device.send(connection, &self.load, address, encoded, verdict, now) {
-                Ok(()) => return,
-                Err(verdict) => verdict,
-            },
-        };
-        let Some(share) = self.load.wait(encoded.len()) else {
-            return emit(WaitingExceeded { bytes: self.load.waiting_bytes() });
-        };
-        match device.open_outlet(address) {
-            Ok(None) => {}
-            Ok(Some(recycled)) => {
-                self.links.remove(recycled);
-                if let Some(connection) = &mut self.connection {
-                    connection.detach(recycled, true, None);
-                }
-            }
-            Err(TooManyOutlets) => return emit(OutletsExceeded { device: id }),
-        }
-        // A copy of its own: the caller's buffer is used again.
-        let waiting = Waiting { message: Bytes::copy_from_slice(encoded), patience, verdict, share };
-        if device.wait(address, waiting) {
-            self.attach(id, now);
-        } else if self.load.is_full() && !device.stalled {
-            device.stalled = true;
-            self.stalled.push_back(id.clone());
+    /// Whether one more device can have a session.
+    pub(super) fn has_room(&self) -> bool {
+        !self.closing && self.devices.len() < self.room
+    }
+
+    /// How many devices it has.
+    pub(super) fn len(&self) -> usize {
+        self.devices.len()
+    }
+
+    /// Whether there is time to be kept.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.devices.is_empty() || self.ending.len() > 0
+    }
+
+    /// When the connection's own token wants attention.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.claims.as_ref().and_then(Claims::poll_timeout)
+    }
+
+    /// The seconds that the connection's own token has left.
+    pub(super) fn own_seconds_left(&self, now: Instant) -> Option<u64> {
+        let expires = self.claims.as_ref().and_then(Claims::expires)?;
+        Some(expires.saturating_duration_since(now).as_secs())
+    }
+
+    /// How long it has had no device.
+    pub(super) fn empty_since(&self) -> Option<Instant> {
+        self.empty_since
+    }
+
+    /// What the driver must see to, oldest first.
+    pub(super) fn take_notices(&mut self) -> Vec<Notice> {
+        std::mem::take(&mut self.notices)
+    }
+
+    /// The task that moves the bytes has something to do.
+    pub(super) fn wake(&mut self) {
+        if let Some(driver) = self.driver.take() {
+            driver.wake();
         }
     }
 
-    /// See [`Upstream::subscribe`](super::Upstream::subscribe). Gives the subscription's number.
-    pub(super) fn subscribe(
-        &mut self,
-        id: &DeviceId,
-        address: Address,
-        credit: u32,
-        sink: Rc<dyn CommandSink>,
-        now: Instant,
-    ) -> u64 {
-        self.serial += 1;
-        let serial = self.serial;
-        if self.closing || !self.has_room_for(id) {
-            sink.ended(None);
-            return serial;
+    // Devices come and go.
+
+    /// One more device.
+    pub(super) fn adopt(&mut self, device: Device) -> Key<Device> {
+        self.empty_since = None;
+        self.devices.insert(device)
+    }
+
+    /// Takes a device out that has no session and nothing in flight, for another connection to have it.
+    pub(super) fn give_up(&mut self, key: Key<Device>, now: Instant) -> Option<Device> {
+        let device = self.devices.get(key)?;
+        if device.session.is_some() || device.relayed > 0 {
+            return None;
         }
-        let commands = Commands { serial, address, credit, sink, receiver: None, attachment: 0 };
-        let device = device(&mut self.devices, id, now);
-        self.sweep_at.get_or_insert(now + SWEEP);
-        if let Some(former) = device.commands.replace(commands) {
-            self.drop_commands(former);
+        let mut device = self.devices.remove(key)?;
+        self.crowded_out.retain(|crowded| *crowded != key);
+        device.crowded_out = false;
+        device.queued = false;
+        device.lose_relay();
+        self.note_empty(now);
+        Some(device)
+    }
+
+    /// Ends all that a device has here, at once: what was sent is unknown, what waits has this outcome.
+    pub(super) fn uproot(&mut self, key: Key<Device>, outcome: &Outcome, now: Instant) {
+        self.end_session(key, None, now);
+        let Some(mut device) = self.devices.remove(key) else { return };
+        device.turn_away(outcome);
+        self.told.forgotten.push(device.id);
+        self.note_empty(now);
+    }
+
+    /// A device that came from elsewhere goes on with what waits.
+    pub(super) fn resume(&mut self, key: Key<Device>, now: Instant) {
+        self.attach(key, now);
+    }
+
+    /// The devices beyond what the connection has room for: those that wait for a session.
+    pub(super) fn surplus(&self) -> Vec<Key<Device>> {
+        let beyond = self.devices.len().saturating_sub(self.room);
+        let without = self.devices.iter().filter(|(_, device)| device.session.is_none());
+        without.map(|(key, _)| key).take(beyond).collect()
+    }
+
+    /// Whether it has more devices than it has room for.
+    pub(super) fn is_crowded(&self) -> bool {
+        self.devices.len() > self.room
+    }
+
+    fn note_empty(&mut self, now: Instant) {
+        if self.devices.is_empty() && self.empty_since.is_none() {
+            self.empty_since = Some(now);
         }
-        self.attach(id, now);
-        serial
+    }
+
+    // What the adapters ask for.
+
+    /// Sends a message, or has it wait. `alone`: nobody waits for his turn.
+    pub(super) fn send(&mut self, key: Key<Device>, message: Outgoing<'_>, alone: bool, now: Instant) {
+        let Outgoing { address, encoded, priority, patience, verdict } = message;
+        let away = self.is_away();
+        let Some(device) = self.devices.get_mut(key) else { return };
+        device.used_at = now;
+        if let Some(rejection) = device.grant.as_ref().and_then(|grant| grant.refused(now)) {
+            return verdict.report(Outcome::Rejected(rejection.clone()));
+        }
+        if away && !patience.through_outage {
+            return; // A verdict that is dropped unsent says released.
+        }
+        let recycled = match device.open_outlet(address) {
+            Ok((_, recycled)) => recycled,
+            Err(_) => return emit(OutletsExceeded { device: &device.id }),
+        };
+        let mut verdict = verdict;
+        if let Some(connection) = &mut self.connection {
+            if let Some(recycled) = recycled {
+                self.links.remove(recycled);
+                connection.detach(recycled, true, None);
+            }
+            if alone {
+                let relay = self.relay.as_mut();
+                let mut path = Path { connection, relay, load: &self.load, device: key, now };
+                verdict = match device.send(&mut path, address, encoded, verdict) {
+                    Ok(()) => return,
+                    Err(verdict) => verdict,
+                };
+            }
+        }
+        if let Some(until) = device.paused_until(now).filter(|until| *until > patience.until) {
+            // Longer than its sender waits: it is told now, and for how long.
+            let reason = Reason::Quota { retry_after: Some(until - now) };
+            let rejection = Rejection::new(reason, "the hub has throttled the device");
+            return verdict.report(Outcome::Rejected(rejection));
+        }
+        let Some(share) = self.load.wait(encoded.len(), device.waiting_bytes()) else {
+            return emit(WaitingExceeded { bytes: self.load.waiting_bytes() });
+        };
+        // A copy of its own: the caller's buffer is used again.
+        let waiting = Waiting { message: Bytes::copy_from_slice(encoded), patience, verdict, share };
+        let Some(outlet) = device.outlet(address) else { return };
+        outlet.waiting.push(priority, waiting);
+        self.see_to(key, address, now);
+    }
+
+    /// A message waits: for a link, for credit, or for its turn.
+    fn see_to(&mut self, key: Key<Device>, address: &Address, now: Instant) {
+        if self.relay.is_some() {
+            return self.join(key, address, now);
+        }
+        let Some(device) = self.devices.get(key) else { return };
+        if device.lacks_a_link(false) {
+            self.attach(key, now);
+        } else if !device.queued && self.connection.as_ref().is_some_and(|it| device.could_send(it)) {
+            self.stall(key);
+        }
+    }
+
+    /// The device could send if it were its turn.
+    fn stall(&mut self, key: Key<Device>) {
+        if let Some(device) = self.devices.get_mut(key)
+            && !device.queued
+        {
+            device.queued = true;
+            self.told.stalled.push(key);
+        }
+    }
+
+    /// It is the device's turn.
+    pub(super) fn turn(&mut self, key: Key<Device>, now: Instant) -> Turn {
+        let (Some(connection), Some(device)) = (&mut self.connection, self.devices.get_mut(key)) else {
+            return Turn::Done;
+        };
+        let relay = self.relay.as_mut();
+        let mut path = Path { connection, relay, load: &self.load, device: key, now };
+        let turn = device.turn(&mut path);
+        device.queued = turn == Turn::More;
+        turn
+    }
+
+    /// Gives credit back that nobody had use for, to a hub that asked for it.
+    pub(super) fn finish_drains(&mut self) {
+        let Some(connection) = &mut self.connection else { return self.told.draining.clear() };
+        for link in self.told.draining.drain(..) {
+            let own = self.links.get(link).and_then(|key| self.devices.get_mut(*key));
+            // What still waits has no credit or no room in the bounds: neither is a reason to let a drain wait.
+            if let Some(sender) = own.and_then(|device| device.sender(link)) {
+                sender.drained(connection);
+            } else if let Some(shared) = self.relay.as_mut().and_then(|relay| relay.get_mut(link)) {
+                shared.sender().drained(connection);
+            }
+        }
+    }
+
+    /// See [`Upstream::subscribe`](super::Upstream::subscribe).
+    pub(super) fn subscribe(&mut self, key: Key<Device>, commands: Commands, now: Instant) {
+        let Some(device) = self.devices.get_mut(key) else { return commands.sink.ended(None) };
+        if let Some(rejection) = device.grant.as_ref().and_then(|grant| grant.refused(now)) {
+            return commands.sink.ended(Some(rejection.clone()));
+        }
+        device.used_at = now;
+        if let Some(former) = device.commands.replace(Box::new(commands)) {
+            self.drop_commands(*former);
+        }
+        self.attach(key, now);
     }
 
     /// Ends a subscription, unless another one has taken its place.
-    pub(super) fn unsubscribe(&mut self, id: &DeviceId, serial: u64) {
-        let device = self.devices.get_mut(id);
+    pub(super) fn unsubscribe(&mut self, key: Key<Device>, serial: u64) {
+        let device = self.devices.get_mut(key);
         let gone = device.and_then(|device| device.commands.take_if(|commands| commands.serial == serial));
         if let Some(commands) = gone {
-            self.drop_commands(commands);
+            self.drop_commands(*commands);
         }
     }
 
@@ -238,12 +419,12 @@ impl Uplink {
     }
 
     /// See [`Subscription::settle`](super::Subscription::settle).
-    pub(super) fn settle(&mut self, id: &DeviceId, serial: u64, command: CommandId, outcome: &Outcome) {
+    pub(super) fn settle(&mut self, key: Key<Device>, serial: u64, command: CommandId, outcome: &Outcome) {
         if command.settled {
             return;
         }
-        let device = self.devices.get_mut(id);
-        let commands = device.and_then(|device| device.commands.as_mut());
+        let Some(Device { id, commands, .. }) = self.devices.get_mut(key) else { return };
+        let commands = commands.as_deref_mut();
         let receiver = commands
             .filter(|commands| commands.serial == serial && commands.attachment == command.attachment)
             .and_then(|commands| commands.receiver.as_mut());
@@ -259,19 +440,26 @@ impl Uplink {
     /// Nothing new is sent. What was sent may still be answered: the connection is closed when all of it is.
     pub(super) fn close(&mut self) {
         self.closing = true;
-        for device in self.devices.values_mut() {
+        for (_, device) in self.devices.iter_mut() {
             device.release_waiting(|_| true);
         }
         self.close_when_answered();
     }
 
-    fn close_when_answered(&mut self) {
+    /// Closes the connection of a machine that is to be closed, once nothing is in flight.
+    pub(super) fn close_when_answered(&mut self) {
         if self.closing
-            && self.load.in_flight() == 0
+            && self.in_flight() == 0
             && let Some(connection) = &mut self.connection
         {
             connection.close(None);
         }
+    }
+
+    fn in_flight(&self) -> usize {
+        let shared = self.relay.as_ref().map_or(0, |relay| relay.unsettled.len());
+        let devices = self.devices.iter();
+        shared + devices.filter(|(_, device)| device.oldest_sent().is_some()).count()
     }
 
     // What the driver reports.
@@ -289,25 +477,33 @@ impl Uplink {
     pub(super) fn lost(&mut self) {
         self.connection = None;
         self.claims = None;
+        self.cbs = CbsClientLink::new(ANSWER_TIME_OUT);
         self.phase = Phase::Down { tried: true };
         self.sessions = Table::default();
         self.links = Table::default();
         self.ending = Table::default();
-        self.stalled.clear();
         self.crowded_out.clear();
-        for device in self.devices.values_mut() {
-            device.stalled = false;
+        self.told.draining.clear();
+        if let Some(relay) = &mut self.relay {
+            relay.lose_session(None);
+        }
+        for (_, device) in self.devices.iter_mut() {
             device.crowded_out = false;
             // What was sent is older than what waits, and is told first.
             device.lose_session();
+            device.lose_relay();
+            if let Some(grant) = &mut device.grant {
+                grant.lose();
+            }
             device.release_waiting(|patience| !patience.through_outage);
         }
         if self.closing {
-            self.devices.clear();
+            let gone = std::mem::take(&mut self.devices);
+            self.told.forgotten.extend(gone.iter().map(|(_, device)| device.id.clone()));
         }
     }
 
-    /// Puts a token, the first or a fresh one.
+    /// Puts the connection's token, the first or a fresh one.
     pub(super) fn authorise(&mut self, token: OwnToken, now: Instant) {
         let Some(connection) = &mut self.connection else { return };
         match &mut self.claims {
@@ -322,56 +518,6 @@ impl Uplink {
         }
     }
 
-    /// The hub knows who we are: devices' links may be attached.
-    pub(super) fn ready(&mut self, now: Instant) {
-        self.phase = Phase::Ready;
-        self.attach_missing(now);
-    }
-
-    /// Handles all that came over the connection.
-    pub(super) fn handle_events(&mut self, now: Instant) {
-        while let Some(event) = self.connection.as_mut().and_then(Connection::poll_event) {
-            self.handle_event(event, now);
-            self.serve_stalled(now);
-        }
-        self.close_when_answered();
-    }
-
-    fn handle_event(&mut self, event: Event, now: Instant) {
-        let Some(connection) = &mut self.connection else { return };
-        let for_claims = self.claims.as_ref().is_some_and(|claims| match &event {
-            Event::SessionEnded { session, .. }
-            | Event::Disposition { session, .. }
-            | Event::Attached { session, .. }
-            | Event::Detached { session, .. }
-            | Event::Transfer { session, .. }
-            | Event::Flow { session, .. } => claims.owns_session(*session),
-            _ => false,
-        });
-        if let (true, Some(claims)) = (for_claims, &mut self.claims) {
-            let verdict = claims.handle_event(connection, event, now);
-            return self.judged(verdict);
-        }
-        match event {
-            Event::Opened(_) => self.notices.push(Notice::Opened),
-            Event::Closed(reason) => self.notices.push(Notice::Lost(reason.to_string())),
-            // A hub has nothing to begin or attach here.
-            Event::SessionBegun { session, by_peer: true, .. } => {
-                connection.end(session, Some(not_asked_for()))
-            }
-            Event::Attached { link, by_peer: true, .. } => connection.refuse_attach(link, not_asked_for()),
-            Event::Attached { link, attach, .. } => self.attached(link, &attach),
-            Event::Flow { link, session, flow } => self.flow(session, link, &flow, now),
-            Event::Disposition { session, disposition } => self.disposition(session, &disposition, now),
-            Event::Transfer { link, transfer, delivery_id, .. } => {
-                self.transfer(link, &transfer, delivery_id)
-            }
-            Event::Detached { link, detach, answered, .. } => self.detached(link, &detach, answered, now),
-            Event::SessionEnded { session, error } => self.session_ended(session, error.as_ref(), now),
-            Event::SessionBegun { .. } | Event::SaslInit { .. } | Event::Authenticated => {}
-        }
-    }
-
     fn judged(&mut self, verdict: claims::Verdict) {
         self.notices.extend(match verdict {
             claims::Verdict::Pending => None,
@@ -381,105 +527,26 @@ impl Uplink {
         });
     }
 
-    /// Renews the token, releases what waited too long, lets idle sessions go.
-    pub(super) fn handle_timeout(&mut self, now: Instant) {
-        if let (Some(claims), Some(connection)) = (&mut self.claims, &mut self.connection) {
-            let verdict = claims.handle_timeout(connection, now);
-            self.judged(verdict);
-        }
-        if self.sweep_at.is_some_and(|at| at <= now) {
-            self.sweep(now);
-            let more = !self.devices.is_empty() || self.ending.len() > 0;
-            self.sweep_at = more.then(|| now + SWEEP);
-        }
-        self.close_when_answered();
-    }
-
-    fn has_room_for(&self, id: &DeviceId) -> bool {
-        self.devices.len() < MAX_DEVICES || self.devices.contains_key(id)
-    }
-
-    /// Lets devices send that could not because too much was in flight, each in its turn.
-    fn serve_stalled(&mut self, now: Instant) {
-        let Some(connection) = &mut self.connection else { return };
-        while !self.load.is_full()
-            && let Some(id) = self.stalled.pop_front()
-        {
-            let Some(device) = self.devices.get_mut(&id) else { continue };
-            device.stalled = device.send_waiting(connection, &self.load, TURN, now);
-            if device.stalled {
-                self.stalled.push_back(id);
-            }
-        }
-    }
-
-    fn attached(&mut self, link: LinkId, attach: &Attach) {
-        let Some((connection, device)) =
-            self.links.get(link).and_then(|id| Some((self.connection.as_mut()?, self.devices.get_mut(id)?)))
-        else {
-            return;
-        };
-        device.attached(connection, link, attach);
-    }
-
-    fn flow(&mut self, session: SessionId, link: Option<LinkId>, flow: &Flow, now: Instant) {
-        let Some(id) = self.sessions.get(session) else { return };
-        let (Some(connection), Some(device)) = (&mut self.connection, self.devices.get_mut(id)) else {
-            return;
-        };
-        let stalled = match link {
-            Some(link) => device.flow(connection, &self.load, link, flow, now),
-            None => device.send_waiting(connection, &self.load, usize::MAX, now),
-        };
-        if stalled && !device.stalled {
-            device.stalled = true;
-            self.stalled.push_back(id.clone());
-        }
-    }
-
-    fn disposition(&mut self, session: SessionId, disposition: &Disposition, now: Instant) {
-        let Some(id) = self.sessions.get(session) else { return };
-        if let (Some(connection), Some(device)) = (&mut self.connection, self.devices.get_mut(id)) {
-            device.disposition(connection, session, disposition, now);
-        }
-    }
-
-    fn transfer(&mut self, link: LinkId, transfer: &Transfer, delivery_id: u32) {
-        let (Some(connection), Some(id)) = (&mut self.connection, self.links.get(link)) else { return };
-        let Some(device) = self.devices.get_mut(id) else { return };
-        let Some(commands) = device.commands_over(link) else { return };
-        let Some(receiver) = &mut commands.receiver else { return };
-        // A command above the bound has detached the link: the answer to that ends the subscription.
-        let Ok(Some(delivery)) = receiver.on_transfer(connection, transfer, delivery_id) else { return };
-        let settled = delivery.settled;
-        // A copy, because it waits for the device: a slice would keep the worker's read buffer.
-        let encoded = Bytes::copy_from_slice(&delivery.payload);
-        match amqp::decode(id.clone(), commands.address.clone(), &encoded) {
-            Ok(message) => {
-                emit(CommandReceived { device: id });
-                let id = CommandId { attachment: commands.attachment, delivery_id, settled };
-                commands.sink.command(Command { id, message });
-            }
-            Err(rejection) => {
-                if let (false, Some(state)) = (settled, amqp::reply(&Outcome::Rejected(rejection.clone()))) {
-                    receiver.settle(connection, delivery_id, delivery_id, &state);
-                }
-                emit(CommandMapError { device: id, rejection: &rejection });
-            }
-        }
+    /// The hub knows who we are: devices' links may be attached.
+    pub(super) fn ready(&mut self, now: Instant) {
+        self.phase = Phase::Ready;
+        let channels = self.connection.as_ref().map_or(0, Connection::channel_max);
+        // Claims and shared links take a channel each.
+        let claims = self.claims.is_some() || self.kind == Kind::Tokens;
+        let taken = usize::from(claims) + usize::from(self.relay.is_some());
+        let left = (usize::from(channels) + 1).saturating_sub(taken).max(1);
+        self.room = self.settings.devices_per_connection.min(left);
+        self.attach_missing(now);
     }
 }
 
-fn device<'a>(devices: &'a mut HashMap<DeviceId, Device>, id: &DeviceId, now: Instant) -> &'a mut Device {
-    // Two look-ups where `entry` would have one, and no clone of the id for a device that is known.
-    if !devices.contains_key(id) {
-        devices.insert(id.clone(), Device::new(now));
+#[cfg(test)]
+impl Uplink {
+    /// Adds what is kept here.
+    pub(super) fn count(&self, counts: &mut super::fleet::Counts) {
+        counts.sessions += self.sessions.len();
+        counts.links += self.links.len();
+        counts.ending += self.ending.len();
+        counts.crowded_out += self.crowded_out.len();
     }
-    let device = devices.get_mut(id).expect("it was there, or has just been put there");
-    device.used_at = now;
-    device
-}
-
-fn not_asked_for() -> AmqpError {
-    AmqpError::new(&Condition::NotAllowed, Some("a gateway offers no nodes"))
 }

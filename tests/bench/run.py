@@ -16,6 +16,8 @@ The others
     tests/bench/run.py store                  the log below the spool, by itself: CPU and bytes for each record, opening
     tests/bench/run.py spool                  MQTT messages over the disk, the hub away, then there: CPU, bytes, memory,
                                               the share of what the bare disk takes; a start with a full spool
+    tests/bench/run.py upstream               the way to the hub by itself: CPU from a message to the hub's outcome over TLS,
+                                              memory of a device with an idle pair of links
     tests/bench/run.py mqtt                   MQTT QoS 1, each PUBACK after the hub's acceptance over TLS
     tests/bench/run.py all --tools DIR
 
@@ -46,6 +48,7 @@ import outage  # noqa: E402
 import routed  # noqa: E402
 import spool  # noqa: E402
 import store  # noqa: E402
+import upstream  # noqa: E402
 import websocket  # noqa: E402
 from measure import table  # noqa: E402
 
@@ -67,6 +70,7 @@ BENCHES = {
     "outage": outage.bench_outage,
     "spool": spool.bench_spool,
     "store": store.bench_store,
+    "upstream": upstream.bench_upstream,
 }
 
 
@@ -79,6 +83,7 @@ def main():
     parser.add_argument("--mqtt-load", default=os.path.join(built, "examples", "mqtt_load"))
     parser.add_argument("--outage-program", default=os.path.join(built, "examples", "outage"))
     parser.add_argument("--store-program", default=os.path.join(built, "examples", "store"))
+    parser.add_argument("--upstream-program", default=os.path.join(built, "examples", "upstream"))
     parser.add_argument("--tools", help="directory of load.c and sink.c")
     parser.add_argument("--mode", action="append", help="upstream mode of the gateway; without it, the gateway's default")
     parser.add_argument("--baseline", action="store_true", help="amqp, latency: without a gateway")

@@ -75,11 +75,11 @@ fn hash(password: &str) -> String {
     format!("$sha256${}${}", STANDARD_NO_PAD.encode(salt), STANDARD_NO_PAD.encode(hash))
 }
 
-fn with_key(id: &str, key: &[u8]) -> String {
+pub(super) fn with_key(id: &str, key: &[u8]) -> String {
     format!("[[device]]\nid = \"{id}\"\nsas_keys = [\"{}\"]\n", STANDARD.encode(key))
 }
 
-fn with_password(id: &str, password: &str) -> String {
+pub(super) fn with_password(id: &str, password: &str) -> String {
     format!("[[device]]\nid = \"{id}\"\npasswords = [\"{}\"]\n", hash(password))
 }
 
@@ -98,16 +98,22 @@ pub(super) fn token_until(device: &str, key: &[u8], expiry: u64) -> String {
     Signer::new(None, key).token(&format!("localhost/devices/{device}"), expiry)
 }
 
-fn token(device: &str, key: &[u8]) -> String {
+pub(super) fn token(device: &str, key: &[u8]) -> String {
     token_until(device, key, in_an_hour())
 }
 
-async fn gateway(registry: &Registry, lines: Lines<'_>) -> Gateway {
+pub(super) async fn gateway(registry: &Registry, lines: Lines<'_>) -> Gateway {
     let more = registry.section() + lines.more;
     Gateway::embedded(Lines { more: &more, ..lines }).await
 }
 
-async fn connect(gateway: &Gateway, version: Version, id: &str, user: &str, password: &str) -> (Mqtt, u8) {
+pub(super) async fn connect(
+    gateway: &Gateway,
+    version: Version,
+    id: &str,
+    user: &str,
+    password: &str,
+) -> (Mqtt, u8) {
     // MQTT 3.1.1 has no password without a user name (3.1.2-22).
     let user =
         if user.is_empty() && !password.is_empty() && version == Version::V311 { "anybody" } else { user };
@@ -127,7 +133,7 @@ async fn told_to_go(device: &mut Mqtt) -> u8 {
     reason
 }
 
-async fn post(gateway: &Gateway, device: &str, authorization: &str) -> HttpAnswer {
+pub(super) async fn post(gateway: &Gateway, device: &str, authorization: &str) -> HttpAnswer {
     let mut http = gateway.http().await;
     post_on(&mut http, device, authorization).await
 }

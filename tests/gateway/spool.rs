@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use fieldgate_mqtt::Version::{V5, V311};
 use fieldgate_mqtt::{QoS, Version};
@@ -30,6 +31,13 @@ from.http = "POST /tiny/{device}"
 from.coap = "POST /tiny/{device}"
 to.address = "devices/{device}/messages/events"
 delivery = { ack = "on-store", when_offline = { max_bytes = 1 } }
+
+[[rule]]
+name = "stored"
+direction = "uplink"
+from.mqtt = "stored/{device}"
+to.address = "devices/{device}/messages/events"
+delivery.ack = "on-store"
 "#;
 
 /// A directory with the rules in it, and the section that names them.
@@ -142,6 +150,32 @@ async fn a_disk_without_room_is_said_in_each_protocol() {
         let message = hub.message_of("y").await;
         hub.settle(&message, &Answer::Accept);
         assert_eq!(other.told(packet).await, Told::PubAck(0));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_hub_that_says_nothing_does_not_hold_up_the_stop() {
+    let (_directory, section) = rules();
+    within(async {
+        let mut hub = Hub::start();
+        let lines = Lines { more: &section, ..Lines::default() };
+        let gateway = Gateway::scripted(&hub, lines).await;
+        let mut device = gateway.mqtt(V5, "d").await;
+        let packet = device.send("stored/d", b"x", QoS::AtLeastOnce).await;
+        assert_eq!(device.told(packet).await, Told::PubAck(0), "the disk has it");
+        let unanswered = hub.message_of("x").await;
+        assert_eq!(unanswered.resent, (false, false));
+        device.leave().await;
+        let state = Arc::clone(&gateway.state);
+        let asked = Instant::now();
+        gateway.stop().await;
+        // The hub would have 30 s for its answer.
+        assert!(asked.elapsed() < Duration::from_secs(15), "the stop took {:?}", asked.elapsed());
+
+        let _gateway = Gateway::after(&state, &hub, lines).await;
+        let again = next(&mut hub).await;
+        assert_eq!((&*again.body, again.resent, again.id), (&b"x"[..], (true, true), unanswered.id));
     })
     .await;
 }

@@ -44,6 +44,8 @@ pub(super) struct Requests<S> {
     rules: Arc<RuleSet>,
     roster: Rc<Roster>,
     send: S,
+    /// Told of each device that was let in.
+    let_in: Box<dyn Fn(&Pass)>,
     peer: SocketAddr,
     /// When the connection, or its last request, began.
     begun_at: Cell<Instant>,
@@ -80,9 +82,10 @@ impl<S: Fn(Message, Patience, Verdict)> Requests<S> {
         rules: Arc<RuleSet>,
         roster: Rc<Roster>,
         send: S,
+        let_in: Box<dyn Fn(&Pass)>,
         peer: SocketAddr,
     ) -> Self {
-        Self { config, rules, roster, send, peer, begun_at: Cell::new(Instant::now()) }
+        Self { config, rules, roster, send, let_in, peer, begun_at: Cell::new(Instant::now()) }
     }
 
     /// When the connection is of no use any more, if no request begins before: every part of a request has its
@@ -172,6 +175,7 @@ impl<S: Fn(Message, Patience, Verdict)> Requests<S> {
             return if believes { Ok(None) } else { Err(Denied::Nothing.rejection()) };
         };
         let pass = self.judge(&device, claim.shown()).await?;
+        (self.let_in)(&pass);
         Ok(Some(pass).filter(|pass| pass.by != By::Word))
     }
 

@@ -67,7 +67,8 @@ impl Bench {
             toward_hub.messages.borrow_mut().push_back((message, patience, verdict));
             toward_hub.came.notify_one();
         };
-        let requests = Requests::new(Arc::clone(&config), rules(), Roster::new(&gate()), send, peer);
+        let requests =
+            Requests::new(Arc::clone(&config), rules(), Roster::new(&gate()), send, Box::new(|_| {}), peer);
         let connection = tokio::task::spawn_local(async move {
             // Should the test drop its side, there is no stop.
             let stop = async {

@@ -10,7 +10,7 @@ use fieldgate_mappings::rules::RuleSet;
 
 use crate::adapters::Directory;
 use crate::config::Config;
-use crate::devices::Roster;
+use crate::devices::{Pass, Roster};
 use crate::upstream::{CommandId, CommandSink, Patience, Subscription};
 use crate::worker::Worker;
 
@@ -24,6 +24,8 @@ pub(super) trait Host {
     fn directory(&self) -> &Arc<Directory>;
     /// Who is let in, and who is in.
     fn roster(&self) -> &Rc<Roster>;
+    /// A device was let in. Where it brought a token that its hub is to see, that is kept for it.
+    fn let_in(&self, pass: &Pass);
     /// See [`Outbound::send`](crate::outbound::Outbound::send).
     fn send(&self, message: Message, patience: Patience, verdict: Verdict);
     /// See [`Upstream::subscribe`](crate::upstream::Upstream::subscribe).
@@ -59,6 +61,10 @@ impl Host for Worker {
 
     fn roster(&self) -> &Rc<Roster> {
         &self.roster
+    }
+
+    fn let_in(&self, pass: &Pass) {
+        Worker::let_in(self, pass);
     }
 
     fn send(&self, message: Message, patience: Patience, verdict: Verdict) {

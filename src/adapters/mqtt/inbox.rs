@@ -82,6 +82,8 @@ pub(super) struct Inbox {
     commands: RefCell<VecDeque<Command>>,
     ended: RefCell<Option<Box<Ended>>>,
     qos_0_bytes: Cell<u32>,
+    /// The client is gone without a goodbye: it will send again what it has no answer for.
+    deserted: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     /// Where outcomes go when the connection is gone and its session is not.
     late: RefCell<Option<Arc<Late>>>,
@@ -135,6 +137,11 @@ impl Inbox {
         self.ended.take();
     }
 
+    /// The client is gone, and did not say goodbye.
+    pub(super) fn desert(&self) {
+        self.deserted.set(true);
+    }
+
     /// The end of the subscription, once.
     pub(super) fn take_ended(&self) -> Option<Box<Ended>> {
         self.ended.take()
@@ -175,6 +182,10 @@ impl Report for Inbox {
             self.outcomes.borrow_mut().push_back((ticket, outcome));
             self.wake();
         }
+    }
+
+    fn is_wanted(&self, ticket: u64) -> bool {
+        !(self.deserted.get() && matches!(Ticket::from_number(ticket), Ticket::Waiting(_)))
     }
 }
 

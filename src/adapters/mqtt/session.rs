@@ -66,6 +66,8 @@ pub(super) struct Session<H: Host> {
     draining: bool,
     /// The client sends nothing more; it may still hear.
     input_ended: bool,
+    /// The client said goodbye.
+    left: bool,
     /// There is something to do as soon as the output is written.
     again: bool,
     /// A message was refused before.
@@ -104,6 +106,7 @@ impl<H: Host> Session<H> {
             paused_until: None,
             draining: false,
             input_ended: false,
+            left: false,
             again: false,
             rejected: false,
             told: false,
@@ -210,6 +213,7 @@ impl<H: Host> Session<H> {
     }
 
     fn disconnected(&mut self, disconnect: &Disconnect) {
+        self.left = true;
         let longest = self.host.config().mqtt.session_expiry_max;
         if let Some(client) = &mut self.client {
             if disconnect.deletes_will() {

@@ -253,7 +253,7 @@ fn the_rules_say_whether_anything_waits_on_the_disk() {
     use fieldgate_mappings::rules::{RuleSet, Source};
     let rule = |delivery: &str| {
         let text = format!(
-            "version = 1\n[[rule]]\nname = \"r\"\nfrom.mqtt = [\"t/{{device}}\"]\n\
+            "version = 1\n[[rule]]\nname = \"r\"\ndirection = \"uplink\"\nfrom.mqtt = \"t/{{device}}\"\n\
              to.address = \"devices/{{device}}/messages/events\"\n{delivery}"
         );
         RuleSet::load(&[Source { name: "m.toml", text: &text }]).unwrap_or_else(|error| panic!("{error}"))

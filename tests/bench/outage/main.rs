@@ -13,11 +13,15 @@
 
 #![allow(missing_docs, reason = "a program, not an interface")]
 
+#[path = "../../common/cutter.rs"]
 mod cutter;
 mod device;
+#[path = "../../common/hub.rs"]
 mod hub;
 mod ledger;
+#[path = "../../common/party.rs"]
 mod party;
+mod thinker;
 
 use std::cell::RefCell;
 use std::error::Error;
@@ -40,6 +44,7 @@ use tokio_rustls::TlsAcceptor;
 use self::cutter::{Cutter, How, Line};
 use self::device::{Device, Orders, PACE};
 use self::ledger::{Ledger, Verdict};
+use self::thinker::Thinker;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -149,7 +154,8 @@ async fn run(options: Options) -> Result<bool> {
     let (line, orders) = watch::channel(None);
     let cutter = Cutter::new(listener.local_addr()?, orders)?;
     say(io::stdout(), &format!("HUB {} {}", cutter.port, state.ca_file().display()));
-    spawn_local(hub::serve(listener, tls, Rc::clone(&ledger)));
+    let noting = Rc::clone(&ledger);
+    spawn_local(hub::serve(listener, tls, move || Thinker::new(Rc::clone(&noting))));
     spawn_local(async move {
         if let Err(error) = cutter.run().await {
             say(io::stderr(), &format!("the line to the hub: {error}"));

@@ -251,3 +251,43 @@ fn damage_never_panics_and_what_passes_is_readable() {
     }
     assert!(passed > 1_000 && refused > 1_000, "{passed} passed, {refused} refused");
 }
+
+#[test]
+fn a_message_gets_another_to_and_nothing_else_changes() {
+    let mut head = BytesMut::new();
+    put_header(&mut head, &Header { durable: true, ..Header::default() });
+    put_message_annotations(&mut head, [("x-opt", Value::Uint(1))]);
+    let mut tail = BytesMut::new();
+    put_application_properties(&mut tail, [("site", Value::Str("b"))]);
+    put_data(&mut tail, b"body");
+    let properties = |properties: &PropertiesOut<'_>| {
+        let mut out = BytesMut::new();
+        put_properties(&mut out, properties);
+        out
+    };
+    let full = PropertiesOut { to: Some("theirs"), subject: Some("s"), ..PropertiesOut::default() };
+    // Some peers leave trailing fields out.
+    let short = BytesMut::from(&b"\x00\x53\x73\xc0\x03\x01\x53\x07"[..]);
+    let none = BytesMut::new();
+    for (head, middle, subject) in [
+        (&head, properties(&full), Some("s")),
+        (&head, none.clone(), None),
+        (&none, properties(&full), Some("s")),
+        (&head, short, None),
+    ] {
+        let message = [&head[..], &middle[..], &tail[..]].concat();
+        let mut out = BytesMut::new();
+        put_readdressed(&mut out, &Bytes::from(message), "ours").unwrap();
+        let out = out.freeze();
+        assert!(out.starts_with(head) && out.ends_with(&tail));
+        let sections = parse(out).unwrap();
+        assert_eq!((sections.properties().to(), sections.properties().subject()), (Some("ours"), subject));
+    }
+    let mut out = BytesMut::new();
+    put_readdressed(&mut out, &Bytes::new(), "ours").unwrap();
+    assert_eq!(parse(out).unwrap().properties().to(), Some("ours"));
+    assert!(
+        put_readdressed(&mut BytesMut::new(), &Bytes::from_static(b"\x00\x53\x73\xc0\xff"), "ours").is_err()
+    );
+    assert!(put_readdressed(&mut BytesMut::new(), &Bytes::from_static(b"text"), "ours").is_err());
+}

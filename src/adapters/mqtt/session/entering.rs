@@ -198,6 +198,7 @@ impl<H: Host> Session<H> {
         if !self.machine.is_closed() {
             emit(ClientConnected { peer: self.guest.peer, device: &device, version });
         }
+        self.host.let_in(&pass);
         let stay = self.host.roster().enter(pass);
         let will_delay = connect.will.as_ref().map_or(Duration::ZERO, |will| will.delay);
         self.client = Some(Client { device, version, held, stay, will, will_delay, expiry, late });

@@ -34,6 +34,9 @@ impl<H: Host> Session<H> {
     /// that is not to wait. What is left of the connection are the last words.
     pub(in crate::adapters::mqtt) fn finish(mut self, now: Instant) -> (Connection, Option<WaitingWill<H>>) {
         self.tell(End::Lost);
+        if !self.left {
+            self.inbox.desert();
+        }
         self.pass_on();
         let filters = self.commands.as_ref().map(|commands| commands.filters()).unwrap_or_default();
         self.drop_commands();

@@ -22,7 +22,7 @@ use crate::adapters::mqtt::machine_config;
 use crate::adapters::mqtt::session::Session;
 use crate::adapters::{Directory, testing};
 use crate::config::Config;
-use crate::devices::Roster;
+use crate::devices::{Pass, Roster};
 use crate::upstream::{Command, CommandId, CommandSink, Patience};
 use crate::wire::Machine;
 
@@ -121,6 +121,8 @@ impl Host for Bench {
     fn roster(&self) -> &Rc<Roster> {
         &self.roster
     }
+
+    fn let_in(&self, _: &Pass) {}
 
     fn send(&self, message: Message, patience: Patience, verdict: Verdict) {
         self.sent.borrow_mut().push_back(Sent { message, patience, verdict });

@@ -261,6 +261,23 @@ fn a_client_that_sends_no_more_still_hears_what_it_waits_for() {
 }
 
 #[test]
+fn what_a_lost_client_sends_again_is_not_wanted_any_more() {
+    for (goodbye, waited, unwaited) in [(false, false, true), (true, true, true)] {
+        let bench = Bench::new("");
+        let mut device = Device::connected(&bench, Version::V5);
+        device.publish(1, QoS::AtLeastOnce, EVENTS, b"");
+        device.publish(2, QoS::AtMostOnce, EVENTS, b"");
+        let [one, other] = [bench.next_sent(), bench.next_sent()];
+        assert!(one.verdict.is_wanted() && other.verdict.is_wanted());
+        if goodbye {
+            device.say(|out| client::put_disconnect(Version::V5, false, out));
+        }
+        device.session.finish(device.now);
+        assert_eq!((one.verdict.is_wanted(), other.verdict.is_wanted()), (waited, unwaited), "{goodbye}");
+    }
+}
+
+#[test]
 fn a_stop_waits_for_what_is_under_way_and_takes_nothing_new() {
     for (version, last) in BOTH
         .into_iter()

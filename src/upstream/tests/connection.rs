@@ -65,11 +65,35 @@ fn what_is_meant_to_waits_through_an_outage_and_goes_first() {
 }
 
 #[test]
+fn what_waited_through_an_outage_and_nobody_wants_any_more_is_not_sent() {
+    let mut bench =
+        Bench::ready(Setup { script: Script { credit: 1, ..Script::default() }, ..Setup::default() });
+    let sent = bench.send("d");
+    bench.run();
+    bench.disconnect();
+    let [deserted, wanted, last] = [(); 3].map(|()| bench.send("d"));
+    bench.ledger.desert(deserted);
+    bench.ledger.desert(last);
+    assert_eq!(bench.outcome(deserted), None);
+    bench.setup.script.credit = 10;
+    bench.connect();
+    bench.accept_all();
+    assert_eq!(bench.received(), [sent, wanted]);
+    assert_eq!(
+        [deserted, last].map(|ticket| bench.outcome(ticket)),
+        [Some(Outcome::Released), Some(Outcome::Released)]
+    );
+    assert_eq!(bench.outcome(wanted), ACCEPTED_OUTCOME);
+    bench.wait(Duration::from_secs(350));
+    bench.assert_empty();
+}
+
+#[test]
 fn at_the_start_everybody_waits_for_the_first_attempt() {
     let mut bench = Bench::apart(Setup::default());
     let ticket = bench.send_with("d", "events", 0, bench.patience(60, false));
     assert_eq!(bench.outcome(ticket), None);
-    bench.uplink.lost();
+    bench.disconnect();
     assert_eq!(bench.outcome(ticket), Some(Outcome::Released));
 }
 
@@ -148,7 +172,7 @@ fn the_end_waits_for_what_is_in_flight_and_for_nothing_else() {
         Bench::ready(Setup { script: Script { credit: 1, ..Script::default() }, ..Setup::default() });
     let (sent, waits) = (bench.send("d"), bench.send("d"));
     bench.run();
-    bench.uplink.close();
+    bench.fleet.close();
     assert_eq!(bench.outcome(waits), Some(Outcome::Released));
     let refused = bench.send("d");
     assert_eq!(bench.outcome(refused), Some(Outcome::Released));
@@ -167,7 +191,7 @@ fn the_end_does_not_wait_for_ever() {
     let mut bench = Bench::ready(Setup::default());
     let ticket = bench.send("d");
     bench.run();
-    bench.uplink.close();
+    bench.fleet.close();
     bench.wait(Duration::from_secs(40));
     assert_eq!(bench.outcome(ticket), Some(Outcome::Unknown));
     assert_eq!(bench.losses, ["we closed the connection"]);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use fieldgate_mappings::outcome::{Outcome, Reason};
 
 use crate::upstream::CommandId;
-use crate::upstream::uplink::MAX_DEVICES;
+use crate::upstream::fleet::MAX_DEVICES;
 
 use super::hub::Script;
 use super::kit::{Bench, Inbox, Setup, id};
@@ -35,8 +35,8 @@ fn a_command_is_settled_as_the_device_says() {
     assert!(!bench.hub().command(0, 9), "the device takes two at a time");
     bench.run();
     let ids = ids(&inbox);
-    bench.uplink.settle(&id("d"), serial, ids[1], &Outcome::Accepted);
-    bench.uplink.settle(&id("d"), serial, ids[0], &Outcome::Unknown);
+    bench.fleet.settle(&id("d"), serial, ids[1], &Outcome::Accepted);
+    bench.fleet.settle(&id("d"), serial, ids[0], &Outcome::Unknown);
     bench.run();
     assert_eq!(settled(&bench), [(8, "Accepted")]);
     assert!(bench.hub().command(0, 9), "one is settled");
@@ -55,10 +55,10 @@ fn a_late_word_is_not_taken_for_another_command() {
     let ids = ids(&inbox);
     assert_eq!(ids.len(), 2);
     assert_eq!(ids[0].delivery_id, ids[1].delivery_id, "the same number on another session");
-    bench.uplink.settle(&id("d"), serial, ids[0], &Outcome::Accepted);
+    bench.fleet.settle(&id("d"), serial, ids[0], &Outcome::Accepted);
     bench.run();
     assert_eq!(settled(&bench), []);
-    bench.uplink.settle(&id("d"), serial, ids[1], &Outcome::Accepted);
+    bench.fleet.settle(&id("d"), serial, ids[1], &Outcome::Accepted);
     bench.run();
     assert_eq!(settled(&bench), [(2, "Accepted")]);
 }
@@ -74,10 +74,10 @@ fn a_subscription_lives_through_an_outage() {
     bench.hub().command(0, 2);
     bench.run();
     let ids = ids(&inbox);
-    bench.uplink.settle(&id("d"), serial, ids[0], &Outcome::Accepted);
+    bench.fleet.settle(&id("d"), serial, ids[0], &Outcome::Accepted);
     bench.run();
     assert_eq!(settled(&bench), []);
-    bench.uplink.settle(&id("d"), serial, ids[1], &Outcome::Accepted);
+    bench.fleet.settle(&id("d"), serial, ids[1], &Outcome::Accepted);
     bench.run();
     assert_eq!(settled(&bench), [(2, "Accepted")]);
     assert!(inbox.ended.borrow().is_empty());
@@ -114,8 +114,8 @@ fn giving_up_a_subscription_says_nothing_of_its_commands() {
     bench.hub().command(0, 1);
     bench.run();
     let ids = ids(&inbox);
-    bench.uplink.unsubscribe(&id("d"), serial);
-    bench.uplink.settle(&id("d"), serial, ids[0], &Outcome::Accepted);
+    bench.fleet.unsubscribe(&id("d"), serial);
+    bench.fleet.settle(&id("d"), serial, ids[0], &Outcome::Accepted);
     bench.run();
     assert_eq!(settled(&bench), []);
     assert_eq!(bench.hub().machine.links(), 2, "only those of $cbs");
@@ -128,7 +128,7 @@ fn giving_up_a_subscription_says_nothing_of_its_commands() {
 fn the_newest_subscription_counts() {
     let (mut bench, former, serial) = subscribed(5);
     let (inbox, _) = bench.subscribe("d", 5);
-    bench.uplink.unsubscribe(&id("d"), serial);
+    bench.fleet.unsubscribe(&id("d"), serial);
     bench.run();
     assert_eq!(bench.hub().commands.len(), 1);
     bench.hub().command(0, 1);
@@ -141,7 +141,7 @@ fn a_subscription_before_the_connection_is_kept_for_it() {
     let mut bench = Bench::apart(Setup::default());
     let (_inbox, first) = bench.subscribe("d", 5);
     bench.subscribe("e", 5);
-    bench.uplink.unsubscribe(&id("d"), first);
+    bench.fleet.unsubscribe(&id("d"), first);
     bench.connect();
     bench.run();
     let nodes: Vec<&str> = bench.hub().commands.iter().map(|command| command.node.as_str()).collect();
@@ -155,7 +155,7 @@ fn a_command_that_is_settled_already_is_not_settled_again() {
         assert!(bench.hub().settled_command(0, 1));
         bench.run();
         for id_of in ids(&inbox) {
-            bench.uplink.settle(&id("d"), serial, id_of, &Outcome::Accepted);
+            bench.fleet.settle(&id("d"), serial, id_of, &Outcome::Accepted);
         }
         bench.run();
     }
@@ -176,5 +176,5 @@ fn there_are_so_many_devices_and_no_more() {
     assert_eq!(bench.outcome(ticket), Some(Outcome::Released));
     let (inbox, _) = bench.subscribe("d0", 1);
     assert!(inbox.ended.borrow().is_empty());
-    assert_eq!(bench.uplink.devices.len(), MAX_DEVICES);
+    assert_eq!(bench.fleet.counts().devices, MAX_DEVICES);
 }

@@ -5,4 +5,7 @@ mod connection;
 mod hub;
 mod kit;
 mod law;
+mod pools;
 mod sending;
+mod sharing;
+mod tokens;

@@ -3,49 +3,22 @@
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use fieldgate_amqp::connection::{Connection, ConnectionConfig, Event, LinkId};
-use fieldgate_amqp::endpoint::{CreditPolicy, Delivery, Receiver, ReceiverConfig};
-use fieldgate_amqp::performative::{Attach, AttachOut, Role, SourceOut, TargetOut, Transfer};
-use fieldgate_amqp::sasl::{Mechanism, SaslCode};
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
+use fieldgate_amqp::connection::{Connection, Event, LinkId};
+use fieldgate_amqp::endpoint::{Delivery, Receiver};
+use fieldgate_amqp::performative::Transfer;
+use fieldgate_amqp::sasl::SaslCode;
 
+use super::hub::admit;
 use super::ledger::Ledger;
-use super::party::{Party, drive};
+use super::party::Party;
 
 /// How long the hub thinks about a delivery: so much of the load is without an outcome at any time.
 const THOUGHT: Duration = Duration::from_millis(50);
 
 /// What each link may have under way.
 const CREDIT: u32 = 20;
-
-/// Serves every connection that comes, for ever.
-pub(crate) async fn serve(listener: TcpListener, tls: TlsAcceptor, ledger: Rc<RefCell<Ledger>>) {
-    // A listener that fails once is asked again; without connections the run shows it.
-    while let Ok((stream, _)) = listener.accept().await {
-        let (tls, ledger) = (tls.clone(), Rc::clone(&ledger));
-        tokio::task::spawn_local(async move {
-            let _ = stream.set_nodelay(true);
-            if let Ok(stream) = tls.accept(stream).await {
-                drive(stream, machine(), &mut Hub::new(ledger)).await;
-            }
-        });
-    }
-}
-
-fn machine() -> Connection {
-    let config = ConnectionConfig {
-        container_id: "hub".into(),
-        channel_max: u16::MAX,
-        handle_max: u32::MAX,
-        max_links: 100_000,
-        ..ConnectionConfig::default()
-    };
-    Connection::server(Arc::new(config), &[Mechanism::Anonymous, Mechanism::Mssbcbs], true, Instant::now())
-}
 
 /// A delivery that the hub has and thinks about.
 #[derive(Debug)]
@@ -58,36 +31,15 @@ struct Thought {
 
 /// One connection of the hub.
 #[derive(Debug)]
-struct Hub {
+pub(crate) struct Thinker {
     ledger: Rc<RefCell<Ledger>>,
     receivers: HashMap<LinkId, Receiver>,
     thoughts: VecDeque<Thought>,
 }
 
-impl Hub {
-    fn new(ledger: Rc<RefCell<Ledger>>) -> Self {
+impl Thinker {
+    pub(crate) fn new(ledger: Rc<RefCell<Ledger>>) -> Self {
         Self { ledger, receivers: HashMap::new(), thoughts: VecDeque::new() }
-    }
-
-    fn attach(&mut self, machine: &mut Connection, link: LinkId, attach: &Attach) {
-        let source = attach.source().unwrap_or_else(|| SourceOut::default().build());
-        let target = attach.target().unwrap_or_else(|| TargetOut::default().build());
-        let answer = match attach.role() {
-            Role::Sender => AttachOut::receiver(attach.name(), &source, &target),
-            Role::Receiver => AttachOut::sender(attach.name(), &source, &target),
-        };
-        let (snd_settle_mode, rcv_settle_mode) = (attach.snd_settle_mode(), attach.rcv_settle_mode());
-        machine.answer_attach(link, &AttachOut { snd_settle_mode, rcv_settle_mode, ..answer }.build());
-        if attach.role() == Role::Sender {
-            let config = ReceiverConfig {
-                credit: CreditPolicy::Prefetch(CREDIT),
-                rcv_settle_mode,
-                ..Default::default()
-            };
-            let mut receiver = Receiver::new(link, config);
-            receiver.on_attached(machine);
-            self.receivers.insert(link, receiver);
-        }
     }
 
     fn transfer(
@@ -120,7 +72,7 @@ fn number(tag: &[u8]) -> Option<u64> {
     tag.try_into().ok().map(u64::from_be_bytes)
 }
 
-impl Party for Hub {
+impl Party for Thinker {
     fn on_event(&mut self, machine: &mut Connection, event: Event, now: Instant) {
         match event {
             Event::SaslInit { .. } => machine.sasl_outcome(SaslCode::Ok),
@@ -129,7 +81,11 @@ impl Party for Hub {
                 machine.open(open);
             }
             Event::SessionBegun { session, by_peer: true, .. } => machine.accept_begin(session),
-            Event::Attached { link, attach, by_peer: true, .. } => self.attach(machine, link, &attach),
+            Event::Attached { link, attach, by_peer: true, .. } => {
+                if let Some(receiver) = admit(machine, link, &attach, CREDIT) {
+                    self.receivers.insert(link, receiver);
+                }
+            }
             Event::Transfer { link, delivery_id, first, transfer, .. } => {
                 self.transfer(machine, link, delivery_id, first, &transfer, now);
             }

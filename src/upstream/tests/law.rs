@@ -2,6 +2,7 @@
 //! the hub never had, or gave back; in order.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -9,16 +10,24 @@ use fieldgate_amqp::connection::ConnectionConfig;
 use fieldgate_amqp::performative::{ACCEPTED, AmqpError, Condition, RELEASED, modified, received, rejected};
 use fieldgate_mappings::outcome::Outcome;
 
+use crate::config::Profile;
+use crate::devices::SpeaksWith;
+use crate::sas::SharedKey;
 use crate::testing::Random;
 
 use super::hub::{Cbs, Said, Script};
-use super::kit::{Bench, Inbox, Setup, id, piece};
+use super::kit::{Bench, Inbox, Roll, Setup, id, piece};
 
 const DEVICES: [&str; 6] = ["d0", "d1", "d2", "d3", "d4", "d5"];
 const KINDS: [&str; 3] = ["events", "alarms", "logs"];
 /// Conditions that are a reason to refuse a message, and one that is the hub's own trouble.
-const CONDITIONS: [&str; 4] =
-    ["amqp:not-found", "amqp:unauthorized-access", "vendor:odd", "amqp:internal-error"];
+const CONDITIONS: [&str; 5] = [
+    "amqp:not-found",
+    "amqp:unauthorized-access",
+    "vendor:odd",
+    "amqp:internal-error",
+    "com.microsoft:device-container-throttled",
+];
 /// An outcome that no specification names.
 const VENDOR_STATE: &[u8] = b"\x00\xa3\x06vendor\x45";
 
@@ -38,6 +47,8 @@ struct World {
     /// What devices said of commands: the last word on each.
     told: HashMap<u64, Vec<Outcome>>,
     next_command: u64,
+    /// Of each message.
+    priorities: Vec<u8>,
     /// The most that was ever in flight.
     most: usize,
 }
@@ -58,6 +69,7 @@ impl World {
         let script = Script {
             credit: *random.pick(&[0, 1, 3, 50]),
             max_message_bytes: *random.pick(&[None, Some(1500)]),
+            relays: random.chance(2),
             ..Script::default()
         };
         let setup = Setup {
@@ -66,7 +78,21 @@ impl World {
             gateway: ConnectionConfig { channel_max: 200, ..config.clone() },
             hub: config,
             script,
+            profile: *random.pick(&[Profile::AzureIotHub, Profile::AzureIotHub, Profile::Amqp]),
+            max_links: *random.pick(&[1, 2, 200]),
+            devices_per_connection: *random.pick(&[1, 2, 500]),
+            max_connections: *random.pick(&[1, 2, 10]),
+            per_second: *random.pick(&[None, None, NonZeroU32::new(20)]),
+            roster: Roll::default(),
         };
+        for device in DEVICES {
+            let hub = random.chance(5).then_some("b");
+            let speaks = match random.below(3) {
+                0 => SpeaksWith::DeviceKey(SharedKey::from_bytes(b"key").expect("some bytes")),
+                _ => SpeaksWith::Policy,
+            };
+            setup.roster.set(device, hub, speaks);
+        }
         Self {
             bench: Bench::apart(setup),
             random,
@@ -74,6 +100,7 @@ impl World {
             subscribed: Vec::new(),
             told: HashMap::new(),
             next_command: 0,
+            priorities: Vec::new(),
             most: 0,
         }
     }
@@ -81,7 +108,7 @@ impl World {
     fn act(&mut self) {
         // The last of the choices are trouble.
         let choices = if self.calm && !self.random.chance(10) { 78 } else { 100 };
-        if self.bench.hub.is_none() && self.random.chance(8) {
+        if !self.bench.is_connected() && self.random.chance(8) {
             self.bench.connect();
         }
         match self.random.below(choices) {
@@ -94,7 +121,7 @@ impl World {
             76 | 77 if !self.subscribed.is_empty() => {
                 let at = self.random.below(self.subscribed.len());
                 let gone = self.subscribed.swap_remove(at);
-                self.bench.uplink.unsubscribe(&id(gone.device), gone.serial);
+                self.bench.fleet.unsubscribe(&id(gone.device), gone.serial);
             }
             76 | 77 => {}
             78..=80 => self.trouble(),
@@ -106,7 +133,7 @@ impl World {
             85 => self.bench.deaf = self.random.chance(3),
             86 => {
                 self.bench.setup.script.refuses =
-                    self.random.chance(3).then_some(CONDITIONS[self.random.below(4)])
+                    self.random.chance(3).then_some(CONDITIONS[self.random.below(CONDITIONS.len())])
             }
             87 => {
                 let cbs = [Cbs::Accepts, Cbs::Accepts, Cbs::Refuses, Cbs::GivesNoCredit, Cbs::SaysNothing];
@@ -118,8 +145,9 @@ impl World {
             let random = &mut self.random;
             self.bench.step(|| piece(random));
         }
-        self.most = self.most.max(self.bench.uplink.load.in_flight());
-        assert!(self.most <= self.bench.setup.max_in_flight);
+        self.most = self.most.max(self.bench.fleet.counts().in_flight);
+        // Each of the two hubs has its own.
+        assert!(self.most <= 2 * self.bench.setup.max_in_flight);
     }
 
     fn send(&mut self) {
@@ -127,17 +155,20 @@ impl World {
         let kind = *self.random.pick(&KINDS);
         let more = *self.random.pick(&[0, 10, 400, 1400, 3000]);
         let patience = self.bench.patience(self.random.below(40) as u64, self.random.chance(2));
-        self.bench.send_with(device, kind, more, patience);
+        let priority = *self.random.pick(&[4, 4, 4, 0, 9]);
+        self.bench.send_urgent(device, kind, more, patience, priority);
+        self.priorities.push(priority);
     }
 
     /// The hub says something of a message: mostly an outcome, in any order.
     fn judge(&mut self) {
-        let Some(hub) = &mut self.bench.hub else { return };
+        let at = self.random.below(16);
+        let Some(hub) = self.bench.any_hub(at) else { return };
         if hub.pending.is_empty() {
             return;
         }
         let at = self.random.below(hub.pending.len());
-        let condition = CONDITIONS[self.random.below(4)];
+        let condition = CONDITIONS[self.random.below(CONDITIONS.len())];
         let error = AmqpError::new(&Condition::from(condition), None);
         let (state, said) = match self.random.below(12) {
             0..=5 => (Some(ACCEPTED.to_vec()), Said::Accepted),
@@ -150,15 +181,16 @@ impl World {
         // Without settling, an outcome is one all the same, and the gateway settles.
         let settled = said == Said::Vague || !self.random.chance(3);
         let ticket = hub.judge(at, state.as_deref(), settled);
-        let former = self.bench.records.said.insert(ticket, said);
         if !settled {
             hub.pending.swap_remove(at);
         }
+        let former = self.bench.records.said.insert(ticket, said);
         assert_eq!(former, None, "the test judges a message once");
     }
 
     fn credit(&mut self) {
-        let Some(hub) = &mut self.bench.hub else { return };
+        let at = self.random.below(16);
+        let Some(hub) = self.bench.any_hub(at) else { return };
         if !hub.inlets.is_empty() {
             let inlet = self.random.below(hub.inlets.len());
             hub.credit(inlet, self.random.below(6) as u32, self.random.chance(4));
@@ -174,7 +206,8 @@ impl World {
 
     /// The hub sends commands over one of its links.
     fn commands(&mut self) {
-        let Some(hub) = &mut self.bench.hub else { return };
+        let at = self.random.below(16);
+        let Some(hub) = self.bench.any_hub(at) else { return };
         if hub.commands.is_empty() {
             return;
         }
@@ -204,16 +237,21 @@ impl World {
             1 => Outcome::Unknown,
             _ => Outcome::Accepted,
         };
-        self.bench.uplink.settle(&id(device), *serial, command.id, &outcome);
+        self.bench.fleet.settle(&id(device), *serial, command.id, &outcome);
         self.told.entry(number).or_default().push(outcome);
     }
 
     /// Something breaks.
     fn trouble(&mut self) {
-        let Some(hub) = &mut self.bench.hub else { return };
-        let condition = self.random.chance(2).then_some(CONDITIONS[self.random.below(4)]);
+        let at = self.random.below(16);
+        let Some(hub) = self.bench.any_hub(at) else { return };
+        let condition = self.random.chance(2).then_some(CONDITIONS[self.random.below(CONDITIONS.len())]);
         match self.random.below(6) {
-            0 => self.bench.disconnect(),
+            0 if self.random.chance(2) => self.bench.disconnect(),
+            0 => {
+                let at = self.random.below(self.bench.ends.len());
+                self.bench.disconnect_end(at);
+            }
             1 => hub.machine.close(None),
             2 | 3 if !hub.inlets.is_empty() => {
                 let link = hub.link(self.random.below(hub.inlets.len()));
@@ -234,22 +272,23 @@ impl World {
     /// Trouble is over: all that is left finds its end.
     fn finish(&mut self) {
         self.bench.deaf = false;
-        self.bench.setup.script = Script::default();
+        let relays = self.bench.setup.script.relays;
+        self.bench.setup.script = Script { relays, ..Script::default() };
         for Subscribed { device, serial, .. } in std::mem::take(&mut self.subscribed) {
-            self.bench.uplink.unsubscribe(&id(device), serial);
+            self.bench.fleet.unsubscribe(&id(device), serial);
         }
         if self.random.chance(2) {
             self.bench.disconnect();
         }
         for _ in 0..12 {
-            if self.bench.hub.is_none() {
+            if !self.bench.is_connected() {
                 self.bench.connect();
             }
             self.bench.wait(Duration::from_secs(40));
         }
-        self.bench.uplink.close();
+        self.bench.fleet.close();
         self.bench.run();
-        if self.bench.hub.is_some() {
+        if self.bench.is_connected() {
             self.bench.disconnect();
         }
         self.bench.wait(Duration::from_secs(2));
@@ -257,9 +296,11 @@ impl World {
 
     fn check(&self) {
         let records = &self.bench.records;
-        let mut last: HashMap<&str, u64> = HashMap::new();
+        // In order, for each address and priority.
+        let mut last: HashMap<(&str, u8), u64> = HashMap::new();
         for (node, ticket) in &records.received {
-            let before = last.insert(node, *ticket);
+            let priority = self.priorities[usize::try_from(*ticket).expect("counted in memory")];
+            let before = last.insert((node, priority), *ticket);
             assert!(before.is_none_or(|before| before < *ticket), "{node}: {ticket} came after {before:?}");
         }
         for ticket in 0..self.bench.sent {

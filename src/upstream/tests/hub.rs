@@ -15,7 +15,7 @@ use fieldgate_amqp::message::{
     Body, PropertiesOut, Sections, put_amqp_value, put_application_properties, put_data, put_properties,
 };
 use fieldgate_amqp::performative::{
-    Attach, AttachOut, Condition, DeliveryState, DispositionOut, Role, SourceOut,
+    Attach, AttachOut, Condition, DeliveryState, DispositionOut, OpenOut, Role, SourceOut,
 };
 use fieldgate_amqp::sasl::{Mechanism, SaslCode};
 
@@ -32,16 +32,30 @@ pub(super) enum Cbs {
 #[derive(Clone, Debug)]
 pub(super) struct Script {
     pub(super) cbs: Cbs,
+    /// Credit for tokens, given once.
+    pub(super) cbs_credit: u32,
     /// Credit for each link that a device attaches.
     pub(super) credit: u32,
     /// The condition that attaches are refused with.
     pub(super) refuses: Option<&'static str>,
     pub(super) max_message_bytes: Option<u64>,
+    /// Audiences whose tokens are refused, with this status.
+    pub(super) unwanted: Vec<(String, i32)>,
+    /// The hub offers to relay.
+    pub(super) relays: bool,
 }
 
 impl Default for Script {
     fn default() -> Self {
-        Self { cbs: Cbs::Accepts, credit: 100, refuses: None, max_message_bytes: None }
+        Self {
+            cbs: Cbs::Accepts,
+            cbs_credit: 10_000,
+            credit: 100,
+            refuses: None,
+            max_message_bytes: None,
+            unwanted: Vec::new(),
+            relays: false,
+        }
     }
 }
 
@@ -57,6 +71,10 @@ pub(super) struct Records {
     /// What the gateway said of a command.
     pub(super) commands: Vec<(u64, Option<String>)>,
     pub(super) tokens: usize,
+    /// The audience of each token.
+    pub(super) audiences: Vec<String>,
+    /// What was put, without the gateway's own.
+    pub(super) texts: Vec<String>,
     /// Attaches of devices' links.
     pub(super) attaches: usize,
 }
@@ -138,7 +156,16 @@ impl Hub {
         match event {
             Event::SaslInit { .. } => machine.sasl_outcome(SaslCode::Ok),
             Event::Opened(_) => {
-                let open = machine.config().open();
+                let config = machine.config();
+                let offered: &[&str] = if script.relays { &["ANONYMOUS-RELAY"] } else { &[] };
+                let open = OpenOut {
+                    container_id: &config.container_id,
+                    max_frame_size: config.max_frame_bytes,
+                    channel_max: config.channel_max,
+                    offered_capabilities: offered,
+                    ..OpenOut::default()
+                };
+                let open = open.build();
                 machine.open(open);
             }
             Event::SessionBegun { session, .. } => machine.accept_begin(session),
@@ -152,7 +179,7 @@ impl Hub {
                 if let Ok(Some(delivery)) = receiver.on_transfer(machine, &transfer, delivery_id) {
                     receiver.accept(machine, delivery_id, delivery_id);
                     records.tokens += 1;
-                    self.judge_token(&delivery.payload, script.cbs);
+                    self.judge_token(&delivery.payload, script, records);
                 }
             }
             Event::Transfer { link, session, delivery_id, first, transfer } => {
@@ -160,13 +187,15 @@ impl Hub {
                     return;
                 };
                 if first {
-                    records.touched.extend(ticket(&transfer.payload()));
+                    records.touched.extend(ticket(&transfer.payload(), inlet.node.is_empty()));
                 }
                 let Ok(Some(delivery)) = inlet.receiver.on_transfer(machine, &transfer, delivery_id) else {
                     return;
                 };
-                let ticket = ticket(&delivery.payload).expect("a message of the test's own");
-                records.received.push((inlet.node.clone(), ticket));
+                let relayed = inlet.node.is_empty();
+                let ticket = ticket(&delivery.payload, relayed).expect("a message of the test's own");
+                let node = if relayed { to(&delivery.payload) } else { inlet.node.clone() };
+                records.received.push((node, ticket));
                 self.pending.push(Pending { session, link, delivery_id, ticket });
             }
             Event::Flow { link: Some(link), flow, .. } => {
@@ -214,7 +243,10 @@ impl Hub {
             Role::Sender => attach.target(),
             Role::Receiver => attach.source(),
         };
-        let node = node.and_then(|node| node.address().map(str::to_owned)).expect("a named node");
+        let node = node.expect("a node").address().map(str::to_owned);
+        assert!(node.is_some() || script.relays, "a hub that does not relay wants names");
+        // The one that leads anywhere has none.
+        let node = node.unwrap_or_default();
         let is_cbs = node == CBS_NODE;
         records.attaches += usize::from(!is_cbs);
         if let (false, Some(condition)) = (is_cbs, script.refuses) {
@@ -242,7 +274,7 @@ impl Hub {
                 let mut receiver = Receiver::new(link, config);
                 let credit = match (is_cbs, script.cbs) {
                     (true, Cbs::GivesNoCredit) => 0,
-                    (true, _) => 10,
+                    (true, _) => script.cbs_credit,
                     (false, _) => script.credit,
                 };
                 if credit > 0 {
@@ -262,13 +294,23 @@ impl Hub {
         }
     }
 
-    fn judge_token(&mut self, request: &Bytes, cbs: Cbs) {
-        let status = match cbs {
-            Cbs::Accepts => 200,
-            Cbs::Refuses => 401,
-            Cbs::GivesNoCredit | Cbs::SaysNothing => return,
-        };
+    fn judge_token(&mut self, request: &Bytes, script: &Script, records: &mut Records) {
         let request = Sections::parse(request, &Limits::WIRE).expect("a sound request");
+        let name = request.application_properties().find(|(key, _)| key.as_str() == Some("name"));
+        let name = name.and_then(|(_, value)| value.as_str().map(str::to_owned)).expect("an audience");
+        if let Body::Value(text) = request.body()
+            && let Some(text) = text.as_str().filter(|text| *text != "secret")
+        {
+            records.texts.push(text.to_owned());
+        }
+        records.audiences.push(name.clone());
+        let unwanted = script.unwanted.iter().find(|(of, _)| *of == name).map(|(_, status)| *status);
+        let status = match (script.cbs, unwanted) {
+            (Cbs::Accepts, None) => 200,
+            (Cbs::Accepts, Some(status)) => status,
+            (Cbs::Refuses, _) => 401,
+            (Cbs::GivesNoCredit | Cbs::SaysNothing, _) => return,
+        };
         let correlation_id = request.properties().message_id();
         let mut out = BytesMut::new();
         put_properties(&mut out, &PropertiesOut { correlation_id, ..PropertiesOut::default() });
@@ -348,13 +390,25 @@ impl Hub {
     }
 }
 
-/// The number at the start of a message's body, as far as the message has come.
-fn ticket(message: &Bytes) -> Option<u64> {
+/// The number at the start of a message's body, as far as the message has come. `has_to`: its properties hold where
+/// it goes.
+fn ticket(message: &Bytes, has_to: bool) -> Option<u64> {
     let sections = Sections::parse(message, &Limits::WIRE);
     let body = match sections.as_ref().map(Sections::body) {
         Ok(Body::Data(data)) => data,
-        // The first frame of a longer one: a data section of 32-bit length, behind 8 bytes of head.
+        // The first frame of a longer one: a data section of 32-bit length, behind 8 bytes of head; and behind the
+        // properties, whose length is their fifth byte, where there are any.
+        _ if has_to || message.starts_with(b"\x00\x53\x73") => {
+            let properties = 5 + usize::from(*message.get(4)?);
+            message.slice((properties + 8).min(message.len())..)
+        }
         _ => message.slice(8.min(message.len())..),
     };
     body.first_chunk().map(|number| u64::from_be_bytes(*number))
+}
+
+/// Where a message says that it goes.
+fn to(message: &Bytes) -> String {
+    let sections = Sections::parse(message, &Limits::WIRE).expect("a sound message");
+    sections.properties().to().expect("a relayed message says where it goes").to_owned()
 }
