@@ -10,4 +10,4 @@ pub(crate) mod mqtt;
 #[cfg(test)]
 mod testing;
 
-pub(crate) use directory::Directory;
+pub(crate) use directory::{Directory, Held, Legacy};

@@ -407,8 +407,10 @@ fn setups(
         setups.iter_mut().zip(sockets).for_each(|(setup, socket)| setup.amqp.push(socket));
         health.set(Component::Amqp, Status::Up);
     }
-    for address in &config.mqtt.listen {
-        let sockets = listener::tcp("mqtt", *address, workers)?;
+    for listener in &config.mqtt_listeners {
+        let acceptor = Acceptor::mqtt(listener)?;
+        let sockets = listener::mqtt(listener, workers)?;
+        let sockets = sockets.into_iter().map(|socket| (socket, acceptor.clone()));
         setups.iter_mut().zip(sockets).for_each(|(setup, socket)| setup.mqtt.push(socket));
         health.set(Component::Mqtt, Status::Up);
     }
@@ -430,7 +432,7 @@ fn listening(setups: &[Setup], console: &console::Bound) -> io::Result<Listening
     let Some(any) = setups.first() else { return Ok(Listening::default()) };
     Ok(Listening {
         amqp: any.amqp.iter().map(|(socket, _)| socket.local_addr()).collect::<Result<_, _>>()?,
-        mqtt: any.mqtt.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?,
+        mqtt: any.mqtt.iter().map(|(socket, _)| socket.local_addr()).collect::<Result<_, _>>()?,
         coap: any.coap.iter().map(UdpSocket::local_addr).collect::<Result<_, _>>()?,
         http: any.http.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?,
         admin: console.addresses(),

@@ -37,6 +37,7 @@ pub use error::{ConfigError, Place};
 pub(crate) use error::{Source, nearest};
 use error::{beside, name_of};
 use listeners::ListenerSection;
+pub use listeners::mqtt::MqttListener;
 pub use listeners::{Limits, Listener};
 pub use mapped::{Mapped, Profile};
 pub use mappings::MappingsError;
@@ -65,7 +66,7 @@ pub struct Config {
     pub runtime: RuntimeConfig,
     /// Where keys and certificates are kept.
     pub state: StateConfig,
-    /// MQTT devices.
+    /// MQTT devices; where they connect says `mqtt_listeners`.
     pub mqtt: MqttConfig,
     /// CoAP devices.
     pub coap: CoapConfig,
@@ -85,6 +86,8 @@ pub struct Config {
     pub spool: SpoolConfig,
     /// Where native AMQP devices connect.
     pub listeners: Vec<Listener>,
+    /// Where MQTT devices connect.
+    pub mqtt_listeners: Vec<MqttListener>,
     /// Where native AMQP devices' links go; never empty.
     pub connectors: Vec<Connector>,
     /// Which links go to which connector.
@@ -275,6 +278,9 @@ impl Config {
         }
         let link_routes = routes::resolve(source, &document.link_route, &amqp.link_routes, &connectors)?;
         let listeners = listeners::resolve(source, &document.listener, &amqp, &profiles, &connectors)?;
+        let mqtt_listeners = listeners::mqtt::resolve(source, &document.listener, &mqtt, &profiles)?;
+        // Where they connect is said by now.
+        let mqtt = MqttConfig { listen: None, ..mqtt };
         let mapped = upstream.mapped();
         let access = upstream::access(source, &upstream, &target, &profiles, base)?;
         let upstream = Upstream {
@@ -304,6 +310,7 @@ impl Config {
             mappings,
             spool,
             listeners,
+            mqtt_listeners,
             connectors,
             link_routes,
             remarks: Vec::new(),
@@ -319,7 +326,7 @@ impl Config {
     /// Whether anybody listens for devices whose messages are mapped.
     #[must_use]
     pub fn maps(&self) -> bool {
-        [&self.mqtt.listen, &self.coap.listen, &self.http.listen].iter().any(|listen| !listen.is_empty())
+        !self.mqtt_listeners.is_empty() || !self.coap.listen.is_empty() || !self.http.listen.is_empty()
     }
 
     /// Whether `fieldgate run` starts the embedded hub: when nothing else is said, if there is no other hub.

@@ -7,7 +7,7 @@ use std::num::NonZeroUsize;
 use socket2::{Domain, Protocol, Socket, Type};
 use thiserror::Error;
 
-use crate::config::Listener;
+use crate::config::{Listener, MqttListener};
 
 /// A port that cannot be listened on.
 #[derive(Debug, Error)]
@@ -65,6 +65,14 @@ pub fn tcp(
 /// # Errors
 /// [`ListenError`], which names the listener.
 pub fn amqp(listener: &Listener, workers: NonZeroUsize) -> Result<Vec<TcpListener>, ListenError> {
+    stream(&listener.setting(), listener.address, workers)
+}
+
+/// As [`tcp`], for a listener of MQTT devices.
+///
+/// # Errors
+/// [`ListenError`], which names the listener.
+pub fn mqtt(listener: &MqttListener, workers: NonZeroUsize) -> Result<Vec<TcpListener>, ListenError> {
     stream(&listener.setting(), listener.address, workers)
 }
 

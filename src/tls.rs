@@ -26,6 +26,7 @@ use crate::config::{ClientCertificates, IdentityFiles, SslProfile, TlsVersion};
 pub(crate) use acceptor::{AcceptError, Acceptor};
 pub(crate) use live::{Follow, Live, follow};
 pub(crate) use stream::Stream;
+pub(crate) use telemetry::DeviceTurnedAway;
 pub(crate) use websocket::{ConnectError as WebSocketError, WebSocket};
 pub(crate) use words::{handshake_in_words, in_words};
 

@@ -57,9 +57,9 @@ pub(crate) struct Setup {
     pub(crate) health: Arc<Health>,
     /// Where messages wait on the disk; absent where no rule asks for it.
     pub(crate) spool: Option<Spool>,
-    /// The configuration's listeners, in their order, and what stands between their sockets and AMQP.
+    /// The configuration's listeners, in their order, and what stands between their sockets and AMQP or MQTT.
     pub(crate) amqp: Vec<(TcpListener, Acceptor)>,
-    pub(crate) mqtt: Vec<TcpListener>,
+    pub(crate) mqtt: Vec<(TcpListener, Acceptor)>,
     pub(crate) coap: Vec<UdpSocket>,
     pub(crate) http: Vec<TcpListener>,
 }
@@ -67,7 +67,7 @@ pub(crate) struct Setup {
 impl Setup {
     /// What follows its files; all workers have the same.
     pub(crate) fn files(&self) -> impl Iterator<Item = Arc<dyn Follow>> {
-        self.amqp.iter().filter_map(|(_, acceptor)| acceptor.files())
+        self.amqp.iter().chain(&self.mqtt).filter_map(|(_, acceptor)| acceptor.files())
     }
 }
 
@@ -181,9 +181,12 @@ async fn serve(setup: Setup, shutdown: Shutdown) -> io::Result<()> {
         let serve = move |stream, peer, worker| amqp::serve(stream, peer, Rc::clone(&listener), worker);
         accept(&worker, Protocol::Amqp, limit, socket, serve)?;
     }
-    for listener in mqtt {
-        let limit = share(worker.config.mqtt.max_connections);
-        accept(&worker, Protocol::Mqtt, limit, listener, adapters::mqtt::serve)?;
+    for (settings, (socket, acceptor)) in worker.config.mqtt_listeners.iter().zip(mqtt) {
+        let limit = share(settings.max_connections);
+        let listener = Rc::new(adapters::mqtt::Listener::new(settings, acceptor));
+        let serve =
+            move |stream, peer, worker| adapters::mqtt::serve(stream, peer, Rc::clone(&listener), worker);
+        accept(&worker, Protocol::Mqtt, limit, socket, serve)?;
     }
     for listener in http {
         let limit = share(worker.config.http.max_connections);

@@ -30,6 +30,8 @@ mod console;
 mod devices;
 #[path = "gateway/listeners.rs"]
 mod listeners;
+#[path = "gateway/mqtt_listeners.rs"]
+mod mqtt_listeners;
 #[path = "gateway/order.rs"]
 mod order;
 #[path = "gateway/outcomes.rs"]

@@ -54,12 +54,13 @@ impl RuleSet {
                     azure::read_query_item(&mut message, rule.own_properties(), item)?;
                 }
             }
-            None => {}
+            Some(Convention::Hono) | None => {}
         }
         if message.properties.content_type.is_none() {
             message.properties.content_type =
                 request.content_format.and_then(content_type).map(ByteString::from_static);
         }
+        rule.finish(&mut message, &found)?;
         Ok(message)
     }
 }

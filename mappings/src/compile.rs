@@ -13,9 +13,10 @@ use crate::delivery::{self, Delivery};
 use crate::file::{CommandText, Fault, LoadError, Place, PropertyText, RuleText, Source, ToText, unknown};
 use crate::message::Value;
 use crate::rules::{
-    AddressPart, AddressTemplate, Convention, Described, Downlink, PropertyPart, PropertyTemplate, RuleSet,
-    Syntax, Table, Uplink, is_reserved,
+    AddressPart, AddressTemplate, Convention, Described, Downlink, MessageName, PropertyPart,
+    PropertyTemplate, RuleSet, Syntax, Table, Uplink, is_reserved,
 };
+use crate::system::System;
 use crate::template::{Binding, Form, Segment, Template, Text, TextPiece};
 use crate::trie::Trie;
 
@@ -115,6 +116,7 @@ impl Loader {
                 via: via(source, rule, pattern)?,
                 address: address(source, target, &pattern.template)?,
                 properties: properties(source, rule, &pattern.template)?,
+                system: System::compile(source, rule, &pattern.template)?,
                 delivery: delivery.cloned(),
             };
             self.set.has_via |= uplink.via.is_some();
@@ -139,6 +141,9 @@ impl Loader {
         delivery::refuse(source, rule)?;
         if let Some((name, _)) = rule.properties.iter().next() {
             return Err(source.error(name.span(), "properties are set on the way to the hub only"));
+        }
+        if let Some((name, _)) = rule.system.iter().next() {
+            return Err(source.error(name.span(), "AMQP properties are set on the way to the hub only"));
         }
         let mut hub = None;
         for (key, value) in &rule.from {
@@ -245,18 +250,25 @@ impl Loader {
         hub: &Spanned<String>,
         max_qos: u8,
     ) -> Result<(), Fault> {
-        let Some(device) = device_slot(&topic) else {
-            return Err(
-                source.error(text.span(), "the topic of a device's commands must name it: `{device}`")
-            );
-        };
         let bound = template(source, hub, 0, HUB_FORM)?;
+        let device = device_slot(&topic);
+        if device.is_none() && bound.binding(DEVICE).is_none() {
+            let message =
+                "the topic of a device's commands must name it, or the hub's address must: `{device}`";
+            return Err(source.error(text.span(), message));
+        }
+        let (topic, tail) = split_tail(source, text, topic, &bound)?;
         if let Some(name) = topic.names().find(|&name| {
             name != DEVICE
                 && bound.binding(name).is_none()
-                && !(convention.is_some() && name == Convention::BAG)
+                && !(convention == Some(Convention::AzureIotHub) && name == Convention::BAG)
         }) {
-            return Err(source.error(text.span(), format!("`{name}` is not bound by the hub's address")));
+            let known: Vec<_> = MessageName::ALL.iter().map(|(name, _)| format!("`{{{name}}}`")).collect();
+            let message = format!(
+                "`{name}` is not bound by the hub's address; the command itself gives {}",
+                known.join(", ")
+            );
+            return Err(source.error(text.span(), message));
         }
         let downlink = Downlink {
             convention,
@@ -265,6 +277,7 @@ impl Loader {
             device,
             address: address(source, hub, &topic)?,
             topic: topic.clone(),
+            tail,
         };
         table(&mut self.set.commands, syntax.key, "").insert(&topic, false, Arc::new(downlink)).map_err(
             |earlier| {
@@ -512,7 +525,7 @@ fn properties(
     Ok(properties)
 }
 
-fn property_text(
+pub(crate) fn property_text(
     source: &Source<'_>,
     text: &Spanned<String>,
     pattern: &Template,
@@ -551,15 +564,40 @@ fn check_topic(
             (Segment::Capture(None) | Segment::Rest(None), _) => {
                 "a wildcard cannot be sent to: give it a name"
             }
-            (Segment::Rest(Some(name)), Some(_)) if name != Convention::BAG => {
+            (Segment::Rest(Some(name)), Some(Convention::AzureIotHub)) if name != Convention::BAG => {
                 "the rest of a topic holds the convention's properties: `{*bag}`"
             }
-            (Segment::Rest(Some(_)), None) => "the rest of a topic has a meaning only with a convention",
+            (Segment::Rest(Some(_)), None | Some(Convention::Hono)) => {
+                "the rest of a topic has a meaning only with a convention that puts properties there"
+            }
             _ => continue,
         };
         return Err(source.error(command.topic.span(), message));
     }
     Ok(())
+}
+
+/// Splits off what only the command itself gives: segments at the end of its topic. A rest of the path stands for them.
+fn split_tail(
+    source: &Source<'_>,
+    text: &Spanned<String>,
+    mut topic: Template,
+    bound: &Template,
+) -> Result<(Template, Vec<MessageName>), Fault> {
+    let given = |segment: &Segment| {
+        let name = segment.name().filter(|name| bound.binding(name).is_none());
+        name.and_then(MessageName::find)
+    };
+    let Some(first) = topic.segments.iter().position(|segment| given(segment).is_some()) else {
+        return Ok((topic, Vec::new()));
+    };
+    let tail: Option<Vec<_>> = topic.segments.drain(first..).map(|segment| given(&segment)).collect();
+    let Some(tail) = tail else {
+        let message = "what the command itself gives stands at the end of the topic: nothing else may follow";
+        return Err(source.error(text.span(), message));
+    };
+    topic.segments.push(Segment::Rest(None));
+    Ok((topic, tail))
 }
 
 fn max_qos(source: &Source<'_>, command: &CommandText) -> Result<u8, Fault> {

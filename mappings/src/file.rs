@@ -137,6 +137,9 @@ pub(crate) struct RuleText {
     pub(crate) to: BTreeMap<Spanned<String>, Spanned<ToText>>,
     #[serde(default)]
     pub(crate) properties: BTreeMap<Spanned<String>, Spanned<PropertyText>>,
+    /// AMQP's standard properties by their names.
+    #[serde(default)]
+    pub(crate) system: BTreeMap<Spanned<String>, Spanned<String>>,
     pub(crate) device: Option<Spanned<DeviceText>>,
     pub(crate) delivery: Option<Spanned<DeliveryText>>,
 }
@@ -230,18 +233,8 @@ impl<'de> Deserialize<'de> for PropertyText {
 }
 
 /// Keys of the mapping language that this version does not have yet.
-const LATER: &[&str] = &[
-    "match",
-    "system",
-    "payload",
-    "test",
-    "registry",
-    "unmatched",
-    "action",
-    "at_most",
-    "observe",
-    "long_poll",
-];
+const LATER: &[&str] =
+    &["match", "payload", "test", "registry", "unmatched", "action", "at_most", "observe", "long_poll"];
 
 /// Turns the reader's message about an unknown key into one that says what would be right; others pass.
 fn explain(message: &str) -> String {

@@ -59,12 +59,13 @@ impl RuleSet {
                 // Content-Type is not read: it says how the request is made, and common clients claim that every
                 // body is a form. `iothub-contenttype` says what the message is.
             }
-            None => {
+            Some(Convention::Hono) | None => {
                 message.properties.content_type = text(head.headers(), &CONTENT_TYPE)?.map(ByteString::from);
                 message.properties.content_encoding =
                     text(head.headers(), &CONTENT_ENCODING)?.map(ByteString::from);
             }
         }
+        rule.finish(&mut message, &found)?;
         Ok(message)
     }
 }

@@ -4,7 +4,7 @@
 //!   protocol.
 //! - `mqtt`, `coap`, `http` and `amqp` stand side by side: in each the protocol's way into the model, its way out of
 //!   it, and its own answer to every outcome. Each is a feature.
-//! - `azure` is the one built-in convention so far: what templates cannot say about Azure IoT Hub's device API.
+//! - `azure` and `hono` are the built-in conventions: what templates cannot say about a device API.
 
 // Without a protocol nothing reaches the rules' machinery; what remains to be checked is that it names none.
 #![cfg_attr(
@@ -21,6 +21,7 @@ pub mod coap;
 mod compile;
 pub mod delivery;
 mod file;
+mod hono;
 #[cfg(feature = "http")]
 pub mod http;
 pub mod message;
@@ -28,6 +29,7 @@ pub mod message;
 pub mod mqtt;
 pub mod outcome;
 pub mod rules;
+mod system;
 mod template;
 mod time;
 mod trie;

@@ -4,19 +4,23 @@
 //! MQTT 3.1.1 and MQTT 5 publish by the same rules; what version 5 says beside the topic (content type, correlation
 //! data, user properties) becomes the model's own properties.
 
+mod properties;
+
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
 
 use crate::address::{Address, DeviceId, Identity};
 use crate::azure;
-use crate::message::{Message, MessageId, Value};
+use crate::hono;
+use crate::message::{Message, MessageId};
 use crate::outcome::{Outcome, Reason, Rejection};
-use crate::rules::{Convention, Downlink, RuleSet, Syntax};
+use crate::rules::{Convention, Downlink, MessageName, RuleSet, Syntax};
 use crate::template::{Form, Segment};
 use crate::trie::{Joined, Path};
+
+pub use properties::PublishProperties;
 
 pub(crate) const SYNTAX: Syntax = Syntax {
     key: "mqtt",
@@ -38,25 +42,10 @@ pub struct Publish<'a> {
     pub payload: Bytes,
     /// Quality of service: 0, 1 or 2.
     pub qos: u8,
-    /// The retain flag. The hub retains nothing; the convention passes the flag on as a property.
+    /// The retain flag. The hub retains nothing; the flag is passed on as a property, as Azure does.
     pub retain: bool,
     /// What MQTT 5 says beside the topic; empty for MQTT 3.1.1.
     pub properties: PublishProperties,
-}
-
-/// The properties of an MQTT 5 PUBLISH (3.3.2.3) that mean something beyond the wire.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PublishProperties {
-    /// Content Type.
-    pub content_type: Option<ByteString>,
-    /// Response Topic.
-    pub response_topic: Option<ByteString>,
-    /// Correlation Data.
-    pub correlation_data: Option<Bytes>,
-    /// Message Expiry Interval; whole seconds on the wire.
-    pub message_expiry: Option<Duration>,
-    /// User Properties, in order.
-    pub user_properties: Vec<(ByteString, ByteString)>,
 }
 
 impl RuleSet {
@@ -96,21 +85,17 @@ impl RuleSet {
         match rule.convention {
             Some(Convention::AzureIotHub) => {
                 azure::read_bag(&mut message, own, found.rest.0.unwrap_or_default())?;
-                if publish.retain {
-                    azure::add_property(
-                        &mut message,
-                        own,
-                        ByteString::from_static("mqtt-retain"),
-                        "true".into(),
-                    )?;
-                }
                 if will {
                     azure::mark_will(&mut message, own)?;
                 }
             }
+            Some(Convention::Hono) => {
+                hono::read_bag(&mut message, own, found.rest.0.unwrap_or_default())?;
+            }
             None => {}
         }
-        read_properties(&mut message, own, publish.properties)?;
+        properties::read(&mut message, own, publish.retain, publish.properties)?;
+        rule.finish(&mut message, &found)?;
         Ok(message)
     }
 
@@ -132,13 +117,14 @@ impl RuleSet {
                 segment
             });
             match (template, segment) {
-                // `#` asks for whatever the convention puts there; anything narrower would hide commands.
-                (Segment::Rest(_), Some("#")) => {}
                 (Segment::Rest(_), _) => {
-                    return Err(Rejection::new(
-                        Reason::NoSuchAddress,
-                        "the filter of commands ends with `#`",
-                    ));
+                    let left = filter.split('/').skip(index);
+                    if !takes_all(left, rule.tail.len()) {
+                        return Err(Rejection::new(
+                            Reason::NoSuchAddress,
+                            "the filter of commands ends with `#`, or with a `+` for each name",
+                        ));
+                    }
                 }
                 // A name is one fixed value: with a wildcard it is not known whose commands are meant, and no device
                 // with a wildcard in its name can be published to.
@@ -153,27 +139,20 @@ impl RuleSet {
     }
 }
 
-fn read_properties(
-    message: &mut Message,
-    own: usize,
-    properties: PublishProperties,
-) -> Result<(), Rejection> {
-    let PublishProperties { content_type, response_topic, correlation_data, message_expiry, user_properties } =
-        properties;
-    message.ttl = message_expiry;
-    // What the convention said in the topic stands.
-    let known = &mut message.properties;
-    if let (None, Some(content_type)) = (&known.content_type, content_type) {
-        known.content_type = Some(azure::symbol(content_type)?);
+/// Whether the end of a filter asks for all that may stand there: so many segments that the command itself gives, or
+/// what a convention puts there. Anything narrower would hide commands.
+fn takes_all<'a>(mut filter: impl Iterator<Item = &'a str>, names: usize) -> bool {
+    for _ in 0..names {
+        match filter.next() {
+            Some("#") => return true,
+            Some("+") => {}
+            _ => return false,
+        }
     }
-    if let (None, Some(correlation)) = (&known.correlation_id, correlation_data) {
-        known.correlation_id = Some(MessageId::Binary(correlation));
+    match filter.next() {
+        Some("#") => true,
+        other => names > 0 && other.is_none(),
     }
-    known.reply_to = response_topic;
-    for (name, value) in user_properties {
-        azure::add_property(message, own, name, Value::String(value))?;
-    }
-    Ok(())
 }
 
 /// The commands of one device, on their way to one topic filter of its connection. Keeps the version of the rule that
@@ -194,7 +173,7 @@ pub struct Command {
     pub topic: String,
     /// Payload.
     pub payload: Bytes,
-    /// For MQTT 5. With a convention most of it stands in the topic, and then not here.
+    /// For MQTT 5. What a convention has put into the topic is not here.
     pub properties: PublishProperties,
 }
 
@@ -219,11 +198,16 @@ impl Subscription {
         }
         let mut topic = String::with_capacity(self.topic.len() + 128);
         topic.push_str(&self.topic);
-        let mut properties =
-            PublishProperties { message_expiry: message.ttl, ..PublishProperties::default() };
-        match self.rule.convention {
-            Some(Convention::AzureIotHub) => azure::write_bag(message, &mut topic),
-            None => write_properties(message, &mut properties),
+        let properties = match self.rule.convention {
+            Some(Convention::AzureIotHub) => {
+                azure::write_bag(message, &mut topic);
+                properties::write_beside(message)
+            }
+            Some(Convention::Hono) | None => properties::write(message),
+        };
+        for (index, name) in self.rule.tail.iter().enumerate() {
+            topic.push_str(if index > 0 { "/" } else { "" });
+            push_segment(&mut topic, *name, message)?;
         }
         if topic.len() > MAX_TOPIC_BYTES {
             return Err(Rejection::new(Reason::TooLarge, "the command's properties do not fit into a topic"));
@@ -232,23 +216,23 @@ impl Subscription {
     }
 }
 
-fn write_properties(message: &Message, out: &mut PublishProperties) {
+/// Appends a segment that the command itself gives: empty if it does not say it.
+fn push_segment(topic: &mut String, name: MessageName, message: &Message) -> Result<(), Rejection> {
     let properties = &message.properties;
-    out.content_type.clone_from(&properties.content_type);
-    out.response_topic.clone_from(&properties.reply_to);
-    out.correlation_data = properties.correlation_id.as_ref().map(|id| match id {
-        MessageId::Binary(bytes) => bytes.clone(),
-        MessageId::String(text) => text.as_bytes().clone(),
-        MessageId::Ulong(number) => number.to_string().into(),
-        MessageId::Uuid(bytes) => Bytes::copy_from_slice(bytes),
-    });
-    for (name, value) in &message.application_properties {
-        let value = match value {
-            Value::String(text) | Value::Symbol(text) => text.clone(),
-            other => azure::value_text(other).into(),
-        };
-        out.user_properties.push((name.clone(), value));
+    let id = |id: &Option<MessageId>| id.as_ref().map(properties::id_text);
+    let text = match name {
+        MessageName::MessageId => id(&properties.message_id),
+        MessageName::CorrelationId => id(&properties.correlation_id),
+        MessageName::Subject => properties.subject.clone(),
+    };
+    let text = text.unwrap_or_default();
+    if text.contains(['/', '+', '#']) || text.chars().any(char::is_control) {
+        let what = MessageName::ALL.iter().find(|(_, known)| *known == name).map_or("", |(name, _)| name);
+        let message = format!("the command's {what} cannot be a level of a topic: `{text}`");
+        return Err(Rejection::new(Reason::Content, message));
     }
+    topic.push_str(&text);
+    Ok(())
 }
 
 /// What the gateway does about a rejected message where the protocol has no word for it.

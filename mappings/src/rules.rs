@@ -14,6 +14,7 @@ use crate::compile::Loader;
 use crate::delivery::Delivery;
 use crate::message::{Direction, Message, Value};
 use crate::outcome::{Reason, Rejection};
+use crate::system::System;
 use crate::template::{Binding, Form, Template};
 use crate::trie::{Captures, Found, Path, Trie};
 
@@ -38,10 +39,13 @@ pub(crate) struct Syntax {
 pub(crate) enum Convention {
     /// Azure IoT Hub's own topics, paths and headers.
     AzureIotHub,
+    /// Eclipse Hono's property bag.
+    Hono,
 }
 
 impl Convention {
-    pub(crate) const ALL: [(&'static str, Self); 1] = [("azure-iot-hub", Self::AzureIotHub)];
+    pub(crate) const ALL: [(&'static str, Self); 2] =
+        [("azure-iot-hub", Self::AzureIotHub), ("hono", Self::Hono)];
     /// The name of the rest of a path that holds the convention's properties.
     pub(crate) const BAG: &'static str = "bag";
 }
@@ -88,6 +92,7 @@ pub(crate) struct Uplink {
     pub(crate) via: Option<Box<str>>,
     pub(crate) address: AddressTemplate,
     pub(crate) properties: Vec<(ByteString, PropertyTemplate)>,
+    pub(crate) system: System,
     pub(crate) delivery: Option<Arc<Delivery>>,
 }
 
@@ -96,11 +101,35 @@ pub(crate) struct Uplink {
 pub(crate) struct Downlink {
     pub(crate) convention: Option<Convention>,
     pub(crate) max_qos: u8,
+    /// The topic as far as a subscription to it decides it; `#` where a convention or the command itself goes on.
     pub(crate) topic: Template,
+    /// What the command itself adds to the topic.
+    pub(crate) tail: Vec<MessageName>,
     pub(crate) place: Place,
-    /// The slot of the topic's device.
-    pub(crate) device: usize,
+    /// The slot of the topic's device, where it names one.
+    pub(crate) device: Option<usize>,
     pub(crate) address: AddressTemplate,
+}
+
+/// A name that only the command has a value for: a segment of its topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MessageName {
+    MessageId,
+    CorrelationId,
+    Subject,
+}
+
+impl MessageName {
+    pub(crate) const ALL: [(&'static str, Self); 3] = [
+        ("message-id", Self::MessageId),
+        ("correlation-id", Self::CorrelationId),
+        ("subject", Self::Subject),
+    ];
+
+    /// The name as it stands in a template.
+    pub(crate) fn find(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(known, _)| *known == name).map(|(_, name)| *name)
+    }
 }
 
 /// A node of the hub with names in it.
@@ -209,6 +238,15 @@ impl Uplink {
         Ok(message)
     }
 
+    /// Sets what the rule says about the message as a whole: after the device's own words were read.
+    pub(crate) fn finish<'a, P: Path<'a>>(
+        &self,
+        message: &mut Message,
+        found: &Found<'_, 'a, Self, P>,
+    ) -> Result<(), Rejection> {
+        self.system.apply(message, &found.captures, found.rest)
+    }
+
     /// How many of a message's first application properties are the rule's own. A device cannot replace them.
     pub(crate) fn own_properties(&self) -> usize {
         self.properties.len()
@@ -222,7 +260,8 @@ impl Downlink {
         found: &Found<'_, 'a, Arc<Self>, P>,
         device: &DeviceId,
     ) -> Result<Address, Rejection> {
-        identify(Identity::Is(device), Some(found.captures.get(self.device)), None)?;
+        let captured = self.device.map(|slot| found.captures.get(slot));
+        identify(Identity::Is(device), captured, None)?;
         self.address.resolve(device, &found.captures, found.rest)
     }
 }
@@ -300,7 +339,12 @@ fn identifier(captured: &str) -> Result<&str, Rejection> {
 }
 
 impl PropertyTemplate {
-    fn resolve<'a, P: Path<'a>>(&self, device: &DeviceId, captures: &Captures<'a>, rest: P) -> Value {
+    pub(crate) fn resolve<'a, P: Path<'a>>(
+        &self,
+        device: &DeviceId,
+        captures: &Captures<'a>,
+        rest: P,
+    ) -> Value {
         let parts = match self {
             Self::Constant(value) => return value.clone(),
             Self::Text(parts) => parts,

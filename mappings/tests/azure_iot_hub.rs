@@ -521,6 +521,7 @@ fn a_will_says_that_it_is_one() {
 #[test]
 fn mqtt_5_adds_what_the_topic_does_not_say() {
     let properties = PublishProperties {
+        payload_is_text: true,
         content_type: text("text/plain"),
         response_topic: text("answers/here"),
         correlation_data: Some(Bytes::from_static(b"\x00\xff")),
@@ -534,7 +535,7 @@ fn mqtt_5_adds_what_the_topic_does_not_say() {
     assert_eq!(message.properties.reply_to, text("answers/here"));
     assert_eq!(message.properties.correlation_id, Some(MessageId::Binary(Bytes::from_static(b"\x00\xff"))));
     assert_eq!(message.ttl, Some(Duration::from_secs(60)));
-    assert_eq!(application(&message), [("site", Some("ber"))]);
+    assert_eq!(application(&message), [("mqtt-payload-format", Some("utf-8")), ("site", Some("ber"))]);
 
     let message = map("devices/dev1/messages/events/$.ct=a&$.cid=b").unwrap();
     assert_eq!(message.properties.content_type, text("a"));

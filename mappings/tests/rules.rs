@@ -40,7 +40,7 @@ fn id(text: &str) -> DeviceId {
 
 fn publish(rules: &RuleSet, device: &str, topic: &str) -> Result<Message, Rejection> {
     let payload = Bytes::from_static(b"x");
-    let publish = Publish { topic, payload, qos: 1, retain: true, properties: PublishProperties::default() };
+    let publish = Publish { topic, payload, qos: 1, retain: false, properties: PublishProperties::default() };
     rules.map_mqtt(&id(device), publish)
 }
 
@@ -307,6 +307,16 @@ fn faulty_uplink_rules_say_what_would_be_right() {
         (&format!("from.mqtt = \"a\"\n{to}\nproperties.x = \"{{y\""), "7:17", "an open brace"),
         (&format!("from.mqtt = \"a\"\n{to}\nproperties.x = \"{{y}}\""), "7:17", "unknown name `y`"),
         (&format!("from.mqtt = \"a\"\n{to}\nproperties.\"\" = 1"), "7:12", "a property needs a name"),
+        (&format!("from.mqtt = \"a\"\n{to}\nsystem.user-id = \"x\""), "7:8", "a rule never sets `user-id`"),
+        (&format!("from.mqtt = \"a\"\n{to}\nsystem.subjct = \"x\""), "7:8", "did you mean `subject`?"),
+        (&format!("from.mqtt = \"a\"\n{to}\nsystem.subject = \"{{x}}\""), "7:19", "unknown name `x`"),
+        (
+            &format!("from.mqtt = \"a\"\n{to}\nsystem.content-type = \"auto\""),
+            "7:23",
+            "`auto` is not in this version",
+        ),
+        (&format!("from.mqtt = \"a\"\n{to}\nsystem.content-type = \"é\""), "7:23", "printable ASCII"),
+        (&format!("from.mqtt = \"a\"\n{to}\nsystem.ttl = \"10\""), "7:14", "a duration with its unit"),
         (
             &format!("from.mqtt = \"a/{{x}}\"\n{to}\nproperties.IoTHub-x = \"{{x}}\""),
             "7:12",
@@ -338,7 +348,14 @@ fn faulty_downlink_rules_say_what_would_be_right() {
             "6:13",
             "the key `observe` is not in this version",
         ),
-        (&format!("{hub}\nto.mqtt = {{ topic = \"a\" }}"), "6:21", "must name it: `{device}`"),
+        ("from.hub = \"queue/x\"\nto.mqtt = { topic = \"a\" }", "6:21", "must name it"),
+        (&format!("{hub}\nto.mqtt = {{ topic = \"a/{{subject}}/b\" }}"), "6:21", "nothing else may follow"),
+        (&format!("{hub}\nto.mqtt = {{ topic = \"a/{{sibject}}\" }}"), "6:21", "`{subject}`"),
+        (
+            &format!("{hub}\nto.mqtt = {{ topic = \"a\" }}\nsystem.subject = \"x\""),
+            "7:8",
+            "on the way to the hub only",
+        ),
         (&format!("{hub}\nto.mqtt = {{ topic = \"+/{{device}}\" }}"), "6:21", "a wildcard cannot be sent to"),
         (&format!("{hub}\nto.mqtt = {{ topic = \"{{device}}/#\" }}"), "6:21", "a wildcard cannot be sent to"),
         (
@@ -383,7 +400,7 @@ fn a_rule_that_runs_both_ways_must_give_every_name_back() {
             "5:13",
             "does not give the rest of the path back",
         ),
-        (&format!("from.mqtt = \"q/{{queue}}\"\n{address}"), "5:13", "must name it: `{device}`"),
+        ("from.mqtt = \"q/{queue}\"\nto.address = \"queues/{queue}\"", "5:13", "must name it"),
         (&format!("from.coap = \"POST /q/{{queue}}/{{device}}\"\n{address}"), "5:6", "commands over `coap`"),
         (
             &format!("convention = \"azure-iot-hub\"\nfrom.mqtt = \"q/{{queue}}/{{device}}\"\n{address}"),
@@ -433,6 +450,7 @@ fn without_a_convention_commands_carry_their_properties_beside_the_topic() {
     assert_eq!(
         command.properties,
         PublishProperties {
+            payload_is_text: false,
             content_type: Some(text("text/plain")),
             response_topic: Some(text("r")),
             correlation_data: Some(Bytes::from_static(b"c")),
@@ -491,13 +509,13 @@ fn the_rule_has_the_last_word_on_its_properties() {
          from.mqtt = \"t/{device}/{*bag}\"\nto.address = \"devices/{device}/messages/events\"\n\
          properties = { site = \"ber\", iothub-message-schema = \"fixed\" }\n",
     );
-    let message = publish(&rules, "d1", "t/d1/site=x&site=y&$.schema=z&mqtt-retain=no&").unwrap_err();
+    let message = publish(&rules, "d1", "t/d1/site=x&site=y&$.schema=z&other=1&other=2&").unwrap_err();
     assert_eq!(message.reason, Reason::Content);
     let message = publish(&rules, "d1", "t/d1/site=x&$.schema=z&other=1").unwrap();
     assert_eq!(property(&message, "site"), "ber");
     assert_eq!(property(&message, "iothub-message-schema"), "fixed");
     assert_eq!(property(&message, "other"), "1");
-    assert_eq!(message.application_properties.len(), 4);
+    assert_eq!(message.application_properties.len(), 3);
 }
 
 #[test]

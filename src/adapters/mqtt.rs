@@ -5,6 +5,8 @@ mod commands;
 mod connect;
 mod host;
 mod inbox;
+mod kept;
+mod listener;
 mod session;
 mod telemetry;
 #[cfg(test)]
@@ -19,7 +21,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
-use fieldgate_mqtt::Config;
+use fieldgate_mqtt::{Config, Connection};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -29,7 +31,10 @@ use crate::wire::{Turn, Wire};
 use crate::worker::Worker;
 
 use host::Host;
-use session::Session;
+pub(crate) use kept::Kept;
+use listener::Guest;
+pub(crate) use listener::Listener;
+use session::{Session, WaitingWill};
 
 /// What the machines of one worker share.
 pub(crate) fn machine_config(config: &MqttConfig) -> Arc<Config> {
@@ -47,24 +52,47 @@ pub(crate) fn machine_config(config: &MqttConfig) -> Arc<Config> {
 pub(crate) fn serve(
     stream: TcpStream,
     peer: SocketAddr,
+    listener: Rc<Listener>,
     worker: Rc<Worker>,
 ) -> Pin<Box<impl Future<Output = ()>>> {
     let (config, shutdown) = (Arc::clone(&worker.mqtt), worker.shutdown.clone());
-    Box::pin(drive(stream, peer, worker, config, shutdown))
+    Box::pin(async move {
+        let within = worker.config.mqtt.connect_time_out;
+        // A handshake needs more room than the device does afterwards.
+        let welcome = Box::pin(listener.welcome(stream, peer, within, &shutdown));
+        if let Some((stream, guest)) = welcome.await {
+            drive(stream, guest, worker, config, shutdown).await;
+        }
+    })
 }
 
-async fn drive<S, H>(stream: S, peer: SocketAddr, host: Rc<H>, config: Arc<Config>, shutdown: Shutdown)
+async fn drive<S, H>(stream: S, guest: Guest, host: Rc<H>, config: Arc<Config>, shutdown: Shutdown)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Host,
 {
     let mut wire = Wire::new(stream);
-    let machine = {
-        let mut session = Session::new(host, peer, config, Instant::now());
+    let (machine, will) = {
+        let mut session = Session::new(host, guest, config);
         run(&mut wire, &mut session, &shutdown).await;
         session.finish(Instant::now())
     };
-    wire.linger(machine, &shutdown).await;
+    // The end needs more room than the connection does before.
+    Box::pin(end(wire, machine, will, &shutdown)).await;
+}
+
+/// The last words, and a will that waits.
+async fn end<S, H>(wire: Wire<S>, machine: Connection, will: Option<WaitingWill<H>>, shutdown: &Shutdown)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    H: Host,
+{
+    let waits = async {
+        if let Some(will) = will {
+            will.wait(shutdown).await;
+        }
+    };
+    tokio::join!(wire.linger(machine, shutdown), waits);
 }
 
 /// Bytes to the machine, its events to the hub, the hub's answers to the machine, bytes to the client; until nothing

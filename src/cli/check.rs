@@ -99,9 +99,11 @@ fn deliveries(rules: &RuleSet) -> Vec<String> {
 
 /// Reads what the TLS profiles name.
 fn certificates(config: &Config) -> Result<(), Wrong> {
-    for listener in &config.listeners {
-        let wrong = |error| Wrong::Profile(format!("listener `{}`", listener.name), error);
-        listener.tls.as_deref().map(tls::listener).transpose().map_err(wrong)?;
+    let amqp = config.listeners.iter().map(|listener| (&listener.name, &listener.tls));
+    let mqtt = config.mqtt_listeners.iter().map(|listener| (&listener.name, &listener.tls));
+    for (name, profile) in amqp.chain(mqtt) {
+        let wrong = |error| Wrong::Profile(format!("listener `{name}`"), error);
+        profile.as_deref().map(tls::listener).transpose().map_err(wrong)?;
     }
     // What names no file was not touched by anybody; the platform's certificates are looked for at the start.
     let upstream = &config.upstream.access.tls;
@@ -141,8 +143,13 @@ fn summary(config: &Config) -> Vec<(&'static str, String)> {
         Some(first) => first.0 = "AMQP",
         None => lines.push(("AMQP", "off".into())),
     }
+    let mut mqtt = config.mqtt_listeners.iter().map(|listener| {
+        let transport = device_transport(listener.tls.as_deref(), listener.require_ssl, listener.websocket);
+        format!("{}   {transport}; {}", listener.address, anonymous(listener.allow_anonymous))
+    });
+    lines.push(("MQTT", mqtt.next().unwrap_or_else(|| "off".into())));
+    lines.extend(mqtt.map(|line| ("", line)));
     lines.extend([
-        ("MQTT", listener(&config.mqtt.listen, anonymous(config.mqtt.allow_anonymous()))),
         ("CoAP", listener(&config.coap.listen, anonymous(config.coap.allow_anonymous()))),
         ("HTTP", listener(&config.http.listen, anonymous(config.http.allow_anonymous()))),
         ("admin", listener(&config.admin.listen, "/metrics and /healthz")),
@@ -201,13 +208,17 @@ fn mapped(mapped: &Mapped) -> Option<String> {
     (!parts.is_empty()).then(|| format!("  mapped devices: {}", parts.join("; ")))
 }
 
-fn amqp_listener(config: &Config, listener: &Listener) -> String {
-    let transport = match (&listener.tls, listener.require_ssl) {
+fn device_transport(tls: Option<&SslProfile>, required: bool, websocket: bool) -> String {
+    let transport = match (tls, required) {
         (None, _) => "plain text".to_owned(),
         (Some(profile), true) => versions(profile),
         (Some(profile), false) => format!("plain text or {}", versions(profile)),
     };
-    let transport = transport + if listener.websocket { ", also by WebSocket" } else { "" };
+    transport + if websocket { ", also by WebSocket" } else { "" }
+}
+
+fn amqp_listener(config: &Config, listener: &Listener) -> String {
+    let transport = device_transport(listener.tls.as_deref(), listener.require_ssl, listener.websocket);
     let mut mechanisms: Vec<&str> =
         listener.sasl_mechanisms.iter().map(|mechanism| mechanism.name()).collect();
     if !listener.authenticate_peer {
@@ -298,7 +309,7 @@ mod tests {
         assert_eq!(
             summary_of(text),
             "AMQP     0.0.0.0:5672   plain text; ANONYMOUS, MSSBCBS, or no SASL; devices bring tokens
-MQTT     127.0.0.1:1883   devices are who they say they are
+MQTT     127.0.0.1:1883   plain text; devices are who they say they are
 CoAP     off
 HTTP     127.0.0.1:8080   devices are who they say they are
 admin    127.0.0.1:9464   /metrics and /healthz
@@ -337,10 +348,12 @@ routes   `upstream`: the hub; shared by 500 devices at most, on demand, held 60 
 
     #[test]
     fn the_summary_shows_listeners_connectors_and_routes() {
-        let text = "[mqtt]\nlisten = []\n[coap]\nlisten = []\n[http]\nlisten = []\n\
+        let text = "[coap]\nlisten = []\n[http]\nlisten = []\n\
             [[ssl_profile]]\nname = \"s\"\ncert_file = \"c\"\nprivate_key_file = \"k\"\nprotocols = [\"TLSv1.3\"]\n\
             [[listener]]\nssl_profile = \"s\"\nconnector = \"B\"\nauthenticate_peer = true\n\
             [[listener]]\nport = 1\nssl_profile = \"s\"\nrequire_ssl = false\nwebsocket = true\n\
+            [[listener]]\nprotocol = \"mqtt\"\nhost = \"0.0.0.0\"\nssl_profile = \"s\"\nwebsocket = true\nallow_anonymous = false\n\
+            [[listener]]\nprotocol = \"mqtt\"\n\
             [[connector]]\nname = \"A\"\nhost = \"a.example\"\nfailover = [\"b.example:7\"]\nssl_profile = \"s\"\nconnect = \"start\"\n\
             [[connector]]\nname = \"B\"\nhost = \"::1\"\nmode = \"per-connection\"\n\
             transport = \"websocket\"\nproxy = \"http://u:hidden@proxy.example:3128\"\n\
@@ -350,10 +363,14 @@ routes   `upstream`: the hub; shared by 500 devices at most, on demand, held 60 
             summary_of(text),
             "AMQP     127.0.0.1:5671   TLS 1.3; MSSBCBS; devices bring tokens; all go to `B`
          127.0.0.1:1   plain text or TLS 1.3, also by WebSocket; ANONYMOUS, MSSBCBS, or no SASL; devices need no token
-MQTT     off
+MQTT     0.0.0.0:8883   TLS 1.3, also by WebSocket; no device gets in without credentials
+         127.0.0.1:1883   plain text; devices are who they say they are
 CoAP     off
 HTTP     off
 admin    127.0.0.1:9464   /metrics and /healthz
+hub      the embedded hub
+         127.0.0.1:5671   AMQP over TLS as `localhost`; registers unknown devices
+mappings the built-in azure-iot-hub.toml
 routes   `A`: a.example:5671, then b.example:7, TLS 1.3; shared by 500 devices at most, from the start, held 60 s through an outage
            both ways: $cbs, devices
 routes   `B`: [::1]:80, plain text, WebSocket at /$iothub/websocket, through the proxy proxy.example:3128; a connection for each device

@@ -18,9 +18,9 @@ pub(super) fn read(source: &Source<'_>) -> Result<Document, ConfigError> {
     let Document { amqp, mqtt, coap, http, admin, hub, .. } = &document;
     amqp_authorisation(source, amqp)?;
     let network = [
-        ("mqtt", "MQTT", &mqtt.listen, mqtt.allow_anonymous),
-        ("coap", "CoAP", &coap.listen, coap.allow_anonymous),
-        ("http", "HTTP", &http.listen, http.allow_anonymous),
+        ("mqtt", "MQTT", mqtt.listen(), mqtt.allow_anonymous),
+        ("coap", "CoAP", &*coap.listen, coap.allow_anonymous),
+        ("http", "HTTP", &*http.listen, http.allow_anonymous),
     ];
     for (section, protocol, listen, allowed) in network {
         if let Some((at, address)) = off_loopback(listen)
@@ -153,6 +153,8 @@ fn ranges(source: &Source<'_>, document: &Document) -> Result<(), ConfigError> {
     )?;
     within.duration(&["runtime", "drain"], runtime.drain, Duration::ZERO, Duration::from_secs(3_600))?;
     // Keep Alive is 16 bits of seconds (MQTT 5 3.1.2.10).
+    // Session Expiry Interval is 32 bits of seconds (MQTT 5 3.1.2.11.2); nothing outlives the process.
+    within.duration(&["mqtt", "session_expiry_max"], mqtt.session_expiry_max, Duration::ZERO, 30 * day)?;
     within.duration(&["mqtt", "keep_alive_max"], mqtt.keep_alive_max, second, Duration::from_secs(65_535))?;
     // Later than ACK_TIMEOUT (2 s, RFC 7252 4.8) the device has sent its request again.
     within.duration(&["coap", "ack_delay"], coap.ack_delay, Duration::ZERO, Duration::from_millis(1_900))?;

@@ -1,4 +1,6 @@
-//! `[[listener]]`: where AMQP 1.0 devices connect, and what is asked of them.
+//! `[[listener]]`: where AMQP 1.0 devices connect, and what is asked of them; where MQTT devices do, says [`mqtt`].
+
+pub(super) mod mqtt;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::{NonZeroU16, NonZeroU32, NonZeroUsize};
@@ -78,11 +80,22 @@ pub struct Limits {
     pub open_time_out: Duration,
 }
 
+/// What a listener is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Protocol {
+    #[default]
+    Amqp,
+    Mqtt,
+}
+
 /// `[[listener]]` as it is written.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ListenerSection {
     name: Option<String>,
+    #[serde(default)]
+    protocol: Protocol,
     host: Option<String>,
     port: Option<u16>,
     ssl_profile: Option<String>,
@@ -125,8 +138,9 @@ pub(super) fn resolve(
     profiles: &[Arc<SslProfile>],
     connectors: &[Connector],
 ) -> Result<Vec<Listener>, ConfigError> {
+    let ours = |section: &ListenerSection| section.protocol == Protocol::Amqp;
     let short = match &amqp.listen {
-        None if !sections.is_empty() => &[],
+        None if sections.iter().any(ours) => &[],
         _ => amqp.listen(),
     };
     let mut listeners: Vec<Listener> = short
@@ -152,7 +166,7 @@ pub(super) fn resolve(
         check_shared(None, connectors, |what| source.wrong(&["amqp", "authorise"], what))?;
     }
     let mut names = Names::new(source, SECTION);
-    for (at, section) in sections.iter().enumerate() {
+    for (at, section) in sections.iter().enumerate().filter(|(_, section)| ours(section)) {
         let at = at.to_string();
         let here = Here { source, at: &at, section };
         let listener = here.resolve(&mut names, amqp, profiles, connectors)?;

@@ -185,15 +185,14 @@ impl AmqpSection {
     }
 }
 
-/// `[mqtt]`: the listener for MQTT 3.1.1 and 5 devices.
+/// `[mqtt]`: the short form of a listener for MQTT 3.1.1 and 5 devices, and the bounds of all connections.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MqttConfig {
-    /// Empty: no listener.
-    #[serde(deserialize_with = "listen")]
-    pub listen: Vec<SocketAddr>,
+    #[serde(deserialize_with = "some_listen")]
+    pub(super) listen: Option<Vec<SocketAddr>>,
     pub(super) allow_anonymous: Option<bool>,
-    /// Connections over all workers; an idle one costs single kilobytes.
+    /// Connections of one listener, over all workers; an idle one costs single kilobytes.
     pub max_connections: NonZeroUsize,
     /// The Maximum Packet Size; one partial packet is buffered for each connection.
     #[serde(deserialize_with = "units::size")]
@@ -204,6 +203,12 @@ pub struct MqttConfig {
     pub command_window: NonZeroU16,
     /// Subscriptions of one connection.
     pub max_subscriptions: NonZeroUsize,
+    /// How long a session is kept for a client that is away, at most (MQTT 5: told as Session Expiry Interval). An MQTT
+    /// 3.1.1 client without clean session gets this.
+    #[serde(deserialize_with = "units::duration")]
+    pub session_expiry_max: Duration,
+    /// Sessions that are kept for clients that are away; some hundred bytes each. Of more the next to end goes.
+    pub max_sessions: NonZeroUsize,
     /// Keep Alive that is granted at most (MQTT 5: told to the client as Server Keep Alive).
     #[serde(deserialize_with = "units::duration")]
     pub keep_alive_max: Duration,
@@ -215,16 +220,34 @@ pub struct MqttConfig {
 impl Default for MqttConfig {
     fn default() -> Self {
         Self {
-            listen: vec![loopback(1883)],
+            listen: None,
             allow_anonymous: None,
             max_connections: nonzero(10_000),
             max_packet_bytes: 272 * 1024,
             publish_window: NonZeroU16::MIN.saturating_add(99),
             command_window: NonZeroU16::MIN.saturating_add(15),
             max_subscriptions: nonzero(50),
+            session_expiry_max: Duration::from_secs(3_600),
+            max_sessions: nonzero(10_000),
             keep_alive_max: Duration::from_secs(1_200),
             connect_time_out: Duration::from_secs(10),
         }
+    }
+}
+
+/// Where MQTT devices connect when nothing is written.
+pub(super) const MQTT_LISTEN: [SocketAddr; 1] = [loopback(1883)];
+
+impl MqttConfig {
+    /// The addresses of the short form.
+    pub(super) fn listen(&self) -> &[SocketAddr] {
+        self.listen.as_deref().unwrap_or(&MQTT_LISTEN)
+    }
+
+    /// Whether a device of the short form is who it says it is; when not written, only where nobody but this machine can
+    /// connect.
+    pub(super) fn allow_anonymous(&self) -> bool {
+        self.allow_anonymous.unwrap_or_else(|| all_loopback(self.listen()))
     }
 }
 
@@ -304,7 +327,7 @@ impl Default for HttpConfig {
     }
 }
 
-/// The three listeners that map alike answer this question alike.
+/// The two listeners that are alike answer this question alike.
 macro_rules! anonymous_on_loopback {
     ($($section:ty),+) => {$(
         impl $section {
@@ -316,7 +339,7 @@ macro_rules! anonymous_on_loopback {
         }
     )+};
 }
-anonymous_on_loopback!(MqttConfig, CoapConfig, HttpConfig);
+anonymous_on_loopback!(CoapConfig, HttpConfig);
 
 /// `[devices]`: the device registry.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

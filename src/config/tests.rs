@@ -123,7 +123,7 @@ fn an_unknown_key_names_the_nearest_and_its_place() {
         refused("[mqtt]\nlisten = []\npublish_windo = 3\n"),
         "f.toml:3:1: unknown key `publish_windo` in [mqtt]\n  3 | publish_windo = 3\n    | ^^^^^^^^^^^^^\n  help: did you mean \
          `publish_window`? possible are `listen`, `allow_anonymous`, `max_connections`, `max_packet_bytes`, \
-         `publish_window`, `command_window`, `max_subscriptions`, `keep_alive_max`, `connect_time_out`"
+         `publish_window`, `command_window`, `max_subscriptions`, `session_expiry_max`, `max_sessions`, `keep_alive_max`, `connect_time_out`"
     );
     let section = refused("[log]\n[mqqt]\n");
     assert!(section.starts_with("f.toml:2:2: unknown section `mqqt`\n"), "{section}");

@@ -178,10 +178,10 @@ mod tests {
     use crate::config::Config;
 
     fn listening() -> Listening {
-        let Config { listeners, mqtt, coap, http, admin, .. } = Config::default();
+        let Config { listeners, mqtt_listeners, coap, http, admin, .. } = Config::default();
         Listening {
             amqp: listeners.iter().map(|listener| listener.address).collect(),
-            mqtt: mqtt.listen,
+            mqtt: mqtt_listeners.iter().map(|listener| listener.address).collect(),
             coap: coap.listen,
             http: http.listen,
             admin: admin.listen,

@@ -1,12 +1,14 @@
-//! The server's end of a listener: from the accepted socket to the stream that AMQP is spoken on.
+//! The server's end of a listener: from the accepted socket to the stream that AMQP or MQTT is spoken on.
 //!
-//! One port may take several ways to come: the first bytes tell TLS from AMQP, and AMQP from a WebSocket's request.
+//! One port may take several ways to come: the first bytes tell TLS from the protocol, and the protocol from a
+//! WebSocket's request.
 
 use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use fieldgate_websocket::server::{AMQP as AMQP_SERVICE, MQTT as MQTT_SERVICE, Service};
 use rustls::ServerConfig;
 use thiserror::Error;
 use tokio::io::AsyncBufReadExt as _;
@@ -15,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::live::{Follow, Live};
 use super::{Stream, TlsError, WebSocket, listener, websocket};
-use crate::config::Listener;
+use crate::config::{Listener, MqttListener, SslProfile};
 
 /// The server's end of a listener: plain, TLS, or whichever the device begins with.
 #[derive(Clone)]
@@ -23,8 +25,8 @@ pub(crate) struct Acceptor {
     tls: Option<Tls>,
     /// A device that does not begin with TLS is not heard.
     required: bool,
-    /// A WebSocket is taken as well.
-    websocket: bool,
+    /// A WebSocket with this in it is taken as well.
+    websocket: Option<&'static Service>,
 }
 
 #[derive(Clone)]
@@ -33,7 +35,7 @@ enum Tls {
     Live(Arc<Live<ServerConfig>>),
 }
 
-/// A device that did not get as far as AMQP.
+/// A device that did not get as far as its protocol.
 #[derive(Debug, Error)]
 pub(crate) enum AcceptError {
     /// It did not get through TLS, or went before it had said anything.
@@ -42,7 +44,7 @@ pub(crate) enum AcceptError {
     /// It did not say anything, or not enough.
     #[error("it took too long")]
     TimeOut,
-    /// It asked for something else than a WebSocket with AMQP.
+    /// It asked for something else than a WebSocket with the protocol.
     #[error("no WebSocket: {0}")]
     WebSocket(#[from] websocket::AcceptError),
 }
@@ -52,26 +54,43 @@ const HANDSHAKE: u8 = 22;
 /// The first byte of an AMQP connection (AMQP 1.0 2.2).
 const AMQP: u8 = b'A';
 
+impl Tls {
+    /// What a listener's profile says, as its files are now.
+    fn of(name: &str, profile: &Arc<SslProfile>) -> Result<Self, TlsError> {
+        let place = format!("listener `{name}`, ssl_profile `{}`", profile.name);
+        let make = Arc::clone(profile);
+        Ok(Self::Live(Live::new(place, profile.files(), move || listener(&make))?))
+    }
+}
+
 impl Acceptor {
     /// What the listener is configured to be.
     ///
     /// # Errors
     /// When its certificates or key cannot be used.
     pub(crate) fn new(config: &Listener) -> Result<Self, TlsError> {
-        let tls = match &config.tls {
-            None => None,
-            Some(profile) => {
-                let place = format!("listener `{}`, ssl_profile `{}`", config.name, profile.name);
-                let make = Arc::clone(profile);
-                Some(Tls::Live(Live::new(place, profile.files(), move || listener(&make))?))
-            }
-        };
-        Ok(Self { tls, required: config.require_ssl, websocket: config.websocket })
+        Ok(Self {
+            tls: config.tls.as_ref().map(|profile| Tls::of(&config.name, profile)).transpose()?,
+            required: config.require_ssl,
+            websocket: config.websocket.then_some(&AMQP_SERVICE),
+        })
+    }
+
+    /// What a listener for MQTT devices is configured to be.
+    ///
+    /// # Errors
+    /// As [`Acceptor::new`].
+    pub(crate) fn mqtt(config: &MqttListener) -> Result<Self, TlsError> {
+        Ok(Self {
+            tls: config.tls.as_ref().map(|profile| Tls::of(&config.name, profile)).transpose()?,
+            required: config.require_ssl,
+            websocket: config.websocket.then_some(&MQTT_SERVICE),
+        })
     }
 
     /// The embedded hub's: TLS, AMQP directly or in a WebSocket.
     pub(crate) fn hub(tls: Arc<ServerConfig>) -> Self {
-        Self { tls: Some(Tls::Fixed(tls)), required: true, websocket: true }
+        Self { tls: Some(Tls::Fixed(tls)), required: true, websocket: Some(&AMQP_SERVICE) }
     }
 
     /// What follows its files.
@@ -82,7 +101,7 @@ impl Acceptor {
         }
     }
 
-    /// The device's connection, ready for AMQP.
+    /// The device's connection, ready for its protocol.
     ///
     /// # Errors
     /// When it does not get that far, or not within this time.
@@ -90,16 +109,17 @@ impl Acceptor {
         let since = Instant::now();
         let ready = async {
             let mut stream = self.secure(stream).await?;
-            let asks = self.websocket && is_request(first_byte(&mut stream).await?);
-            Ok::<_, io::Error>((stream, asks))
+            let asked = match self.websocket {
+                Some(service) if is_request(first_byte(&mut stream).await?) => Some(service),
+                _ => None,
+            };
+            Ok::<_, io::Error>((stream, asked))
         };
         let ready = tokio::time::timeout(within, ready).await.map_err(|_| AcceptError::TimeOut)?;
-        let (stream, asks) = ready.map_err(AcceptError::Tls)?;
-        if !asks {
-            return Ok(stream);
-        }
+        let (stream, asked) = ready.map_err(AcceptError::Tls)?;
+        let Some(service) = asked else { return Ok(stream) };
         let left = within.saturating_sub(since.elapsed());
-        Ok(WebSocket::accept(stream, left).await?.into())
+        Ok(WebSocket::accept(stream, service, left).await?.into())
     }
 
     async fn secure(&self, stream: TcpStream) -> io::Result<Stream> {
@@ -140,7 +160,7 @@ impl fmt::Debug for Acceptor {
         f.debug_struct("Acceptor")
             .field("tls", &self.tls.is_some())
             .field("required", &self.required)
-            .field("websocket", &self.websocket)
+            .field("websocket", &self.websocket.map(|service| service.name))
             .finish()
     }
 }

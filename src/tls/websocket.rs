@@ -1,4 +1,4 @@
-//! A stream inside the binary messages of a WebSocket, for either side: AMQP over WebSocket.
+//! A stream inside the binary messages of a WebSocket, for either side: AMQP or MQTT over WebSocket.
 //!
 //! Where messages end means nothing. Payload is taken out of the caller's own read buffer, and what is written is framed
 //! in a buffer that the thread lends: a connection with nothing to say holds none.
@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use fieldgate_websocket::client::{self, Request};
-use fieldgate_websocket::server::{self, Refusal};
+use fieldgate_websocket::server::{self, Refusal, Service};
 use fieldgate_websocket::{Decoder, Encoder, MAX_HEAD_BYTES, Role, end_of_head};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use thiserror::Error;
@@ -94,9 +94,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
     ///
     /// # Errors
     /// The stream's, or what the client was told.
-    pub(crate) async fn accept(mut stream: S, within: Duration) -> Result<Self, AcceptError> {
+    pub(crate) async fn accept(
+        mut stream: S,
+        service: &'static Service,
+        within: Duration,
+    ) -> Result<Self, AcceptError> {
         let refusal = match tokio::time::timeout(within, read_head(&mut stream)).await {
-            Ok(Ok((head, early))) => match server::judge(&head) {
+            Ok(Ok((head, early))) => match server::judge(&head, service) {
                 Ok(answer) => {
                     stream.write_all(answer.as_bytes()).await?;
                     stream.flush().await?;

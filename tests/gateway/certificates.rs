@@ -1,5 +1,6 @@
 //! A CA of a test, what it has signed, and devices that trust it.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -68,10 +69,20 @@ impl Certificates {
         )
     }
 
-    /// TLS to a listener, with a certificate for a device of this name or without one.
+    /// TLS to the listener for AMQP, with a certificate for a device of this name or without one.
     pub(crate) async fn connect(
         &self,
         gateway: &Gateway,
+        version: &'static SupportedProtocolVersion,
+        device: Option<&str>,
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        self.connect_to(gateway.amqp[1], version, device).await
+    }
+
+    /// The same to any listener.
+    pub(crate) async fn connect_to(
+        &self,
+        address: SocketAddr,
         version: &'static SupportedProtocolVersion,
         device: Option<&str>,
     ) -> std::io::Result<TlsStream<TcpStream>> {
@@ -89,7 +100,7 @@ impl Certificates {
                 config.with_client_auth_cert(vec![certificate.der().clone()], key).unwrap()
             }
         };
-        let stream = TcpStream::connect(gateway.amqp[1]).await.unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
         let name = ServerName::try_from("localhost").unwrap();
         TlsConnector::from(Arc::new(config)).connect(name, stream).await
     }

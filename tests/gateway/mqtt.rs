@@ -148,6 +148,13 @@ impl Mqtt {
         }
     }
 
+    /// PUBREL.
+    pub(crate) async fn release(&mut self, packet_id: PacketId) {
+        let mut out = BytesMut::new();
+        client::put_pubrel(packet_id, &mut out);
+        self.stream.write_all(&out).await.unwrap();
+    }
+
     /// The next packet, which is a message.
     pub(crate) async fn command(&mut self) -> (PacketId, String, Bytes) {
         match self.packet().await {

@@ -79,3 +79,48 @@ async fn a_take_over_sends_the_will_and_gives_the_commands_to_the_newest() {
     })
     .await;
 }
+
+/// A session goes from connection to connection, on whatever worker each is: what was subscribed is heard without asking
+/// again, and a message of QoS 2 that was received over one is released over another.
+#[tokio::test]
+async fn a_session_goes_on_over_any_worker() {
+    within(async {
+        let mut hub = Hub::start();
+        let gateway = Gateway::scripted(&hub, Lines { runtime: "workers = 2", ..Lines::default() }).await;
+        let topic = "devices/dev/messages/events";
+        let options = ConnectOptions {
+            clean_start: false,
+            session_expiry_seconds: 60,
+            ..ConnectOptions::new(V5, "dev")
+        };
+        let (mut device, connack) = Mqtt::ask(gateway.ports.mqtt, &options).await;
+        assert!(!connack.session_present);
+        assert_eq!(device.subscribe("devices/dev/messages/devicebound/#").await, 1);
+        let mut link = hub.subscription("dev").await;
+        let mut workers = std::collections::BTreeSet::new();
+        for round in 0..CONNECTIONS {
+            let packet_id = device.send(topic, b"x", QoS::ExactlyOnce).await;
+            let message = hub.message().await;
+            workers.insert(message.place.connection);
+            hub.settle(&message, &Answer::Accept);
+            assert_eq!(device.packet().await, Some(ServerPacket::PubRec { packet_id, reason: 0 }));
+            // Half of them are taken over, and half are lost.
+            let former = (round % 2 == 0).then_some(device);
+            let (next, connack) = Mqtt::ask(gateway.ports.mqtt, &options).await;
+            assert!(connack.session_present, "round {round}");
+            device = next;
+            link = hub.subscription("dev").await;
+            device.release(packet_id).await;
+            assert_eq!(device.packet().await, Some(ServerPacket::PubComp { packet_id, reason: 0 }));
+            if let Some(mut former) = former {
+                assert_eq!(former.packet().await, Some(ServerPacket::Disconnect { reason: 0x8E }));
+            }
+        }
+        assert_eq!(workers.len(), 2, "both workers had a part in it");
+        hub.send(link, "open");
+        let (packet_id, ..) = device.command().await;
+        device.acknowledge(packet_id, PublishReply::Success).await;
+        assert_eq!(hub.outcome_of("open").await, "accepted");
+    })
+    .await;
+}

@@ -84,6 +84,8 @@ pub(crate) struct Gateway {
     pub(crate) ports: Ports,
     /// Where AMQP devices connect: `ports.amqp`, then the listeners in their order.
     pub(crate) amqp: Vec<SocketAddr>,
+    /// The same of MQTT devices.
+    pub(crate) mqtt: Vec<SocketAddr>,
     pub(crate) health: Arc<Health>,
     pub(crate) state: Arc<Directory>,
     pub(crate) trigger: Trigger,
@@ -172,8 +174,18 @@ impl Gateway {
             app::run_and_tell(config, &shutdown, |started| drop(tell.send(started))).unwrap();
         });
         let Started { health, listening } = started.await.expect("the gateway starts");
-        let amqp = listening.amqp.clone();
-        Self { ports: listening.into(), amqp, health, state, trigger, ended, ended_too, thread: Some(thread) }
+        let (amqp, mqtt) = (listening.amqp.clone(), listening.mqtt.clone());
+        Self {
+            ports: listening.into(),
+            amqp,
+            mqtt,
+            health,
+            state,
+            trigger,
+            ended,
+            ended_too,
+            thread: Some(thread),
+        }
     }
 
     /// Asks until `/healthz` has this status; gives the answer.

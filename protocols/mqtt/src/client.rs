@@ -3,24 +3,29 @@
 //!
 //! Written without the codec, so that a test of the server against it compares two implementations.
 
+mod decoder;
+
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 
 use crate::{
+    alias::Alias,
     encode::{self, PublishLength, put_binary, put_variable},
-    packet::{OutgoingPublish, PacketId, PublishProperties, QoS, Version, Will},
-    properties::{Properties, Property, Scope, id},
-    reason::{Misuse, PublishReply, Violation},
-    text::Text,
-    wire::Reader,
+    packet::{AckKind, OutgoingPublish, PacketId, QoS, Version, Will},
+    properties::id,
+    reason::{Misuse, PublishReply},
 };
+
+pub use decoder::{ConnAck, Decoder, ServerPacket};
 
 /// What a CONNECT says.
 #[derive(Debug, Clone)]
 pub struct ConnectOptions<'a> {
     /// Protocol version.
     pub version: Version,
+    /// Speak MQTT 3.1, protocol level 3, where the version is that of 3.1.1.
+    pub is_3_1: bool,
     /// Client identifier; may be empty.
     pub client_id: &'a str,
     /// Clean Session or Clean Start.
@@ -39,6 +44,12 @@ pub struct ConnectOptions<'a> {
     pub receive_maximum: Option<u16>,
     /// Maximum Packet Size in bytes (MQTT 5).
     pub max_packet_bytes: Option<u32>,
+    /// Topic Alias Maximum (MQTT 5).
+    pub topic_alias_maximum: u16,
+    /// Request Response Information (MQTT 5).
+    pub request_response_information: bool,
+    /// Request Problem Information (MQTT 5).
+    pub request_problem_information: bool,
 }
 
 impl<'a> ConnectOptions<'a> {
@@ -46,6 +57,7 @@ impl<'a> ConnectOptions<'a> {
     pub fn new(version: Version, client_id: &'a str) -> Self {
         Self {
             version,
+            is_3_1: false,
             client_id,
             clean_start: true,
             keep_alive: Duration::from_secs(60),
@@ -55,6 +67,9 @@ impl<'a> ConnectOptions<'a> {
             session_expiry_seconds: 0,
             receive_maximum: None,
             max_packet_bytes: None,
+            topic_alias_maximum: 0,
+            request_response_information: false,
+            request_problem_information: true,
         }
     }
 }
@@ -66,8 +81,11 @@ impl<'a> ConnectOptions<'a> {
 pub fn put_connect(options: &ConnectOptions<'_>, out: &mut BytesMut) -> Result<(), Misuse> {
     let v5 = options.version == Version::V5;
     let mut body = BytesMut::new();
-    body.extend_from_slice(b"\x00\x04MQTT");
-    body.put_u8(if v5 { 5 } else { 4 });
+    body.extend_from_slice(match options.version {
+        Version::V5 => b"\x00\x04MQTT\x05",
+        Version::V311 if options.is_3_1 => b"\x00\x06MQIsdp\x03",
+        Version::V311 => b"\x00\x04MQTT\x04",
+    });
     let will = options.will.map_or(0, |will| 0x04 | (will.qos as u8) << 3 | u8::from(will.retain) << 5);
     body.put_u8(
         u8::from(options.username.is_some()) << 7
@@ -114,6 +132,16 @@ fn put_connect_properties(options: &ConnectOptions<'_>, body: &mut BytesMut) {
         block.put_u8(id::MAXIMUM_PACKET_SIZE);
         block.put_u32(bytes);
     }
+    if options.topic_alias_maximum > 0 {
+        block.put_u8(id::TOPIC_ALIAS_MAXIMUM);
+        block.put_u16(options.topic_alias_maximum);
+    }
+    if options.request_response_information {
+        block.extend_from_slice(&[id::REQUEST_RESPONSE_INFORMATION, 1]);
+    }
+    if !options.request_problem_information {
+        block.extend_from_slice(&[id::REQUEST_PROBLEM_INFORMATION, 0]);
+    }
     put_variable(block.len(), body);
     body.extend_from_slice(&block);
 }
@@ -137,6 +165,26 @@ pub fn put_subscribe(
     Ok(())
 }
 
+/// Appends SUBSCRIBE of MQTT 5 with a subscription identifier below 128 and one filter.
+///
+/// # Errors
+/// [`Misuse::Properties`] if the filter is longer than 65,535 bytes.
+pub fn put_identified_subscribe(
+    packet_id: PacketId,
+    identifier: u8,
+    filter: &str,
+    qos: QoS,
+    out: &mut BytesMut,
+) -> Result<(), Misuse> {
+    let mut body = BytesMut::new();
+    body.put_u16(packet_id.value());
+    body.extend_from_slice(&[2, id::SUBSCRIPTION_IDENTIFIER, identifier]);
+    field(filter.as_bytes(), &mut body)?;
+    body.put_u8(qos as u8);
+    put_packet(0x82, &body, out);
+    Ok(())
+}
+
 /// Appends UNSUBSCRIBE.
 ///
 /// # Errors
@@ -155,22 +203,43 @@ pub fn put_unsubscribe(
     Ok(())
 }
 
-/// Appends PUBLISH. The packet identifier is written for QoS 1 only.
+/// Appends PUBLISH. The packet identifier is written for QoS 1 and 2.
 ///
 /// # Errors
-/// [`Misuse`] if the topic or the properties cannot be said on the wire, or for QoS 2.
+/// [`Misuse`] if the topic or the properties cannot be said on the wire.
 pub fn put_publish(
     version: Version,
     packet_id: PacketId,
     publish: &OutgoingPublish<'_>,
     out: &mut BytesMut,
 ) -> Result<(), Misuse> {
-    let packet_id = match publish.qos {
-        QoS::AtMostOnce => None,
-        QoS::AtLeastOnce => Some(packet_id),
-        QoS::ExactlyOnce => return Err(Misuse::QosNotSupported),
-    };
-    let length = PublishLength::of(version, publish)?;
+    put(version, packet_id, publish, Alias::None, out)
+}
+
+/// Appends PUBLISH of MQTT 5 with a topic alias: with the topic's name, or instead of it.
+///
+/// # Errors
+/// [`Misuse`] if the topic or the properties cannot be said on the wire.
+pub fn put_aliased_publish(
+    packet_id: PacketId,
+    publish: &OutgoingPublish<'_>,
+    alias: u16,
+    with_name: bool,
+    out: &mut BytesMut,
+) -> Result<(), Misuse> {
+    let alias = if with_name { Alias::New(alias) } else { Alias::Known(alias) };
+    put(Version::V5, packet_id, publish, alias, out)
+}
+
+fn put(
+    version: Version,
+    packet_id: PacketId,
+    publish: &OutgoingPublish<'_>,
+    alias: Alias,
+    out: &mut BytesMut,
+) -> Result<(), Misuse> {
+    let packet_id = (publish.qos != QoS::AtMostOnce).then_some(packet_id);
+    let length = PublishLength::of(version, publish, alias)?;
     encode::put_publish(version, packet_id, publish, length, out);
     Ok(())
 }
@@ -182,6 +251,21 @@ pub fn put_puback(version: Version, packet_id: PacketId, reply: PublishReply, ou
         (Version::V311, _) | (_, PublishReply::Success) => out.extend_from_slice(&[0x40, 2, high, low]),
         (Version::V5, reply) => out.extend_from_slice(&[0x40, 3, high, low, reply.code()]),
     }
+}
+
+/// Appends PUBREL, which follows PUBREC.
+pub fn put_pubrel(packet_id: PacketId, out: &mut BytesMut) {
+    put_bare(AckKind::PubRel, packet_id, out);
+}
+
+/// Appends PUBREC, of which a server that grants no QoS 2 makes nothing.
+pub fn put_pubrec(packet_id: PacketId, out: &mut BytesMut) {
+    put_bare(AckKind::PubRec, packet_id, out);
+}
+
+fn put_bare(kind: AckKind, packet_id: PacketId, out: &mut BytesMut) {
+    let [high, low] = packet_id.value().to_be_bytes();
+    out.extend_from_slice(&[kind as u8, 2, high, low]);
 }
 
 /// Appends PINGREQ.
@@ -218,239 +302,4 @@ fn put_packet(first: u8, body: &[u8], out: &mut BytesMut) {
     out.put_u8(first);
     put_variable(body.len(), out);
     out.extend_from_slice(body);
-}
-
-/// A packet from a server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ServerPacket {
-    /// CONNACK.
-    ConnAck(ConnAck),
-    /// A message.
-    Publish {
-        /// Packet identifier of QoS 1 and 2.
-        packet_id: Option<PacketId>,
-        /// Topic name.
-        topic: Text,
-        /// Payload.
-        payload: Bytes,
-        /// Quality of service.
-        qos: QoS,
-        /// It may have been sent before.
-        dup: bool,
-        /// Retain flag.
-        retain: bool,
-        /// Properties (MQTT 5).
-        properties: PublishProperties,
-    },
-    /// PUBACK.
-    PubAck {
-        /// Of which PUBLISH.
-        packet_id: PacketId,
-        /// Reason code; 0 in MQTT 3.1.1.
-        reason: u8,
-    },
-    /// SUBACK.
-    SubAck {
-        /// Of which SUBSCRIBE.
-        packet_id: PacketId,
-        /// One code for each filter.
-        codes: Vec<u8>,
-    },
-    /// UNSUBACK.
-    UnsubAck {
-        /// Of which UNSUBSCRIBE.
-        packet_id: PacketId,
-        /// One code for each filter; none in MQTT 3.1.1.
-        codes: Vec<u8>,
-    },
-    /// PINGRESP.
-    PingResp,
-    /// DISCONNECT (MQTT 5).
-    Disconnect {
-        /// Reason code.
-        reason: u8,
-    },
-}
-
-/// CONNACK, with what a client has to keep to.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ConnAck {
-    /// The state of an earlier connection goes on.
-    pub session_present: bool,
-    /// 0 or why not.
-    pub code: u8,
-    /// The client identifier that the server chose.
-    pub assigned_client_id: Option<Text>,
-    /// Server Keep Alive: counts instead of the client's own.
-    pub keep_alive: Option<Duration>,
-    /// Receive Maximum; `None` is 65,535.
-    pub receive_maximum: Option<u16>,
-    /// Maximum Packet Size in bytes.
-    pub max_packet_bytes: Option<u32>,
-    /// Session Expiry Interval in seconds, if the server changed it.
-    pub session_expiry_seconds: Option<u32>,
-    /// Maximum QoS.
-    pub maximum_qos: QoS,
-}
-
-/// Cuts what a server sent into packets.
-#[derive(Debug)]
-pub struct Decoder {
-    version: Version,
-    input: BytesMut,
-}
-
-/// More properties than any server of ours sends.
-const MAX_PROPERTIES: usize = 256;
-
-impl Decoder {
-    /// A decoder for one connection.
-    pub fn new(version: Version) -> Self {
-        Self { version, input: BytesMut::new() }
-    }
-
-    /// Adds what was read.
-    pub fn push(&mut self, input: &[u8]) {
-        self.input.extend_from_slice(input);
-    }
-
-    /// The next complete packet, `None` if there is none yet. Nothing can be read after an error.
-    ///
-    /// # Errors
-    /// [`Violation`] if the server did not keep to the specification.
-    pub fn next_packet(&mut self) -> Result<Option<ServerPacket>, Violation> {
-        let Some((header, length)) = self.frame()? else { return Ok(None) };
-        let packet = self.input.split_to(length).freeze();
-        let mut reader = Reader::new(&packet[header..]);
-        let decoded = match packet[0] {
-            0x20 => self.connack(&packet, &mut reader)?,
-            0x40 => {
-                let packet_id = packet_id(&mut reader)?;
-                let reason = if reader.is_empty() { 0 } else { reader.u8()? };
-                self.skip_properties(&mut reader, Scope::PubAck)?;
-                ServerPacket::PubAck { packet_id, reason }
-            }
-            0x90 | 0xB0 => {
-                let packet_id = packet_id(&mut reader)?;
-                let scope = if packet[0] == 0x90 { Scope::SubAck } else { Scope::UnsubAck };
-                self.skip_properties(&mut reader, scope)?;
-                let codes = reader.clone().rest().to_vec();
-                reader.take(codes.len())?;
-                match scope {
-                    Scope::SubAck => ServerPacket::SubAck { packet_id, codes },
-                    _ => ServerPacket::UnsubAck { packet_id, codes },
-                }
-            }
-            0xD0 => ServerPacket::PingResp,
-            0xE0 if self.version == Version::V5 => {
-                let reason = if reader.is_empty() { 0 } else { reader.u8()? };
-                self.skip_properties(&mut reader, Scope::Disconnect)?;
-                ServerPacket::Disconnect { reason }
-            }
-            first if first >> 4 == 3 => return self.publish(first, &packet, reader).map(Some),
-            _ => return Err(Violation::Protocol("a packet that no server sends")),
-        };
-        if reader.is_empty() { Ok(Some(decoded)) } else { Err(Violation::Malformed("bytes after the end")) }
-    }
-
-    /// Lengths of the fixed header and of the packet, if all of it is there.
-    fn frame(&self) -> Result<Option<(usize, usize)>, Violation> {
-        let end = self.input.iter().skip(1).take(4).position(|byte| byte & 0x80 == 0);
-        let Some(end) = end else {
-            return if self.input.len() < 5 {
-                Ok(None)
-            } else {
-                Err(Violation::Malformed("remaining length"))
-            };
-        };
-        let header = end + 2;
-        let length = header + Reader::new(&self.input[1..header]).variable()?;
-        Ok((self.input.len() >= length).then_some((header, length)))
-    }
-
-    fn skip_properties(&self, reader: &mut Reader<'_>, scope: Scope) -> Result<(), Violation> {
-        if self.version == Version::V5 && !reader.is_empty() {
-            Properties::skip(reader, scope, MAX_PROPERTIES)?;
-        }
-        Ok(())
-    }
-
-    fn connack(&self, packet: &Bytes, reader: &mut Reader<'_>) -> Result<ServerPacket, Violation> {
-        let flags = reader.u8()?;
-        if flags > 1 {
-            return Err(Violation::Malformed("reserved flags of CONNACK"));
-        }
-        let mut connack = ConnAck {
-            session_present: flags == 1,
-            code: reader.u8()?,
-            maximum_qos: QoS::ExactlyOnce,
-            ..ConnAck::default()
-        };
-        if self.version == Version::V5 && !reader.is_empty() {
-            let mut properties = Properties::read(reader, Scope::ConnAck, MAX_PROPERTIES)?;
-            while let Some(property) = properties.next()? {
-                match property {
-                    Property::AssignedClientIdentifier(text) => {
-                        connack.assigned_client_id = Some(shared(packet, text));
-                    }
-                    Property::ServerKeepAlive(seconds) => {
-                        connack.keep_alive = Some(Duration::from_secs(seconds.into()));
-                    }
-                    Property::ReceiveMaximum(number) => connack.receive_maximum = Some(number),
-                    Property::MaximumPacketSize(bytes) => connack.max_packet_bytes = Some(bytes),
-                    Property::SessionExpiry(seconds) => connack.session_expiry_seconds = Some(seconds),
-                    Property::MaximumQoS(one) => {
-                        connack.maximum_qos = if one { QoS::AtLeastOnce } else { QoS::AtMostOnce };
-                    }
-                    _ => {}
-                }
-            }
-        }
-        Ok(ServerPacket::ConnAck(connack))
-    }
-
-    fn publish(&self, first: u8, packet: &Bytes, mut reader: Reader<'_>) -> Result<ServerPacket, Violation> {
-        let qos = QoS::from_bits((first >> 1) & 3).ok_or(Violation::Malformed("quality of service 3"))?;
-        let topic = shared(packet, reader.text()?);
-        let packet_id = match qos {
-            QoS::AtMostOnce => None,
-            _ => Some(packet_id(&mut reader)?),
-        };
-        let mut into = PublishProperties::default();
-        if self.version == Version::V5 {
-            let mut properties = Properties::read(&mut reader, Scope::Publish, MAX_PROPERTIES)?;
-            while let Some(property) = properties.next()? {
-                match property {
-                    Property::PayloadFormat(utf8) => into.payload_is_utf8 = Some(utf8),
-                    Property::MessageExpiry(seconds) => {
-                        into.message_expiry_interval = Some(Duration::from_secs(seconds.into()));
-                    }
-                    Property::ContentType(text) => into.content_type = Some(shared(packet, text)),
-                    Property::ResponseTopic(text) => into.response_topic = Some(shared(packet, text)),
-                    Property::CorrelationData(data) => into.correlation_data = Some(packet.slice_ref(data)),
-                    Property::User(name, value) => {
-                        into.user_properties.push((shared(packet, name), shared(packet, value)));
-                    }
-                    _ => {}
-                }
-            }
-        }
-        Ok(ServerPacket::Publish {
-            packet_id,
-            topic,
-            payload: packet.slice_ref(reader.rest()),
-            qos,
-            dup: first & 0x08 != 0,
-            retain: first & 0x01 != 0,
-            properties: into,
-        })
-    }
-}
-
-fn packet_id(reader: &mut Reader<'_>) -> Result<PacketId, Violation> {
-    PacketId::new(reader.u16()?).ok_or(Violation::Malformed("packet identifier 0"))
-}
-
-fn shared(packet: &Bytes, text: &str) -> Text {
-    Text::checked(packet.slice_ref(text.as_bytes()))
 }

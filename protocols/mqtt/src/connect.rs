@@ -21,23 +21,25 @@ pub(crate) type ConnectError = (Option<Version>, Violation);
 /// Parses one complete CONNECT; `body` is where its variable header starts.
 pub(crate) fn parse(frame: &Bytes, body: usize, max_properties: usize) -> Result<Connect, ConnectError> {
     let mut reader = Reader::new(&frame[body..]);
-    let version = version(&mut reader)?;
-    let fields = Fields { frame, version, max_properties };
+    let (version, level) = version(&mut reader)?;
+    let fields = Fields { frame, version, level, max_properties };
     fields.parse(reader).map_err(|violation| (Some(version), violation))
 }
 
-fn version(reader: &mut Reader<'_>) -> Result<Version, ConnectError> {
+/// Which version it is, and the protocol level that says so.
+fn version(reader: &mut Reader<'_>) -> Result<(Version, u8), ConnectError> {
     let unknown = |violation| (None, violation);
     let name = reader.binary().map_err(unknown)?;
     let level = reader.u8().map_err(unknown)?;
     match (name, level) {
-        (b"MQTT", 4) => Ok(Version::V311),
-        (b"MQTT", 5) => Ok(Version::V5),
+        (b"MQIsdp", 3) => Ok((Version::V311, level)),
+        (b"MQTT", 4) => Ok((Version::V311, level)),
+        (b"MQTT", 5) => Ok((Version::V5, level)),
         // Bridges of one broker family set the highest bit; they read the answer of 3.1.1 and try again without.
         (b"MQTT", level) if level & 0x7F > 5 => {
             Err((Some(Version::V5), Violation::UnsupportedVersion(level)))
         }
-        // MQTT 3.1.1 3.1.2-2: CONNACK 1, in the form that MQTT 3.1 had as well.
+        // MQTT 3.1.1 3.1.2-2: CONNACK 1.
         (b"MQTT" | b"MQIsdp", level) => Err((Some(Version::V311), Violation::UnsupportedVersion(level))),
         _ => Err((None, Violation::Malformed("a protocol name that is not MQTT"))),
     }
@@ -54,6 +56,7 @@ const RESERVED: u8 = 0x01;
 struct Fields<'f> {
     frame: &'f Bytes,
     version: Version,
+    level: u8,
     max_properties: usize,
 }
 
@@ -63,6 +66,7 @@ impl<'f> Fields<'f> {
         self.judge_flags(flags)?;
         let mut connect = Connect {
             version: self.version,
+            level: self.level,
             client_id: Text::default(),
             clean_start: flags & CLEAN_START != 0,
             keep_alive: Duration::from_secs(reader.u16()?.into()),
@@ -73,6 +77,8 @@ impl<'f> Fields<'f> {
             receive_maximum: u16::MAX,
             max_packet_bytes: None,
             topic_alias_maximum: 0,
+            request_response_information: false,
+            request_problem_information: true,
             user_properties: Vec::new(),
         };
         if self.version == Version::V5 {
@@ -86,34 +92,33 @@ impl<'f> Fields<'f> {
         if flags & WILL != 0 {
             connect.will = Some(Box::new(self.will(flags, &mut reader)?));
         }
-        if flags & USERNAME != 0 {
+        // MQTT 3.1, CONNECT, user name flag: the remaining length decides before the flags do.
+        let is_there = |reader: &Reader<'_>| self.level > 3 || !reader.is_empty();
+        if flags & USERNAME != 0 && is_there(&reader) {
             connect.username = Some(self.text(reader.text()?));
         }
-        if flags & PASSWORD != 0 {
+        if flags & PASSWORD != 0 && is_there(&reader) {
             connect.password = Some(self.bytes(reader.binary()?));
         }
         if !reader.is_empty() {
             return Err(Violation::Malformed("bytes after the payload of CONNECT"));
         }
-        // MQTT 3.1.1 3.1.3-8. MQTT 5 lets the server assign one in any case (3.1.3-6).
-        if connect.client_id.is_empty() && self.version == Version::V311 && !connect.clean_start {
+        // MQTT 3.1.1 3.1.3-8. MQTT 5 lets the server assign one in any case (3.1.3-6), MQTT 3.1 in none.
+        let assigned = self.level >= 5 || self.level == 4 && connect.clean_start;
+        if connect.client_id.is_empty() && !assigned {
             return Err(Violation::ClientIdentifierNotValid);
         }
         Ok(connect)
     }
 
     fn judge_flags(&self, flags: u8) -> Result<(), Violation> {
-        if flags & RESERVED != 0 {
+        if flags & RESERVED != 0 && self.level > 3 {
             return Err(Violation::Malformed("the reserved flag of CONNECT is set")); // MQTT 3.1.1 3.1.2-3
         }
         let qos = QoS::from_bits((flags & WILL_QOS) >> 3)
             .ok_or(Violation::Malformed("a will of quality of service 3"))?;
         if flags & WILL == 0 && (qos != QoS::AtMostOnce || flags & WILL_RETAIN != 0) {
             return Err(Violation::Malformed("will flags without a will"));
-        }
-        // MQTT 5 3.2.2-12. In 3.1.1 there is no way to say it; the will is then published at least once.
-        if qos == QoS::ExactlyOnce && self.version == Version::V5 {
-            return Err(Violation::QosNotSupported);
         }
         // MQTT 3.1.1 3.1.2-22; MQTT 5 allows a password alone.
         if self.version == Version::V311 && flags & PASSWORD != 0 && flags & USERNAME == 0 {
@@ -131,6 +136,8 @@ impl<'f> Fields<'f> {
                 Property::ReceiveMaximum(number) => connect.receive_maximum = number,
                 Property::MaximumPacketSize(bytes) => connect.max_packet_bytes = Some(bytes),
                 Property::TopicAliasMaximum(number) => connect.topic_alias_maximum = number,
+                Property::RequestResponseInformation(asked) => connect.request_response_information = asked,
+                Property::RequestProblemInformation(asked) => connect.request_problem_information = asked,
                 Property::AuthenticationMethod(_) => method = true,
                 Property::AuthenticationData(_) => data = true,
                 Property::User(name, value) => {
@@ -170,6 +177,9 @@ impl<'f> Fields<'f> {
         }
         will.topic = self.text(topic);
         will.payload = self.bytes(reader.binary()?);
+        if will.properties.payload_is_utf8 == Some(true) && std::str::from_utf8(&will.payload).is_err() {
+            return Err(Violation::PayloadFormatInvalid); // MQTT 5 3.1.3.2.3
+        }
         Ok(will)
     }
 
@@ -276,8 +286,8 @@ mod tests {
     fn versions_are_told_apart() {
         let refused = |bytes: &[u8]| parse_body(bytes).expect_err("not served");
         assert_eq!(
-            refused(b"\x00\x06MQIsdp\x03\x02\x00\x00\x00\x01d"),
-            (Some(Version::V311), Violation::UnsupportedVersion(3))
+            refused(b"\x00\x06MQIsdp\x04\x02\x00\x00\x00\x01d"),
+            (Some(Version::V311), Violation::UnsupportedVersion(4))
         );
         assert_eq!(refused(b"\x00\x04MQTT\x84").0, Some(Version::V311));
         assert_eq!(refused(b"\x00\x04MQTT\x06"), (Some(Version::V5), Violation::UnsupportedVersion(6)));

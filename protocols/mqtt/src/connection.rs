@@ -3,6 +3,10 @@
 //! It does not know who the device is, what a topic means, or whether a message has arrived: it asks
 //! ([`Event`]) and is told (the commands). The crate's documentation states how a driver calls it.
 
+mod answering;
+mod publishing;
+mod reading;
+
 use std::{
     mem,
     sync::Arc,
@@ -12,20 +16,14 @@ use std::{
 use bytes::{Bytes, BytesMut};
 
 use crate::{
-    codec::{self, ConnAckFields},
+    alias::{IncomingAliases, OutgoingAliases},
+    answers::{self, ConnAckFields, Words},
     config::Config,
-    connect,
-    encode::{self, PublishLength},
-    guard,
-    packet::{
-        ClientPacket, Connect, Disconnect, IncomingPublish, OutgoingPublish, PacketId, Publish, PublishToken,
-        QoS, Subscribe, Unsubscribe, Version,
-    },
-    reason::{
-        ConnectRefusal, DisconnectReason, Misuse, PublishError, PublishReply, SubscribeReply,
-        UnsubscribeReply, Violation,
-    },
-    window::{Incoming, Outgoing},
+    incoming::Incoming,
+    outgoing::Outgoing,
+    packet::{Connect, Disconnect, PacketId, Publish, Subscribe, Unsubscribe, Version},
+    reason::{ConnectRefusal, DisconnectReason, Misuse, PublishReply, Violation},
+    session::Session,
 };
 
 /// Something that the driver has to act on.
@@ -35,6 +33,8 @@ pub enum Event {
     Connect(Box<Connect>),
     /// A message. With a token it is to be acknowledged once somebody else has it.
     Publish(Publish),
+    /// A message that the machine has refused itself, with this answer: it is not what it says it is.
+    PublishRefused(PublishReply),
     /// Answer with `suback`.
     Subscribe(Subscribe),
     /// Answer with `unsuback`.
@@ -72,6 +72,9 @@ pub struct Accept<'a> {
     pub assigned_client_id: Option<&'a str>,
     /// Session Expiry Interval in seconds, where it is not the one that the client asked for (MQTT 5).
     pub session_expiry_seconds: Option<u32>,
+    /// Response Information: from what a client may make its response topics (MQTT 5 3.2.2.3.15). Said only to a client
+    /// that asked for it.
+    pub response_information: Option<&'a str>,
 }
 
 /// ```text
@@ -93,13 +96,25 @@ enum State {
 #[derive(Debug, Clone, Copy)]
 struct Peer {
     version: Version,
+    level: u8,
     /// The silence that ends the connection.
     silence: Option<Duration>,
     /// A keep alive that is not the client's own and that it has to be told.
     server_keep_alive_seconds: Option<u16>,
     receive_maximum: u16,
     max_packet_bytes: usize,
+    topic_alias_maximum: u16,
     session_expires_at_once: bool,
+    wants_response_information: bool,
+    /// Reason strings may stand in any packet, not only in CONNACK and DISCONNECT (MQTT 5 3.1.2-29).
+    wants_words: bool,
+}
+
+/// Made with the first alias: most clients have none.
+#[derive(Debug, Default)]
+struct Aliases {
+    incoming: IncomingAliases,
+    outgoing: OutgoingAliases,
 }
 
 /// How far one look at the input has got.
@@ -132,6 +147,7 @@ pub struct Connection {
     out: BytesMut,
     incoming: Incoming,
     outgoing: Outgoing,
+    aliases: Option<Box<Aliases>>,
     requests: Vec<Request>,
     /// The packet at the front of `input` waits for a command.
     stalled: bool,
@@ -139,6 +155,13 @@ pub struct Connection {
     /// The deadline counts from the next time that we hear of, because it stood still until now.
     deadline_restarts: bool,
     timed_out: Option<TimeOut>,
+}
+
+impl Peer {
+    fn say_goodbye(&self, reason: DisconnectReason, words: Option<&str>, out: &mut BytesMut) {
+        let words = Words::new(words, self.max_packet_bytes);
+        answers::put_disconnect(self.version, reason, words, out);
+    }
 }
 
 impl Connection {
@@ -154,6 +177,7 @@ impl Connection {
             out: BytesMut::new(),
             incoming: Incoming::default(),
             outgoing: Outgoing::default(),
+            aliases: None,
             requests: Vec::new(),
             stalled: false,
             deadline_restarts: false,
@@ -187,7 +211,7 @@ impl Connection {
         match self.state {
             State::AwaitingConnect => self.timed_out = Some(TimeOut::Connect),
             State::Open(peer) => {
-                encode::put_disconnect(peer.version, DisconnectReason::KeepAliveTimeout, &mut self.out);
+                peer.say_goodbye(DisconnectReason::KeepAliveTimeout, None, &mut self.out);
                 self.timed_out = Some(TimeOut::KeepAlive);
             }
             State::Connecting(_) | State::Closed => return,
@@ -214,7 +238,7 @@ impl Connection {
                 State::AwaitingConnect => self.read_connect(),
                 State::Connecting(_) => Ok(Step::Stall),
                 State::Open(peer) => self.read_packet(peer).inspect_err(|violation| {
-                    encode::put_disconnect(peer.version, violation.into(), &mut self.out);
+                    peer.say_goodbye(violation.into(), Some(&violation.to_string()), &mut self.out);
                 }),
                 State::Closed => return None,
             };
@@ -263,17 +287,9 @@ impl Connection {
         }
     }
 
-    /// PUBLISH packets of the client without a PUBACK.
+    /// PUBLISH packets of the client without a PUBACK or PUBREC.
     pub fn unacknowledged(&self) -> usize {
-        self.incoming.len()
-    }
-
-    /// How many more PUBLISH packets of QoS 1 the client takes now.
-    pub fn publish_window(&self) -> usize {
-        match self.state {
-            State::Open(peer) => usize::from(self.window(peer)).saturating_sub(self.outgoing.len()),
-            _ => 0,
-        }
+        if self.is_closed() { 0 } else { self.incoming.len() }
     }
 
     /// Accepts the client: CONNACK. A client whose Maximum Packet Size is below that of its CONNACK cannot be
@@ -284,15 +300,18 @@ impl Connection {
     pub fn accept(&mut self, now: Instant, accept: Accept<'_>) -> Result<(), Misuse> {
         let State::Connecting(peer) = self.state else { return Err(Misuse::NotConnecting) };
         let fields = ConnAckFields {
-            session_present: accept.session_present,
+            // MQTT 3.1 has no such flag.
+            session_present: accept.session_present && peer.level > 3,
             session_expiry_seconds: accept.session_expiry_seconds,
             receive_maximum: self.config.receive_maximum,
             max_packet_bytes: self.config.max_packet_bytes,
-            assigned_client_id: accept.assigned_client_id.map(str::to_owned),
+            assigned_client_id: accept.assigned_client_id,
             server_keep_alive_seconds: peer.server_keep_alive_seconds,
             retain_available: self.config.retain_available,
+            topic_alias_maximum: self.config.topic_alias_maximum,
+            response_information: accept.response_information.filter(|_| peer.wants_response_information), // MQTT 5 3.1.2-28
         };
-        codec::put_connack(peer.version, fields, &mut self.out);
+        answers::put_connack(peer.version, &fields, &mut self.out);
         if self.out.len() > peer.max_packet_bytes {
             self.out.clear();
             self.close();
@@ -309,238 +328,56 @@ impl Connection {
     /// # Errors
     /// [`Misuse::NotConnecting`] if no CONNECT waits.
     pub fn refuse(&mut self, refusal: ConnectRefusal) -> Result<(), Misuse> {
+        self.refuse_because(refusal, None)
+    }
+
+    /// Refuses the client, and says why in words, which MQTT 5 has room for.
+    ///
+    /// # Errors
+    /// As [`Connection::refuse`].
+    pub fn refuse_because(&mut self, refusal: ConnectRefusal, words: Option<&str>) -> Result<(), Misuse> {
         let State::Connecting(peer) = self.state else { return Err(Misuse::NotConnecting) };
-        encode::put_refusal(peer.version, refusal, &mut self.out);
+        let words = Words::new(words, peer.max_packet_bytes);
+        answers::put_refusal(peer.version, refusal, words, &mut self.out);
         self.close();
         Ok(())
     }
 
-    /// Answers a PUBLISH. Answers may come in any order; each PUBACK leaves after those of earlier PUBLISHes.
-    ///
-    /// The first answer counts. One that comes after the connection's end is for nobody and is dropped.
-    pub fn acknowledge(&mut self, token: PublishToken, reply: PublishReply) {
-        let State::Open(peer) = self.state else { return };
-        self.incoming.settle(token, reply);
-        while let Some((packet_id, reply)) = self.incoming.pop() {
-            codec::put_puback(peer.version, packet_id, reply, &mut self.out);
-        }
-    }
-
-    /// Answers a SUBSCRIBE, each filter in its order. QoS 2 is granted as QoS 1.
+    /// Goes on with the state of an earlier connection of the same session: call it before
+    /// [`Connection::accept`], which is then to say that the session is present.
     ///
     /// # Errors
-    /// [`Misuse`] if no such SUBSCRIBE waits, or the number of answers is not that of its filters.
-    pub fn suback(&mut self, packet_id: PacketId, replies: &[SubscribeReply]) -> Result<(), Misuse> {
-        let peer = self.take_request(packet_id, replies.len())?;
-        let before = self.out.len();
-        codec::put_suback(peer.version, packet_id, replies, &mut self.out);
-        self.judge_answer(peer, before);
+    /// [`Misuse::NotConnecting`] if no CONNECT waits.
+    pub fn resume(&mut self, mut session: Session) -> Result<(), Misuse> {
+        let State::Connecting(_) = self.state else { return Err(Misuse::NotConnecting) };
+        self.incoming.resume(&mut session);
+        self.outgoing.resume(&mut session);
         Ok(())
     }
 
-    /// Answers an UNSUBSCRIBE, each filter in its order.
-    ///
-    /// # Errors
-    /// [`Misuse`] if no such UNSUBSCRIBE waits, or the number of answers is not that of its filters.
-    pub fn unsuback(&mut self, packet_id: PacketId, replies: &[UnsubscribeReply]) -> Result<(), Misuse> {
-        let peer = self.take_request(packet_id, replies.len())?;
-        let before = self.out.len();
-        codec::put_unsuback(peer.version, packet_id, replies, &mut self.out);
-        self.judge_answer(peer, before);
-        Ok(())
-    }
-
-    /// Queues a PUBLISH toward the client. Of QoS 1 it returns the packet identifier, with which
-    /// [`Event::PublishAcknowledged`] comes back.
-    ///
-    /// # Errors
-    /// [`PublishError::Full`] if it is to be tried again later; otherwise the message can never be sent here.
-    pub fn publish(&mut self, publish: &OutgoingPublish<'_>) -> Result<Option<PacketId>, PublishError> {
-        let State::Open(peer) = self.state else { return Err(Misuse::NotOpen.into()) };
-        if publish.qos == QoS::ExactlyOnce {
-            return Err(Misuse::QosNotSupported.into());
-        }
-        let length = PublishLength::of(peer.version, publish)?;
-        if length.total() > peer.max_packet_bytes {
-            return Err(PublishError::TooLarge(length.total()));
-        }
-        // One packet always fits, so that a small bound cannot stop a large message for ever.
-        if !self.out.is_empty() && self.out.len() + length.total() > self.config.max_outgoing_bytes {
-            return Err(PublishError::Full);
-        }
-        let packet_id = match publish.qos {
-            QoS::AtMostOnce => None,
-            _ => Some(self.outgoing.allocate(self.window(peer)).ok_or(PublishError::Full)?),
-        };
-        encode::put_publish(peer.version, packet_id, publish, length, &mut self.out);
-        Ok(packet_id)
+    /// What the next connection of the session has to know. This one is over with it, if it was not before, and its
+    /// tokens go on to [`Session::decide`].
+    pub fn take_session(&mut self) -> Session {
+        self.close();
+        let mut session = Session::default();
+        self.incoming.leave(&mut session);
+        self.outgoing.leave(&mut session);
+        session
     }
 
     /// Ends the connection: DISCONNECT with the reason in MQTT 5, nothing in MQTT 3.1.1.
     ///
     /// A client that waits for CONNACK may not get a DISCONNECT (MQTT 5 3.14.0-1): `refuse` tells it more.
     pub fn disconnect(&mut self, reason: DisconnectReason) {
+        self.disconnect_because(reason, None);
+    }
+
+    /// Ends the connection, and says why in words, which MQTT 5 has room for.
+    pub fn disconnect_because(&mut self, reason: DisconnectReason, words: Option<&str>) {
         if let State::Open(peer) = self.state {
-            encode::put_disconnect(peer.version, reason, &mut self.out);
+            peer.say_goodbye(reason, words, &mut self.out);
         }
         self.close();
-    }
-
-    fn read_connect(&mut self) -> Result<Step, Violation> {
-        let Some(&first) = self.input.first() else { return Ok(Step::Input) };
-        if first != guard::CONNECT {
-            return Err(Violation::Protocol("the first packet is not CONNECT")); // MQTT 5 3.1.0-1
-        }
-        let Some(frame) = codec::frame(&self.input, self.config.max_connect_bytes)? else {
-            return Ok(Step::Input);
-        };
-        let packet = self.take_packet(frame.length).freeze();
-        match connect::parse(&packet, frame.header, self.config.max_properties) {
-            Ok(connect) => {
-                self.state = State::Connecting(self.peer(&connect));
-                self.deadline = None;
-                Ok(Step::Event(Event::Connect(Box::new(connect))))
-            }
-            Err((version, violation)) => {
-                if let Some(version) = version {
-                    encode::put_refusal(version, (&violation).into(), &mut self.out);
-                }
-                Err(violation)
-            }
-        }
-    }
-
-    fn peer(&self, connect: &Connect) -> Peer {
-        let longest = self.config.max_keep_alive;
-        let shortened = connect.version == Version::V5 && connect.keep_alive > longest;
-        let keep_alive = if shortened { longest } else { connect.keep_alive };
-        Peer {
-            version: connect.version,
-            // Zero is off (MQTT 5 3.1.2.10).
-            silence: (!keep_alive.is_zero()).then(|| keep_alive * 3 / 2),
-            server_keep_alive_seconds: shortened.then(|| {
-                u16::try_from(longest.as_secs()).expect("less than what the client said in 16 bits")
-            }),
-            receive_maximum: connect.receive_maximum,
-            max_packet_bytes: connect
-                .max_packet_bytes
-                .map_or(usize::MAX, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
-            session_expires_at_once: connect.session_expiry_seconds == 0,
-        }
-    }
-
-    fn read_packet(&mut self, peer: Peer) -> Result<Step, Violation> {
-        let Some(&first) = self.input.first() else { return Ok(Step::Input) };
-        guard::first_byte(first, peer.version)?;
-        let Some(frame) = codec::frame(&self.input, self.config.max_packet_bytes)? else {
-            return Ok(Step::Input);
-        };
-        if guard::wants_acknowledgement(first)
-            && self.incoming.len() >= usize::from(self.config.receive_maximum)
-        {
-            return match peer.version {
-                Version::V311 => Ok(Step::Stall),
-                Version::V5 => Err(Violation::ReceiveMaximumExceeded), // MQTT 5 3.3.4-9
-            };
-        }
-        if guard::is_request(first) && self.requests.len() >= self.config.max_requests {
-            return Ok(Step::Stall);
-        }
-        let packet = self.take_packet(frame.length);
-        let shape = guard::inspect(peer.version, first, &packet[frame.header..], &self.config)?;
-        self.deadline = peer.silence.map(|silence| self.input_at + silence);
-        self.handle_packet(peer, codec::decode(peer.version, packet, shape)?)
-    }
-
-    fn handle_packet(&mut self, peer: Peer, packet: ClientPacket) -> Result<Step, Violation> {
-        let event = match packet {
-            ClientPacket::Publish(publish) => return self.handle_publish(peer, publish),
-            ClientPacket::PubAck { packet_id, reason } => {
-                if !self.outgoing.acknowledge(packet_id) {
-                    // An acknowledgement of an earlier connection of the client: nobody waits for it.
-                    return Ok(Step::Again);
-                }
-                Event::PublishAcknowledged { packet_id, reason }
-            }
-            ClientPacket::Subscribe(subscribe) => {
-                self.put_request(subscribe.packet_id, subscribe.filters.len())?;
-                Event::Subscribe(subscribe)
-            }
-            ClientPacket::Unsubscribe(unsubscribe) => {
-                self.put_request(unsubscribe.packet_id, unsubscribe.filters.len())?;
-                Event::Unsubscribe(unsubscribe)
-            }
-            ClientPacket::PingReq => {
-                codec::put_pingresp(peer.version, &mut self.out);
-                return Ok(Step::Again);
-            }
-            ClientPacket::Disconnect(disconnect) => {
-                let extends = disconnect.session_expiry_seconds.is_some_and(|seconds| seconds > 0);
-                if extends && peer.session_expires_at_once {
-                    return Err(Violation::Protocol("a session expiry that CONNECT did not have")); // 3.14.2.2.2
-                }
-                self.close();
-                Event::Disconnected(disconnect)
-            }
-        };
-        Ok(Step::Event(event))
-    }
-
-    fn handle_publish(&mut self, peer: Peer, publish: IncomingPublish) -> Result<Step, Violation> {
-        let token = match publish.packet_id {
-            None => None,
-            Some(packet_id) if self.incoming.contains(packet_id) => {
-                // Old clients repeat what is not acknowledged for a while; one PUBACK answers both.
-                // MQTT 5 4.4.0-1 forbids it, and without DUP it is another message under the same identifier.
-                return if publish.dup && peer.version == Version::V311 {
-                    Ok(Step::Again)
-                } else {
-                    Err(Violation::Protocol("a packet identifier that is in use"))
-                };
-            }
-            Some(packet_id) => Some(self.incoming.push(packet_id)),
-        };
-        Ok(Step::Event(Event::Publish(Publish {
-            token,
-            topic: publish.topic,
-            payload: publish.payload,
-            qos: if token.is_some() { QoS::AtLeastOnce } else { QoS::AtMostOnce },
-            dup: publish.dup,
-            retain: publish.retain,
-            properties: publish.properties,
-        })))
-    }
-
-    fn put_request(&mut self, packet_id: PacketId, filters: usize) -> Result<(), Violation> {
-        if self.requests.iter().any(|request| request.packet_id == packet_id) {
-            return Err(Violation::Protocol("a packet identifier that is in use"));
-        }
-        self.requests.push(Request { packet_id, filters });
-        Ok(())
-    }
-
-    fn take_request(&mut self, packet_id: PacketId, given: usize) -> Result<Peer, Misuse> {
-        let State::Open(peer) = self.state else { return Err(Misuse::NotOpen) };
-        let index = self.requests.iter().position(|request| request.packet_id == packet_id);
-        let index = index.ok_or(Misuse::UnknownRequest)?;
-        let expected = self.requests[index].filters;
-        if expected != given {
-            return Err(Misuse::AnswerCount { expected, given });
-        }
-        self.requests.swap_remove(index);
-        Ok(peer)
-    }
-
-    /// An answer that grows with its request may be larger than the client takes; then it is not sent.
-    fn judge_answer(&mut self, peer: Peer, before: usize) {
-        if self.out.len() - before > peer.max_packet_bytes {
-            self.out.truncate(before);
-            self.disconnect(DisconnectReason::PacketTooLarge);
-        }
-    }
-
-    fn window(&self, peer: Peer) -> u16 {
-        self.config.outgoing_window.min(peer.receive_maximum)
     }
 
     fn take_packet(&mut self, length: usize) -> BytesMut {
@@ -566,12 +403,11 @@ impl Connection {
         }
     }
 
-    /// Forgets everything but the last words.
+    /// Forgets everything but the last words and what a session may want.
     fn close(&mut self) {
         self.state = State::Closed;
         self.input = BytesMut::new();
-        self.incoming = Incoming::default();
-        self.outgoing = Outgoing::default();
+        self.aliases = None;
         self.requests = Vec::new();
         self.stalled = false;
         self.deadline = None;

@@ -1,58 +1,46 @@
-//! What is written by hand, because the codec writes it wrongly or cannot write it: PUBLISH, whose QoS and packet
-//! identifier it keeps to itself; DISCONNECT, of which it writes one byte more than its length says; a refusing
-//! CONNACK, on which it panics when the version does not have the code.
+//! PUBLISH and the data types of the wire, written by hand: the codec keeps QoS and packet identifier to itself.
 
 use bytes::{BufMut, BytesMut};
 
 use crate::{
+    alias::Alias,
     packet::{OutgoingPublish, PacketId, PublishProperties, QoS, Version},
     properties::id,
-    reason::{ConnectRefusal, DisconnectReason, Misuse},
+    reason::Misuse,
     text::is_topic_name,
 };
 
-/// CONNACK with a refusal, or nothing where the version has no number for it.
-pub(crate) fn put_refusal(version: Version, refusal: ConnectRefusal, out: &mut BytesMut) {
-    match (version, refusal.code(version)) {
-        (Version::V311, Some(code)) => out.extend_from_slice(&[0x20, 2, 0, code]),
-        (Version::V5, Some(code)) => out.extend_from_slice(&[0x20, 3, 0, code, 0]),
-        (_, None) => {}
-    }
-}
-
-/// DISCONNECT of MQTT 5 (3.14.2.2.1: no property length is none); 3.1.1 has none from a server.
-pub(crate) fn put_disconnect(version: Version, reason: DisconnectReason, out: &mut BytesMut) {
-    if version == Version::V5 {
-        out.extend_from_slice(&[0xE0, 1, reason.code()]);
-    }
-}
-
-/// How long the parts of a PUBLISH will be.
+/// How long the parts of a PUBLISH will be, and how it says its topic.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PublishLength {
+    alias: Alias,
     properties: usize,
     remaining: usize,
 }
 
 impl PublishLength {
     /// Measures a PUBLISH and finds out whether it can be said on the wire at all.
-    pub(crate) fn of(version: Version, publish: &OutgoingPublish<'_>) -> Result<Self, Misuse> {
+    pub(crate) fn of(version: Version, publish: &OutgoingPublish<'_>, alias: Alias) -> Result<Self, Misuse> {
         if !is_topic_name(publish.topic) {
             return Err(Misuse::TopicNameInvalid);
         }
-        let mut remaining = 2 + publish.topic.len() + publish.payload.len();
+        let topic = if matches!(alias, Alias::Known(_)) { 0 } else { publish.topic.len() };
+        let mut remaining = 2 + topic + publish.payload.len();
         if publish.qos != QoS::AtMostOnce {
             remaining += 2;
         }
         let mut properties = 0;
         if version == Version::V5 {
             properties = publish.properties.map_or(Ok(0), properties_length)?;
+            if alias != Alias::None {
+                properties += 3;
+            }
             remaining += variable_length(properties) + properties;
         }
         if remaining > MAX_VARIABLE {
             return Err(Misuse::Properties);
         }
-        Ok(Self { properties, remaining })
+        Ok(Self { alias, properties, remaining })
     }
 
     /// Length of the whole packet with its fixed header.
@@ -73,12 +61,17 @@ pub(crate) fn put_publish(
     let (dup, retain) = (u8::from(publish.dup), u8::from(publish.retain));
     out.put_u8(0x30 | (dup << 3) | ((publish.qos as u8) << 1) | retain);
     put_variable(length.remaining, out);
-    put_binary(publish.topic.as_bytes(), out);
+    let topic = if matches!(length.alias, Alias::Known(_)) { "" } else { publish.topic };
+    put_binary(topic.as_bytes(), out);
     if let Some(packet_id) = packet_id {
         out.put_u16(packet_id.value());
     }
     if version == Version::V5 {
         put_variable(length.properties, out);
+        if let Alias::New(number) | Alias::Known(number) = length.alias {
+            out.put_u8(id::TOPIC_ALIAS);
+            out.put_u16(number);
+        }
         if let Some(properties) = publish.properties {
             put_properties(properties, out);
         }
@@ -89,7 +82,8 @@ pub(crate) fn put_publish(
 /// The largest number of a Variable Byte Integer (MQTT 5 1.5.5).
 const MAX_VARIABLE: usize = 268_435_455;
 
-fn variable_length(number: usize) -> usize {
+/// How many bytes a Variable Byte Integer takes.
+pub(crate) fn variable_length(number: usize) -> usize {
     match number {
         0..128 => 1,
         128..16_384 => 2,
@@ -123,6 +117,9 @@ pub(crate) fn properties_length(properties: &PublishProperties) -> Result<usize,
         length if length <= usize::from(u16::MAX) => Ok(2 + length),
         _ => Err(Misuse::Properties),
     };
+    // MQTT 5 1.5.4-2.
+    let string =
+        |text: &str| if text.contains('\0') { Err(Misuse::Properties) } else { field(text.as_bytes()) };
     let mut length = 0;
     if properties.payload_is_utf8.is_some() {
         length += 2;
@@ -131,13 +128,20 @@ pub(crate) fn properties_length(properties: &PublishProperties) -> Result<usize,
         length += 5;
     }
     for text in [&properties.content_type, &properties.response_topic].into_iter().flatten() {
-        length += 1 + field(text.as_bytes())?;
+        length += 1 + string(text)?;
     }
     if let Some(data) = &properties.correlation_data {
         length += 1 + field(data)?;
     }
     for (name, value) in &properties.user_properties {
-        length += 1 + field(name.as_bytes())? + field(value.as_bytes())?;
+        length += 1 + string(name)? + string(value)?;
+    }
+    for identifier in &properties.subscription_identifiers {
+        length += 1 + match *identifier as usize {
+            0 => return Err(Misuse::Properties), // MQTT 5 3.3.2.3.8
+            number if number > MAX_VARIABLE => return Err(Misuse::Properties),
+            number => variable_length(number),
+        };
     }
     Ok(length)
 }
@@ -169,6 +173,10 @@ pub(crate) fn put_properties(properties: &PublishProperties, out: &mut BytesMut)
         put_binary(name.as_bytes(), out);
         put_binary(value.as_bytes(), out);
     }
+    for identifier in &properties.subscription_identifiers {
+        out.put_u8(id::SUBSCRIPTION_IDENTIFIER);
+        put_variable(*identifier as usize, out);
+    }
 }
 
 #[cfg(test)]
@@ -176,7 +184,7 @@ mod tests {
     use super::*;
 
     fn written(version: Version, publish: &OutgoingPublish<'_>) -> BytesMut {
-        let length = PublishLength::of(version, publish).expect("can be said");
+        let length = PublishLength::of(version, publish, Alias::None).expect("can be said");
         let mut out = BytesMut::new();
         let id = (publish.qos != QoS::AtMostOnce).then(|| PacketId::new(10).expect("not zero"));
         put_publish(version, id, publish, length, &mut out);
@@ -244,9 +252,15 @@ mod tests {
             retain: false,
             properties: Some(&long),
         };
-        assert_eq!(PublishLength::of(Version::V5, &publish).err(), Some(Misuse::Properties));
-        assert!(PublishLength::of(Version::V311, &publish).is_ok(), "has no properties to say");
+        assert_eq!(PublishLength::of(Version::V5, &publish, Alias::None).err(), Some(Misuse::Properties));
+        let nul = PublishProperties { content_type: Some("\0".into()), ..Default::default() };
+        let nul = OutgoingPublish { properties: Some(&nul), ..publish };
+        assert_eq!(PublishLength::of(Version::V5, &nul, Alias::None).err(), Some(Misuse::Properties));
+        assert!(PublishLength::of(Version::V311, &publish, Alias::None).is_ok(), "has no properties to say");
         publish.topic = "a/#";
-        assert_eq!(PublishLength::of(Version::V311, &publish).err(), Some(Misuse::TopicNameInvalid));
+        assert_eq!(
+            PublishLength::of(Version::V311, &publish, Alias::None).err(),
+            Some(Misuse::TopicNameInvalid)
+        );
     }
 }

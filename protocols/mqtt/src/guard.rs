@@ -6,10 +6,10 @@
 
 use crate::{
     config::Config,
-    packet::{Disconnect, PacketId, QoS, Version},
+    packet::{Ack, AckKind, Disconnect, PacketId, QoS, Version},
     properties::{Properties, Property, Scope},
     reason::Violation,
-    text::{is_topic_filter, is_topic_name},
+    text::{is_shared_filter, is_topic_filter, is_topic_name},
     wire::Reader,
 };
 
@@ -19,36 +19,49 @@ pub(crate) const CONNECT: u8 = 0x10;
 /// What the guard found out about a packet, besides that it is legal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shape {
-    Publish { packet_id: Option<PacketId>, dup: bool, retain: bool },
-    PubAck,
-    Subscribe,
+    Publish(PublishShape),
+    Ack(Ack),
+    Subscribe { identifier: Option<u32> },
     Unsubscribe,
     PingReq,
     Disconnect(Disconnect),
 }
 
+/// What the guard found out about a PUBLISH.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PublishShape {
+    pub(crate) packet_id: Option<PacketId>,
+    pub(crate) qos: QoS,
+    pub(crate) dup: bool,
+    pub(crate) retain: bool,
+    pub(crate) alias: Option<u16>,
+}
+
 /// Judges the first byte alone, so that nothing is buffered for what cannot become a packet.
-pub(crate) fn first_byte(byte: u8, version: Version) -> Result<(), Violation> {
+pub(crate) fn first_byte(byte: u8, version: Version, level: u8) -> Result<(), Violation> {
     let flags = byte & 0x0F;
     let wanted = match byte >> 4 {
         1 => return Err(Violation::Protocol("a second CONNECT")), // MQTT 5 3.1.0-2
-        3 => return publish_flags(flags).map(|_| ()),
-        4 | 12 | 14 => 0,
-        8 | 10 => 2,
-        5..=7 => return Err(Violation::Protocol("a packet of quality of service 2, which is not offered")),
+        3 => return publish_flags(flags, level).map(|_| ()),
+        4 | 5 | 7 | 12 | 14 => 0,
+        6 | 8 | 10 => 2,
         15 if version == Version::V5 => {
             return Err(Violation::Protocol("AUTH without an authentication method"));
         }
         _ => return Err(Violation::Protocol("a packet that no client sends")),
     };
-    if flags == wanted { Ok(()) } else { Err(Violation::Malformed("reserved flags of the fixed header")) }
+    // MQTT 3.1 gave DUP to requests as well, and left the flags of the other packets open.
+    if flags == wanted || level == 3 {
+        Ok(())
+    } else {
+        Err(Violation::Malformed("reserved flags of the fixed header"))
+    }
 }
 
-fn publish_flags(flags: u8) -> Result<QoS, Violation> {
+fn publish_flags(flags: u8, level: u8) -> Result<QoS, Violation> {
     match QoS::from_bits((flags >> 1) & 3) {
         None => Err(Violation::Malformed("quality of service 3")), // MQTT 5 3.3.1-4
-        Some(QoS::ExactlyOnce) => Err(Violation::QosNotSupported), // MQTT 5 3.2.2-11
-        Some(QoS::AtMostOnce) if flags & 0x08 != 0 => {
+        Some(QoS::AtMostOnce) if flags & 0x08 != 0 && level > 3 => {
             Err(Violation::Malformed("DUP of quality of service 0"))
         }
         Some(qos) => Ok(qos),
@@ -57,7 +70,7 @@ fn publish_flags(flags: u8) -> Result<QoS, Violation> {
 
 /// Whether `frame` is for the machine to hold back while its window is full.
 pub(crate) fn wants_acknowledgement(first_byte: u8) -> bool {
-    first_byte & 0xF6 == 0x32
+    first_byte & 0xF0 == 0x30 && first_byte & 0x06 != 0
 }
 
 /// Whether `frame` is a SUBSCRIBE or UNSUBSCRIBE, each of which the driver has to answer.
@@ -66,12 +79,21 @@ pub(crate) fn is_request(first_byte: u8) -> bool {
 }
 
 /// Judges a complete packet whose first byte has been judged; `body` starts behind the fixed header.
-pub(crate) fn inspect(version: Version, first: u8, body: &[u8], config: &Config) -> Result<Shape, Violation> {
-    let guard = Guard { version, config };
+pub(crate) fn inspect(
+    version: Version,
+    level: u8,
+    first: u8,
+    body: &[u8],
+    config: &Config,
+) -> Result<Shape, Violation> {
+    let guard = Guard { version, level, config };
     let mut reader = Reader::new(body);
     let shape = match first >> 4 {
         3 => return guard.publish(first & 0x0F, reader),
-        4 => guard.puback(&mut reader)?,
+        4 => guard.ack(AckKind::PubAck, &mut reader)?,
+        5 => guard.ack(AckKind::PubRec, &mut reader)?,
+        6 => guard.ack(AckKind::PubRel, &mut reader)?,
+        7 => guard.ack(AckKind::PubComp, &mut reader)?,
         8 => guard.subscribe(&mut reader)?,
         10 => guard.unsubscribe(&mut reader)?,
         12 => Shape::PingReq,
@@ -82,35 +104,40 @@ pub(crate) fn inspect(version: Version, first: u8, body: &[u8], config: &Config)
 
 struct Guard<'c> {
     version: Version,
+    level: u8,
     config: &'c Config,
 }
 
 impl Guard<'_> {
     fn publish(&self, flags: u8, mut reader: Reader<'_>) -> Result<Shape, Violation> {
-        let qos = publish_flags(flags)?;
+        let qos = publish_flags(flags, self.level)?;
         let topic = reader.text()?;
         let packet_id = match qos {
             QoS::AtMostOnce => None,
             _ => Some(packet_id(&mut reader)?),
         };
-        if self.version == Version::V5 {
-            self.publish_properties(&mut reader)?;
+        let alias = match self.version {
+            Version::V5 => self.publish_properties(&mut reader)?,
+            Version::V311 => None,
+        };
+        match (topic.is_empty(), alias) {
+            (true, Some(_)) => {}
+            (true, None) if self.version == Version::V5 => {
+                return Err(Violation::Protocol("neither topic name nor topic alias")); // 3.3.4
+            }
+            _ if is_topic_name(topic) => {}
+            _ => return Err(Violation::TopicNameInvalid),
         }
-        if topic.is_empty() && self.version == Version::V5 {
-            return Err(Violation::Protocol("neither topic name nor topic alias"));
-        }
-        if !is_topic_name(topic) {
-            return Err(Violation::TopicNameInvalid);
-        }
-        Ok(Shape::Publish { packet_id, dup: flags & 0x08 != 0, retain: flags & 0x01 != 0 })
+        let dup = flags & 0x08 != 0 && packet_id.is_some();
+        Ok(Shape::Publish(PublishShape { packet_id, qos, dup, retain: flags & 0x01 != 0, alias }))
     }
 
-    fn publish_properties(&self, reader: &mut Reader<'_>) -> Result<(), Violation> {
+    fn publish_properties(&self, reader: &mut Reader<'_>) -> Result<Option<u16>, Violation> {
+        let mut alias = None;
         let mut properties = Properties::read(reader, Scope::Publish, self.config.max_properties)?;
         while let Some(property) = properties.next()? {
             match property {
-                // Topic Alias Maximum is not sent in CONNACK, so it is zero (MQTT 5 3.3.2-9).
-                Property::TopicAlias(_) => return Err(Violation::TopicAliasInvalid),
+                Property::TopicAlias(number) => alias = Some(number),
                 Property::SubscriptionIdentifier(_) => {
                     return Err(Violation::Protocol("a subscription identifier from a client")); // 3.3.4-6
                 }
@@ -120,30 +147,39 @@ impl Guard<'_> {
                 _ => {}
             }
         }
-        Ok(())
+        Ok(alias)
     }
 
-    fn puback(&self, reader: &mut Reader<'_>) -> Result<Shape, Violation> {
-        packet_id(reader)?;
+    /// Read here to the end: there is nothing else in it.
+    fn ack(&self, kind: AckKind, reader: &mut Reader<'_>) -> Result<Shape, Violation> {
+        let mut ack = Ack { kind, packet_id: packet_id(reader)?, reason: 0 };
         // MQTT 5 3.4.2.1 and 3.4.2.2.1: reason code and properties may be left out from the end.
         if self.version == Version::V5 && !reader.is_empty() {
-            if !matches!(reader.u8()?, 0x00 | 0x10 | 0x80 | 0x83 | 0x87 | 0x90 | 0x91 | 0x97 | 0x99) {
-                return Err(Violation::Malformed("a reason code that PUBACK does not have"));
+            ack.reason = reader.u8()?;
+            let known = match kind {
+                AckKind::PubAck | AckKind::PubRec => {
+                    matches!(ack.reason, 0x00 | 0x10 | 0x80 | 0x83 | 0x87 | 0x90 | 0x91 | 0x97 | 0x99)
+                }
+                AckKind::PubRel | AckKind::PubComp => matches!(ack.reason, 0x00 | 0x92), // 3.6.2.1, 3.7.2.1
+            };
+            if !known {
+                return Err(Violation::Malformed("a reason code that the acknowledgement does not have"));
             }
             if !reader.is_empty() {
                 Properties::skip(reader, Scope::PubAck, self.config.max_properties)?;
             }
         }
-        Ok(Shape::PubAck)
+        Ok(Shape::Ack(ack))
     }
 
     fn subscribe(&self, reader: &mut Reader<'_>) -> Result<Shape, Violation> {
         packet_id(reader)?;
+        let mut identifier = None;
         if self.version == Version::V5 {
             let mut properties = Properties::read(reader, Scope::Subscribe, self.config.max_properties)?;
             while let Some(property) = properties.next()? {
-                if matches!(property, Property::SubscriptionIdentifier(_)) {
-                    return Err(Violation::SubscriptionIdentifiersNotSupported);
+                if let Property::SubscriptionIdentifier(number) = property {
+                    identifier = Some(number);
                 }
             }
         }
@@ -158,7 +194,7 @@ impl Guard<'_> {
             }
             Ok(())
         })?;
-        Ok(Shape::Subscribe)
+        Ok(Shape::Subscribe { identifier })
     }
 
     fn unsubscribe(&self, reader: &mut Reader<'_>) -> Result<Shape, Violation> {
@@ -182,7 +218,7 @@ impl Guard<'_> {
         while !reader.is_empty() {
             left = left.checked_sub(1).ok_or(Violation::Quota("topic filters"))?;
             let filter = reader.text()?;
-            if !is_topic_filter(filter) {
+            if !is_topic_filter(filter) || self.version == Version::V5 && !is_shared_filter(filter) {
                 return Err(Violation::TopicFilterInvalid);
             }
             options(filter, reader)?;

@@ -1,8 +1,9 @@
 //! The MQTT 3.1.1 and 5 wire, server side: a guarded codec and the connection machine, without I/O.
 //!
-//! One [`Connection`] is one network connection of a client, of either version; the version is learnt from CONNECT.
-//! QoS 0 and 1 both ways. There are no sessions, no subscriptions and no topics' meaning here: a SUBSCRIBE is an
-//! event, and its answer a command.
+//! One [`Connection`] is one network connection of a client, of any version (3.1 speaks as 3.1.1 does); the version is
+//! learnt from CONNECT. QoS 0, 1 and 2 from the client, 0 and 1 toward it. There are no subscriptions and no topics'
+//! meaning here: a SUBSCRIBE is an event, and its answer a command. What the packets of a connection leave to the next
+//! one is a [`Session`]; how long that lasts is the driver's.
 //!
 //! # How a driver calls it
 //!
@@ -19,23 +20,28 @@
 //!
 //! # What acknowledges a message
 //!
-//! Nothing but [`Connection::acknowledge`]: the machine sends no PUBACK by itself. When
+//! Nothing but [`Connection::acknowledge`]: the machine sends no PUBACK and no PUBREC by itself, but for a payload that
+//! it refuses ([`Event::PublishRefused`]) and for the repetition of what was acknowledged before. When
 //! [`Config::receive_maximum`] messages wait, an MQTT 3.1.1 client's next one is left unparsed and then unread, and
 //! its keep alive is not charged meanwhile; an MQTT 5 client was told the number and breaks a rule.
 //!
 //! [`client`] is the other side, as far as simulated devices and tests need it.
 
+mod alias;
+mod answers;
 mod codec;
 mod config;
 mod connect;
 mod connection;
 mod encode;
 mod guard;
+mod incoming;
+mod outgoing;
 mod packet;
 mod properties;
 mod reason;
+mod session;
 mod text;
-mod window;
 mod wire;
 
 pub mod client;
@@ -50,4 +56,5 @@ pub use reason::{
     ConnectRefusal, DisconnectReason, Misuse, PublishError, PublishReply, SubscribeRefusal, SubscribeReply,
     UnsubscribeReply, Violation,
 };
+pub use session::Session;
 pub use text::{Text, is_topic_filter, is_topic_name};

@@ -11,7 +11,7 @@ use crate::text::Text;
 /// The protocol version of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Version {
-    /// MQTT 3.1.1, protocol level 4.
+    /// MQTT 3.1.1, protocol level 4; also MQTT 3.1, level 3, which says the same with fewer words.
     V311,
     /// MQTT 5, protocol level 5.
     V5,
@@ -26,7 +26,7 @@ pub enum QoS {
     AtMostOnce = 0,
     /// QoS 1: acknowledged by PUBACK.
     AtLeastOnce = 1,
-    /// QoS 2: asked for by clients, not granted and not taken by this machine.
+    /// QoS 2: taken from clients, acknowledged by PUBREC and released by PUBREL. Toward them it is not granted.
     ExactlyOnce = 2,
 }
 
@@ -69,6 +69,8 @@ impl fmt::Debug for PacketId {
 pub struct Connect {
     /// Protocol version, good for the whole connection.
     pub version: Version,
+    /// Protocol level as the client said it: 3, 4 or 5.
+    pub level: u8,
     /// Client identifier; empty if the server must assign one (then give it to `accept`).
     pub client_id: Text,
     /// Clean Session (3.1.1) or Clean Start (5).
@@ -87,8 +89,13 @@ pub struct Connect {
     pub receive_maximum: u16,
     /// The largest packet that the client takes, in bytes.
     pub max_packet_bytes: Option<u32>,
-    /// The highest topic alias that the client takes; aliases are not used toward it.
+    /// The highest topic alias that the client takes; the machine uses them.
     pub topic_alias_maximum: u16,
+    /// Whether the client asks for Response Information in CONNACK (MQTT 5 3.1.2.11.6).
+    pub request_response_information: bool,
+    /// Whether the client takes reason strings in every packet that can have one (MQTT 5 3.1.2.11.7); the machine
+    /// keeps to it.
+    pub request_problem_information: bool,
     /// User properties in their order (MQTT 5).
     pub user_properties: Vec<(Text, Text)>,
 }
@@ -116,7 +123,7 @@ pub struct Will {
     pub topic: Text,
     /// Payload.
     pub payload: Bytes,
-    /// Quality of service; QoS 2 can stand here for an MQTT 3.1.1 client only.
+    /// Quality of service.
     pub qos: QoS,
     /// Retain flag.
     pub retain: bool,
@@ -129,7 +136,7 @@ pub struct Will {
 /// The properties of a PUBLISH (MQTT 5 3.3.2.3), and of a will.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PublishProperties {
-    /// Whether the payload is said to be UTF-8 text; what it says is not checked here.
+    /// Whether the payload is said to be UTF-8 text. From a client it then is: the machine has looked.
     pub payload_is_utf8: Option<bool>,
     /// Message Expiry Interval.
     pub message_expiry_interval: Option<Duration>,
@@ -141,6 +148,8 @@ pub struct PublishProperties {
     pub correlation_data: Option<Bytes>,
     /// User properties in their order; a name may come again.
     pub user_properties: Vec<(Text, Text)>,
+    /// Toward the client: the identifiers of the subscriptions that the message is for. A client sends none.
+    pub subscription_identifiers: Vec<u32>,
 }
 
 /// PUBLISH from the client.
@@ -152,7 +161,7 @@ pub struct Publish {
     pub topic: Text,
     /// Payload, a slice of the input.
     pub payload: Bytes,
-    /// Quality of service, 0 or 1.
+    /// Quality of service.
     pub qos: QoS,
     /// The client says that it may have sent this message before.
     pub dup: bool,
@@ -183,6 +192,8 @@ impl PublishToken {
 pub struct Subscribe {
     /// To be given to `suback`.
     pub packet_id: PacketId,
+    /// Subscription identifier (MQTT 5): what PUBLISHes for these filters are to carry.
+    pub identifier: Option<u32>,
     /// The filters in their order, at least one; SUBACK answers each.
     pub filters: Vec<SubscribeFilter>,
 }
@@ -260,18 +271,41 @@ pub struct OutgoingPublish<'a> {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum ClientPacket {
     Publish(IncomingPublish),
-    PubAck { packet_id: PacketId, reason: u8 },
+    Ack(Ack),
     Subscribe(Subscribe),
     Unsubscribe(Unsubscribe),
     PingReq,
     Disconnect(Disconnect),
 }
 
+/// PUBACK, PUBREC, PUBREL or PUBCOMP: they differ in their type only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ack {
+    pub(crate) kind: AckKind,
+    pub(crate) packet_id: PacketId,
+    /// Reason code; 0 in MQTT 3.1.1.
+    pub(crate) reason: u8,
+}
+
+/// Which packet of an exchange (MQTT 5 4.3.2, 4.3.3), with its first byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+#[expect(clippy::enum_variant_names, reason = "the names of MQTT 5 2.1.2")]
+pub(crate) enum AckKind {
+    PubAck = 0x40,
+    PubRec = 0x50,
+    PubRel = 0x62,
+    PubComp = 0x70,
+}
+
 /// A PUBLISH before the machine has given it a token.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct IncomingPublish {
     pub(crate) packet_id: Option<PacketId>,
+    pub(crate) qos: QoS,
+    /// Empty if only the alias says it.
     pub(crate) topic: Text,
+    pub(crate) alias: Option<u16>,
     pub(crate) payload: Bytes,
     pub(crate) dup: bool,
     pub(crate) retain: bool,

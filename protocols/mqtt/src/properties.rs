@@ -13,6 +13,7 @@ pub(crate) enum Scope {
     Will = 1 << 1,
     ConnAck = 1 << 2,
     Publish = 1 << 3,
+    /// PUBACK, PUBREC, PUBREL and PUBCOMP: they have the same properties.
     PubAck = 1 << 4,
     Subscribe = 1 << 5,
     SubAck = 1 << 6,
@@ -29,7 +30,7 @@ pub(crate) enum Property<'a> {
     ContentType(&'a str),
     ResponseTopic(&'a str),
     CorrelationData(&'a [u8]),
-    SubscriptionIdentifier(usize),
+    SubscriptionIdentifier(u32),
     SessionExpiry(u32),
     AssignedClientIdentifier(&'a str),
     ServerKeepAlive(u16),
@@ -41,6 +42,10 @@ pub(crate) enum Property<'a> {
     TopicAlias(u16),
     MaximumQoS(bool),
     MaximumPacketSize(u32),
+    RequestProblemInformation(bool),
+    RequestResponseInformation(bool),
+    ResponseInformation(&'a str),
+    ReasonString(&'a str),
     User(&'a str, &'a str),
     /// Judged, and of no consequence here.
     Other,
@@ -165,7 +170,9 @@ impl<'a> Properties<'a> {
             id::CORRELATION_DATA => Property::CorrelationData(reader.binary()?),
             id::SUBSCRIPTION_IDENTIFIER => match reader.variable()? {
                 0 => return Err(Violation::Protocol("subscription identifier 0")),
-                number => Property::SubscriptionIdentifier(number),
+                number => Property::SubscriptionIdentifier(
+                    u32::try_from(number).expect("a variable byte integer has 28 bits"),
+                ),
             },
             id::SESSION_EXPIRY => Property::SessionExpiry(reader.u32()?),
             id::ASSIGNED_CLIENT_IDENTIFIER => Property::AssignedClientIdentifier(reader.text()?),
@@ -188,7 +195,11 @@ impl<'a> Properties<'a> {
                 number => Property::MaximumPacketSize(number),
             },
             id::USER => Property::User(reader.text()?, reader.text()?),
-            id::SERVER_REFERENCE | id::REASON_STRING | id::RESPONSE_INFORMATION => {
+            id::REQUEST_PROBLEM_INFORMATION => Property::RequestProblemInformation(flag(reader)?),
+            id::REQUEST_RESPONSE_INFORMATION => Property::RequestResponseInformation(flag(reader)?),
+            id::RESPONSE_INFORMATION => Property::ResponseInformation(reader.text()?),
+            id::REASON_STRING => Property::ReasonString(reader.text()?),
+            id::SERVER_REFERENCE => {
                 reader.text()?;
                 Property::Other
             }

@@ -35,15 +35,12 @@ pub enum Violation {
     /// More unacknowledged PUBLISH packets than the Receive Maximum (0x93).
     #[error("receive maximum exceeded")]
     ReceiveMaximumExceeded,
-    /// A topic alias, where the maximum that we announce is zero (0x94).
+    /// A topic alias that is zero or above the maximum that we announce (0x94).
     #[error("topic alias not valid")]
     TopicAliasInvalid,
-    /// A PUBLISH or a will of QoS 2 (0x9B).
-    #[error("quality of service 2 is not supported")]
-    QosNotSupported,
-    /// A subscription identifier, which CONNACK said is not available (0xA1).
-    #[error("subscription identifiers are not supported")]
-    SubscriptionIdentifiersNotSupported,
+    /// A payload that is said to be UTF-8 and is not, where the packet has no acknowledgement to say so (0x99).
+    #[error("the payload is not the text that it is said to be")]
+    PayloadFormatInvalid,
     /// More of something than one packet may bring here; holds of what (0x97).
     #[error("too many {0}")]
     Quota(&'static str),
@@ -101,8 +98,7 @@ impl From<&Violation> for DisconnectReason {
             Violation::TopicFilterInvalid => Self::TopicFilterInvalid,
             Violation::ReceiveMaximumExceeded => Self::ReceiveMaximumExceeded,
             Violation::TopicAliasInvalid => Self::TopicAliasInvalid,
-            Violation::QosNotSupported => Self::QosNotSupported,
-            Violation::SubscriptionIdentifiersNotSupported => Self::SubscriptionIdentifiersNotSupported,
+            Violation::PayloadFormatInvalid => Self::PayloadFormatInvalid,
             Violation::Quota(_) => Self::QuotaExceeded,
         }
     }
@@ -126,6 +122,7 @@ pub enum ConnectRefusal {
     TopicNameInvalid,
     PacketTooLarge,
     QuotaExceeded,
+    PayloadFormatInvalid,
     QosNotSupported,
     ConnectionRateExceeded,
 }
@@ -151,6 +148,7 @@ impl ConnectRefusal {
                 | Self::BadAuthenticationMethod
                 | Self::TopicNameInvalid
                 | Self::PacketTooLarge
+                | Self::PayloadFormatInvalid
                 | Self::QosNotSupported => None,
             },
         }
@@ -172,6 +170,7 @@ impl ConnectRefusal {
             Self::TopicNameInvalid => 0x90,
             Self::PacketTooLarge => 0x95,
             Self::QuotaExceeded => 0x97,
+            Self::PayloadFormatInvalid => 0x99,
             Self::QosNotSupported => 0x9B,
             Self::ConnectionRateExceeded => 0x9F,
         }
@@ -187,20 +186,19 @@ impl From<&Violation> for ConnectRefusal {
             Violation::BadAuthenticationMethod => Self::BadAuthenticationMethod,
             Violation::PacketTooLarge(_) => Self::PacketTooLarge,
             Violation::TopicNameInvalid => Self::TopicNameInvalid,
-            Violation::QosNotSupported => Self::QosNotSupported,
+            Violation::PayloadFormatInvalid => Self::PayloadFormatInvalid,
             Violation::Quota(_) => Self::QuotaExceeded,
             // The rest cannot be said of a CONNECT by a name of its own.
             Violation::Protocol(_)
             | Violation::TopicFilterInvalid
             | Violation::ReceiveMaximumExceeded
-            | Violation::TopicAliasInvalid
-            | Violation::SubscriptionIdentifiersNotSupported => Self::ProtocolError,
+            | Violation::TopicAliasInvalid => Self::ProtocolError,
         }
     }
 }
 
-/// The answer to a PUBLISH of QoS 1 (MQTT 5 3.4.2.1). MQTT 3.1.1 has one PUBACK only, so there every reply is
-/// the same packet: who must not acknowledge a refused message there disconnects instead.
+/// The answer to a PUBLISH of QoS 1 or 2: PUBACK (MQTT 5 3.4.2.1) or PUBREC (3.5.2.1). MQTT 3.1.1 has one of each
+/// only, so there every reply is the same packet: who must not acknowledge a refused message there disconnects instead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 #[expect(missing_docs, reason = "the names of MQTT 5 3.4.2.1")]
@@ -271,6 +269,9 @@ pub enum Misuse {
     /// No CONNECT is waiting for an answer.
     #[error("no CONNECT is waiting for an answer")]
     NotConnecting,
+    /// No message of an earlier connection waits under this packet identifier to be sent again.
+    #[error("no earlier message has this packet identifier")]
+    UnknownMessage,
     /// No SUBSCRIBE or UNSUBSCRIBE with this packet identifier is waiting.
     #[error("no request with this packet identifier is waiting")]
     UnknownRequest,
@@ -285,8 +286,8 @@ pub enum Misuse {
     /// The topic name is empty, has a wildcard or a control character, or is longer than 65,535 bytes.
     #[error("the topic name is not valid")]
     TopicNameInvalid,
-    /// A string or a list of properties is longer than the wire can say.
-    #[error("the properties do not fit the packet")]
+    /// A string or a list of properties is longer than the wire can say, or a string has a NUL.
+    #[error("the properties do not fit the packet, or have a NUL in them")]
     Properties,
     /// QoS 2 is not sent.
     #[error("quality of service 2 is not sent")]
@@ -333,8 +334,7 @@ mod tests {
             (Violation::TopicAliasInvalid, 0x94),
             (Violation::PacketTooLarge(1), 0x95),
             (Violation::Quota("x"), 0x97),
-            (Violation::QosNotSupported, 0x9B),
-            (Violation::SubscriptionIdentifiersNotSupported, 0xA1),
+            (Violation::PayloadFormatInvalid, 0x99),
         ] {
             assert_eq!(DisconnectReason::from(&violation).code(), code, "{violation}");
         }

@@ -116,6 +116,16 @@ pub fn is_topic_filter(filter: &str) -> bool {
     true
 }
 
+/// Whether `filter`, if it asks for a shared subscription, has a name for it and a filter (MQTT 5 4.8.2-1, 4.8.2-2).
+pub(crate) fn is_shared_filter(filter: &str) -> bool {
+    match filter.strip_prefix("$share/") {
+        None => true,
+        Some(rest) => rest.split_once('/').is_some_and(|(name, filter)| {
+            !name.is_empty() && !name.contains(['+', '#']) && is_topic_filter(filter)
+        }),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,6 +148,16 @@ mod tests {
         }
         for bad in ["", "a#", "a/#/b", "#/", "a+", "+a/b", "a/b+/c", "a/\0", "a/\u{85}", "##", "++"] {
             assert!(!is_topic_filter(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn shared_filters() {
+        for good in ["a", "$share", "$share/g/a/#", "$share/g//", "$shared/x"] {
+            assert!(is_shared_filter(good), "{good}");
+        }
+        for bad in ["$share/g", "$share//a", "$share/g/", "$share/+/a", "$share/g#/a"] {
+            assert!(!is_shared_filter(bad), "{bad}");
         }
     }
 

@@ -103,7 +103,7 @@ mod tests {
     #[test]
     fn our_server_answers_our_client() {
         let (request, head) = Request::new("hub.example", crate::PATH, SUBPROTOCOL, [7; 16]);
-        let answer = server::judge(head.as_bytes()).unwrap();
+        let answer = server::judge(head.as_bytes(), &server::AMQP).unwrap();
         assert_eq!(request.check(answer.as_bytes()), Ok(()));
         let (other, _) = Request::new("hub.example", crate::PATH, SUBPROTOCOL, [8; 16]);
         assert_eq!(other.check(answer.as_bytes()), Err(Refused::Handshake("Sec-WebSocket-Accept")));

@@ -1,5 +1,5 @@
-//! WebSocket (RFC 6455) as a carrier of a byte stream: AMQP over WebSocket, subprotocol `AMQPWSB10`, both sides, without
-//! I/O.
+//! WebSocket (RFC 6455) as a carrier of a byte stream: AMQP over WebSocket, subprotocol `AMQPWSB10`, both sides, and MQTT
+//! over WebSocket, the server's, without I/O.
 //!
 //! Where one message ends and the next begins means nothing here, so none is ever put together: payload is taken out of
 //! whatever was read, in place, and what is to be sent is cut into frames as it goes. A connection therefore holds no
@@ -35,6 +35,15 @@ pub const OASIS_SUBPROTOCOL: &str = "amqp";
 
 /// The path at which Azure IoT Hub takes AMQP over WebSocket.
 pub const PATH: &str = "/$iothub/websocket";
+
+/// The subprotocol of MQTT over WebSocket (MQTT 5 6.0.0-3).
+pub const MQTT_SUBPROTOCOL: &str = "mqtt";
+
+/// The same as clients of MQTT 3.1 call it.
+pub const OLD_MQTT_SUBPROTOCOL: &str = "mqttv3.1";
+
+/// The path at which most brokers take MQTT over WebSocket; Azure IoT Hub takes it at [`PATH`].
+pub const MQTT_PATH: &str = "/mqtt";
 
 /// The same of Azure Event Hubs and Service Bus.
 pub const SERVICE_BUS_PATH: &str = "/$servicebus/websocket";

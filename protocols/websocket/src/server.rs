@@ -6,10 +6,34 @@ use httparse::{EMPTY_HEADER, Header, Status};
 use thiserror::Error;
 
 use crate::head::{MAX_FIELDS, accept, elements, names, only};
-use crate::{OASIS_SUBPROTOCOL, PATH, SERVICE_BUS_PATH, SUBPROTOCOL};
+use crate::{
+    MQTT_PATH, MQTT_SUBPROTOCOL, OASIS_SUBPROTOCOL, OLD_MQTT_SUBPROTOCOL, PATH, SERVICE_BUS_PATH, SUBPROTOCOL,
+};
 
-/// The subprotocols that mean AMQP.
-const SUBPROTOCOLS: [&str; 2] = [SUBPROTOCOL, OASIS_SUBPROTOCOL];
+/// What a WebSocket is to carry, and how a client asks for it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Service {
+    /// The protocol, for a person.
+    pub name: &'static str,
+    /// Where it is; the first one is named to those who look elsewhere.
+    pub paths: &'static [&'static str],
+    /// What it is called; the first one is named to those who ask for something else.
+    pub subprotocols: &'static [&'static str],
+}
+
+/// AMQP over WebSocket.
+pub const AMQP: Service = Service {
+    name: "AMQP",
+    paths: &[PATH, SERVICE_BUS_PATH],
+    subprotocols: &[SUBPROTOCOL, OASIS_SUBPROTOCOL],
+};
+
+/// MQTT over WebSocket (MQTT 5 6), at Azure's path and at the usual one.
+pub const MQTT: Service = Service {
+    name: "MQTT",
+    paths: &[MQTT_PATH, PATH],
+    subprotocols: &[MQTT_SUBPROTOCOL, OLD_MQTT_SUBPROTOCOL],
+};
 
 /// Why a request is not answered with a WebSocket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -24,17 +48,17 @@ pub enum Refusal {
     #[error("the method is GET here")]
     Method,
     /// There is nothing at this path.
-    #[error("AMQP over WebSocket is at {PATH} here")]
-    Path,
+    #[error("{} over WebSocket is at {} here", .0.name, .0.paths[0])]
+    Path(&'static Service),
     /// HTTP without a wish for a WebSocket, or for another version of it.
     #[error("this is for WebSocket, version 13")]
     Upgrade,
     /// The key is missing or none.
     #[error("Sec-WebSocket-Key is not a key of 16 bytes")]
     Key,
-    /// AMQP is not among what the client would speak.
-    #[error("the WebSocket subprotocol is {SUBPROTOCOL} here")]
-    Subprotocol,
+    /// The service is not among what the client would speak.
+    #[error("the WebSocket subprotocol is {} here", .0.subprotocols[0])]
+    Subprotocol(&'static Service),
     /// A page of another site, in a browser on this network.
     #[error("pages of other sites may not connect here")]
     Origin,
@@ -51,9 +75,9 @@ impl Refusal {
     #[must_use]
     pub fn answer(self) -> String {
         let (status, more) = match self {
-            Self::Malformed | Self::Key | Self::Subprotocol => ("400 Bad Request", ""),
+            Self::Malformed | Self::Key | Self::Subprotocol(_) => ("400 Bad Request", ""),
             Self::Origin => ("403 Forbidden", ""),
-            Self::Path => ("404 Not Found", ""),
+            Self::Path(_) => ("404 Not Found", ""),
             Self::Method => ("405 Method Not Allowed", "Allow: GET\r\n"),
             Self::TooSlow => ("408 Request Timeout", ""),
             Self::Upgrade => (
@@ -76,7 +100,7 @@ impl Refusal {
 ///
 /// # Errors
 /// Why not.
-pub fn judge(head: &[u8]) -> Result<String, Refusal> {
+pub fn judge(head: &[u8], service: &'static Service) -> Result<String, Refusal> {
     let mut fields = [EMPTY_HEADER; MAX_FIELDS];
     let mut request = httparse::Request::new(&mut fields);
     match request.parse(head) {
@@ -98,8 +122,8 @@ pub fn judge(head: &[u8]) -> Result<String, Refusal> {
     if has_body {
         return Err(Refusal::Malformed);
     }
-    if !request.path.is_some_and(is_path) {
-        return Err(Refusal::Path);
+    if !request.path.is_some_and(|path| is_path(path, service)) {
+        return Err(Refusal::Path(service));
     }
     let upgrades = names(fields, "Upgrade", "websocket") && names(fields, "Connection", "upgrade");
     if !upgrades || only(fields, "Sec-WebSocket-Version") != Some("13") {
@@ -110,8 +134,9 @@ pub fn judge(head: &[u8]) -> Result<String, Refusal> {
     if BASE64.decode(key).map_or(0, |key| key.len()) != 16 {
         return Err(Refusal::Key);
     }
-    let ours = |offered: &&str| SUBPROTOCOLS.iter().any(|ours| ours.eq_ignore_ascii_case(offered));
-    let subprotocol = elements(fields, "Sec-WebSocket-Protocol").find(ours).ok_or(Refusal::Subprotocol)?;
+    let ours = |offered: &&str| service.subprotocols.iter().any(|ours| ours.eq_ignore_ascii_case(offered));
+    let subprotocol =
+        elements(fields, "Sec-WebSocket-Protocol").find(ours).ok_or(Refusal::Subprotocol(service))?;
     Ok(format!(
         "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Accept: {}\r\nSec-WebSocket-Protocol: {subprotocol}\r\n\r\n",
@@ -120,10 +145,10 @@ pub fn judge(head: &[u8]) -> Result<String, Refusal> {
 }
 
 /// The path, whatever the query; some clients write `$` as `%24`.
-fn is_path(target: &str) -> bool {
+fn is_path(target: &str, service: &Service) -> bool {
     let path = target.split_once('?').map_or(target, |(path, _)| path);
     let path = path.replacen("%24", "$", 1);
-    path == PATH || path == SERVICE_BUS_PATH
+    service.paths.contains(&&*path)
 }
 
 /// Browsers let every page connect everywhere, and say on whose behalf: without a look at it any web page could speak
@@ -158,13 +183,13 @@ mod tests {
 
     fn with(from: &str, to: &str) -> Result<String, Refusal> {
         assert!(GOOD.contains(from), "{from}");
-        judge(GOOD.replacen(from, to, 1).as_bytes())
+        judge(GOOD.replacen(from, to, 1).as_bytes(), &AMQP)
     }
 
     #[test]
     fn a_good_request_is_answered_as_the_specification_shows() {
         // RFC 6455 1.3.
-        let answer = judge(GOOD.as_bytes()).unwrap();
+        let answer = judge(GOOD.as_bytes(), &AMQP).unwrap();
         assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
         assert!(answer.contains("\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"), "{answer}");
         assert!(answer.contains("\r\nSec-WebSocket-Protocol: AMQPWSB10\r\n"), "{answer}");
@@ -182,6 +207,31 @@ mod tests {
     }
 
     #[test]
+    fn mqtt_has_its_own_paths_and_names() {
+        let asked = |path: &str, subprotocol: &str| {
+            let head = GOOD.replacen("/$iothub/websocket?iothub-no-client-cert=true", path, 1).replacen(
+                "chat, AMQPWSB10",
+                subprotocol,
+                1,
+            );
+            judge(head.as_bytes(), &MQTT)
+        };
+        for (path, subprotocol) in [
+            ("/mqtt", "mqtt"),
+            ("/$iothub/websocket?iothub-no-client-cert=true", "mqtt"),
+            ("/%24iothub/websocket", "MQTT, chat"),
+            ("/mqtt", "mqttv3.1"),
+        ] {
+            assert!(asked(path, subprotocol).is_ok(), "{path} {subprotocol}");
+        }
+        assert_eq!(asked("/", "mqtt"), Err(Refusal::Path(&MQTT)));
+        assert_eq!(asked("/$servicebus/websocket", "mqtt"), Err(Refusal::Path(&MQTT)));
+        assert_eq!(asked("/mqtt", "AMQPWSB10"), Err(Refusal::Subprotocol(&MQTT)));
+        assert_eq!(Refusal::Path(&MQTT).to_string(), "MQTT over WebSocket is at /mqtt here");
+        assert_eq!(Refusal::Subprotocol(&AMQP).to_string(), "the WebSocket subprotocol is AMQPWSB10 here");
+    }
+
+    #[test]
     fn every_other_request_is_told_why_not() {
         for (from, to, refusal) in [
             ("GET", "POST", Refusal::Method),
@@ -189,14 +239,14 @@ mod tests {
             ("HTTP/1.1", "HTTP/1.0", Refusal::Version),
             ("HTTP/1.1", "HTTP/2.0", Refusal::Version),
             ("HTTP/1.1", "HTCPCP/1.0", Refusal::Version),
-            ("/$iothub/websocket", "/", Refusal::Path),
-            ("/$iothub/websocket", "/$iothub/websocket/", Refusal::Path),
+            ("/$iothub/websocket", "/", Refusal::Path(&AMQP)),
+            ("/$iothub/websocket", "/$iothub/websocket/", Refusal::Path(&AMQP)),
             ("Upgrade: WebSocket\r\n", "", Refusal::Upgrade),
             ("keep-alive, Upgrade", "keep-alive", Refusal::Upgrade),
             ("Version: 13", "Version: 8", Refusal::Upgrade),
             ("Sec-WebSocket-Version: 13\r\n", "", Refusal::Upgrade),
-            ("AMQPWSB10", "mqtt", Refusal::Subprotocol),
-            ("Sec-WebSocket-Protocol", "X", Refusal::Subprotocol),
+            ("AMQPWSB10", "mqtt", Refusal::Subprotocol(&AMQP)),
+            ("Sec-WebSocket-Protocol", "X", Refusal::Subprotocol(&AMQP)),
             ("Sec-WebSocket-Key", "X", Refusal::Key),
             ("dGhlIHNhbXBsZSBub25jZQ==", "c2hvcnQ=", Refusal::Key),
             (
@@ -215,14 +265,14 @@ mod tests {
         ] {
             assert_eq!(with(from, to), Err(refusal), "{to}");
         }
-        assert_eq!(judge(b""), Err(Refusal::Malformed));
-        assert_eq!(judge(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"), Err(Refusal::Path));
+        assert_eq!(judge(b"", &AMQP), Err(Refusal::Malformed));
+        assert_eq!(judge(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n", &AMQP), Err(Refusal::Path(&AMQP)));
     }
 
     #[test]
     fn a_refusal_is_an_answer_of_its_own_length() {
         for refusal in
-            [Refusal::Malformed, Refusal::Path, Refusal::Method, Refusal::Upgrade, Refusal::TooSlow]
+            [Refusal::Malformed, Refusal::Path(&AMQP), Refusal::Method, Refusal::Upgrade, Refusal::TooSlow]
         {
             let answer = refusal.answer();
             let (head, body) = answer.split_at(end_of_head(answer.as_bytes()).unwrap());
@@ -234,11 +284,11 @@ mod tests {
     #[test]
     fn no_head_makes_it_panic() {
         for cut in 0..GOOD.len() {
-            assert!(judge(&GOOD.as_bytes()[..cut]).is_err());
+            assert!(judge(&GOOD.as_bytes()[..cut], &AMQP).is_err());
             let mut wrong = GOOD.as_bytes().to_vec();
             for byte in [0, b'\r', b' ', b',', 0x80, 0xff] {
                 wrong[cut] = byte;
-                let _ = judge(&wrong);
+                let _ = judge(&wrong, &AMQP);
             }
         }
     }

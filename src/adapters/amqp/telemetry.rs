@@ -7,7 +7,6 @@ use std::time::Duration;
 use fieldgate_amqp::connection::CloseReason;
 
 use crate::telemetry::{Counter, EncodeLabelSet, Family, Gauge, Happening, counter, counters, gauges};
-use crate::tls::AcceptError;
 
 /// The connectors are as many as the configuration has, so their names may be labels.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -19,8 +18,6 @@ struct Metrics {
     routes_opened: Counter,
     routes_failed: Counter,
     violations: Counter,
-    handshakes_failed: Counter,
-    websockets_refused: Counter,
     connections: Family<ByConnector, Gauge>,
     devices: Family<ByConnector, Gauge>,
     connects: Family<ByConnector, Counter>,
@@ -37,11 +34,6 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     violations: counter(
         "amqp_violations",
         "Connections of native AMQP devices closed because they broke the protocol's rules",
-    ),
-    handshakes_failed: counter("tls_handshakes_failed", "Devices that did not get through TLS"),
-    websockets_refused: counter(
-        "websockets_refused",
-        "Devices that asked for a WebSocket and did not get one",
     ),
     connections: gauges("connector_connections", "Hub connections of native AMQP devices that are up"),
     devices: gauges("connector_devices", "Native AMQP devices on the hub connections of a connector"),
@@ -110,29 +102,6 @@ impl Happening for DeviceConnected<'_> {
         let Self { peer, container, identity, alone } = self;
         METRICS.routes_opened.inc();
         tracing::info!(%peer, container, identity, connector = alone, "AMQP device connected");
-    }
-}
-
-/// A device that did not get as far as AMQP.
-pub(super) struct DeviceRefused<'a> {
-    pub(super) peer: SocketAddr,
-    pub(super) listener: &'a str,
-    pub(super) error: &'a AcceptError,
-}
-
-impl Happening for DeviceRefused<'_> {
-    fn emit(self) {
-        let Self { peer, listener, error } = self;
-        match error {
-            AcceptError::Tls(_) | AcceptError::TimeOut => {
-                METRICS.handshakes_failed.inc();
-                tracing::warn!(%peer, listener, %error, "AMQP device turned away: TLS failed");
-            }
-            AcceptError::WebSocket(_) => {
-                METRICS.websockets_refused.inc();
-                tracing::warn!(%peer, listener, %error, "AMQP device turned away");
-            }
-        }
     }
 }
 

@@ -26,14 +26,14 @@ use crate::config::Mode;
 use crate::devices::{Attempt, Certificate, Denied, Pass, Shown};
 use crate::router::Authorise;
 use crate::telemetry::{Protocol, emit};
-use crate::tls;
+use crate::tls::{self, DeviceTurnedAway};
 use crate::worker::Worker;
 
 use super::connectors::Connector;
 use super::listeners::Listener;
 use super::party::Party;
 use super::registrar;
-use super::telemetry::{DeviceGone, DeviceRefused, HubUnreachable};
+use super::telemetry::{DeviceGone, HubUnreachable};
 use super::trace;
 
 /// A device that has opened.
@@ -99,7 +99,8 @@ async fn receive(
         () = worker.shutdown.draining() => return Err(Lost::Never),
     };
     let stream = stream.map_err(|error| {
-        emit(DeviceRefused { peer, listener: &listener.name, error: &error });
+        let (protocol, listener) = (Protocol::Amqp, &*listener.name);
+        emit(DeviceTurnedAway { protocol, peer, listener, error: &error });
         Lost::Never
     })?;
     let certificate = Certificate::of_peer(&stream);

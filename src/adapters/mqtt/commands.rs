@@ -11,6 +11,7 @@ use crate::upstream::CommandId;
 
 use super::host::Settle;
 use super::inbox::Inbox;
+use super::kept::KeptFilter;
 use super::telemetry::{CommandAcknowledged, CommandPublishError, CommandPublished};
 use super::words;
 
@@ -33,13 +34,15 @@ pub(super) struct Grant {
     filter: Box<str>,
     rule: mqtt::Subscription,
     qos: QoS,
+    /// What the client calls the subscription (MQTT 5 3.8.2.1.2).
+    identifier: Option<u32>,
 }
 
 impl Grant {
     /// A filter that `rule` allows, with the QoS that the client asks for or the most that there is.
-    pub(super) fn new(filter: &str, rule: mqtt::Subscription, asked: QoS) -> Self {
+    pub(super) fn new(filter: &str, rule: mqtt::Subscription, asked: QoS, identifier: Option<u32>) -> Self {
         let most = if rule.max_qos() == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
-        Self { filter: filter.into(), rule, qos: asked.min(most) }
+        Self { filter: filter.into(), rule, qos: asked.min(most), identifier }
     }
 
     /// What the client is told.
@@ -92,6 +95,16 @@ impl<S: Settle> Commands<S> {
         Ok(())
     }
 
+    /// What the session is to remember of them.
+    pub(super) fn filters(&self) -> Vec<KeptFilter> {
+        let kept = |grant: &Grant| KeptFilter {
+            filter: grant.filter.clone(),
+            qos: grant.qos,
+            identifier: grant.identifier,
+        };
+        self.grants.iter().map(kept).collect()
+    }
+
     /// Takes a filter away. Says whether it was there, and whether any is left.
     pub(super) fn remove(&mut self, filter: &str) -> (bool, bool) {
         let before = self.grants.len();
@@ -110,7 +123,7 @@ impl<S: Settle> Commands<S> {
         while grant.qos == QoS::AtMostOnce || machine.publish_window() > 0 {
             let Some(command) = inbox.next_command() else { break };
             let published = match grant.rule.command(&command.message) {
-                Ok(publish) => publish_command(machine, grant.qos, &publish),
+                Ok(publish) => publish_command(machine, grant, &publish),
                 Err(rejection) => Ok(Err(rejection)),
             };
             match published {
@@ -162,14 +175,17 @@ struct Blocked;
 /// Publishes, or says why this client will never get this command.
 fn publish_command(
     machine: &mut Connection,
-    qos: QoS,
+    grant: &Grant,
     command: &Command,
 ) -> Result<Result<Option<PacketId>, Rejection>, Blocked> {
-    let properties = words::write(&command.properties);
+    let mut properties = words::write(&command.properties);
+    if let Some(identifier) = grant.identifier {
+        properties.get_or_insert_default().subscription_identifiers.push(identifier);
+    }
     let publish = OutgoingPublish {
         topic: &command.topic,
         payload: &command.payload,
-        qos,
+        qos: grant.qos,
         dup: false,
         retain: false,
         properties: properties.as_ref(),

@@ -9,7 +9,7 @@ use fieldgate_mappings::outcome::{Reason, Rejection};
 use fieldgate_mappings::rules::RuleSet;
 use fieldgate_mqtt::{Connect, Will};
 
-use crate::devices::{Denied, Pass, Pending, Shown};
+use crate::devices::{Certificate, Denied, Pass, Pending, Shown};
 
 use super::words;
 
@@ -26,7 +26,8 @@ pub(super) fn identify(
     let named = user_name.and_then(named_device);
     let id = match user_name {
         Some(user_name) if named.is_none() && is_registered(user_name) => user_name,
-        _ => &connect.client_id,
+        // MQTT 5 3.1.3-6: the server assigns an identifier, and here a device has one already.
+        _ => named.filter(|_| connect.client_id.is_empty()).unwrap_or(&connect.client_id),
     };
     let device = DeviceId::new(id)
         .map_err(|error| Rejection::new(Reason::Content, format!("the client identifier {error}")))?;
@@ -38,11 +39,12 @@ pub(super) fn identify(
     }
 }
 
-/// What a client shows for being that device.
-pub(super) fn shown(connect: &Connect) -> Shown<'_> {
-    match &connect.password {
-        Some(password) => Shown::Password(password),
-        None => Shown::Nothing,
+/// What a client shows for being that device: its password, or without one the certificate of its TLS connection.
+pub(super) fn shown<'a>(connect: &'a Connect, certificate: Option<&'a Certificate>) -> Shown<'a> {
+    match (&connect.password, certificate) {
+        (Some(password), _) => Shown::Password(password),
+        (None, Some(certificate)) => Shown::Certificate(certificate),
+        (None, None) => Shown::Nothing,
     }
 }
 

@@ -4,6 +4,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Waker};
 
 use fieldgate_mappings::outcome::{Outcome, Rejection, Report, Verdict};
@@ -11,6 +12,7 @@ use fieldgate_mqtt::PublishToken;
 
 use crate::upstream::{Command, CommandSink};
 
+use super::kept::Late;
 use super::telemetry::{self, Kind};
 
 /// Bytes of QoS 0 messages on their way to the hub, for each connection. Above it they are dropped.
@@ -83,6 +85,8 @@ pub(super) struct Inbox {
     /// The client is gone without a goodbye: it will send again what it has no answer for.
     deserted: Cell<bool>,
     waker: RefCell<Option<Waker>>,
+    /// Where outcomes go when the connection is gone and its session is not.
+    late: RefCell<Option<Arc<Late>>>,
 }
 
 impl Inbox {
@@ -143,6 +147,16 @@ impl Inbox {
         self.ended.take()
     }
 
+    /// From now on the outcomes are for the session's next connection.
+    pub(super) fn forward(&self, late: &Arc<Late>) {
+        for (ticket, outcome) in self.outcomes.take() {
+            if let Ticket::Waiting(token) = ticket {
+                late.put(token, outcome);
+            }
+        }
+        self.late.replace(Some(Arc::clone(late)));
+    }
+
     fn wake(&self) {
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
@@ -159,6 +173,9 @@ impl Report for Inbox {
             if lost(&outcome) {
                 telemetry::qos_0_dropped().inc();
             }
+        }
+        if let (Ticket::Waiting(token), Some(late)) = (ticket, &*self.late.borrow()) {
+            return late.put(token, outcome);
         }
         // Of what nobody waits for only a refusal is worth a look.
         if matches!(ticket, Ticket::Waiting(_)) || matches!(outcome, Outcome::Rejected(_)) {

@@ -2,40 +2,44 @@
 //!
 //! It moves no bytes and waits for nothing: the loop in [`super`] does.
 
-use std::future::Future as _;
+mod entering;
+mod leaving;
+
 use std::mem;
-use std::net::SocketAddr;
-use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Context;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use fieldgate_mappings::address::{DeviceId, Identity};
 use fieldgate_mappings::message::Message;
 use fieldgate_mappings::mqtt::{self, OnRejected, Reply3, Reply5, reply_3, reply_5};
-use fieldgate_mappings::outcome::{Outcome, Rejection};
+use fieldgate_mappings::outcome::{Outcome, Reason, Rejection};
 use fieldgate_mqtt::{
-    Accept, Config, Connect, ConnectRefusal, Connection, DisconnectReason, Event, Misuse, Publish,
-    PublishReply, PublishToken, QoS, Subscribe, SubscribeFilter, Unsubscribe, UnsubscribeReply, Version,
+    Config, Connection, Disconnect, DisconnectReason, Event, Misuse, Publish, PublishReply, PublishToken,
+    QoS, Subscribe, SubscribeFilter, SubscribeRefusal, Unsubscribe, UnsubscribeReply, Version,
 };
 
-use crate::adapters::directory::Held;
-use crate::devices::{Attempt, Denied, Judged, Pass, Stay};
-use crate::telemetry::{Protocol, emit};
+use crate::adapters::Held;
+use crate::config;
+use crate::devices::Stay;
+use crate::telemetry::emit;
 use crate::upstream::{CommandSink, Hears, Patience};
 use crate::wire::Machine;
 
 use super::commands::{Commands, Delivered, Grant};
-use super::connect::{self, Judging};
+use super::connect::Judging;
 use super::host::Host;
 use super::inbox::{Ended, Inbox, Ticket};
+use super::kept::Late;
+use super::listener::Guest;
 use super::telemetry::{
-    self, ClientConnected, ClientRefused, ConnectionEnded, ConnectionPaused, End, FilterJudged,
-    MachineMisused, PublishRejected, QoS0Dropped, WillPublished,
+    self, ConnectionEnded, ConnectionPaused, End, FilterJudged, MachineMisused, PublishRejected, QoS0Dropped,
 };
 use super::words;
+use entering::Joining;
+pub(super) use leaving::WaitingWill;
 
 /// How long a connection goes on, unread, after a message came back untaken. The device can send that again over a
 /// new connection only, and should not do so in a fast circle.
@@ -46,13 +50,15 @@ const LINK_PATIENCE: Duration = Duration::from_secs(10);
 /// One connection, from accept to its last word.
 pub(super) struct Session<H: Host> {
     host: Rc<H>,
-    peer: SocketAddr,
+    guest: Guest,
     machine: Connection,
     inbox: Rc<Inbox>,
     /// Who it is, from CONNECT on.
     client: Option<Client>,
     /// Who wants to be let in, while its password is verified.
     judging: Option<Box<Judging>>,
+    /// Who waits for the session that another connection still has.
+    joining: Option<Box<Joining>>,
     commands: Option<Box<Commands<H::Subscription>>>,
     /// When the pause is over, and the connection with it.
     paused_until: Option<Instant>,
@@ -77,18 +83,25 @@ struct Client {
     held: Held,
     stay: Stay,
     will: Option<Box<Message>>,
+    /// How long after the end the will is sent.
+    will_delay: Duration,
+    /// How long the session is kept after the end; zero is not at all.
+    expiry: Duration,
+    /// Outcomes of messages of earlier connections of the session.
+    late: Arc<Late>,
 }
 
 impl<H: Host> Session<H> {
     /// The session of a connection that was just accepted.
-    pub(super) fn new(host: Rc<H>, peer: SocketAddr, config: Arc<Config>, now: Instant) -> Self {
+    pub(super) fn new(host: Rc<H>, guest: Guest, config: Arc<Config>) -> Self {
         Self {
             host,
-            peer,
-            machine: Connection::new(config, now),
+            machine: Connection::new(config, guest.since),
+            guest,
             inbox: Rc::default(),
             client: None,
             judging: None,
+            joining: None,
             commands: None,
             paused_until: None,
             draining: false,
@@ -106,30 +119,25 @@ impl<H: Host> Session<H> {
             return;
         }
         self.inbox.listen(cx);
-        // The other end lives as long as the identifier is held: an error of it would be as good as a word.
-        let taken_over = self.client.as_mut().map(|client| Pin::new(&mut client.held.taken_over));
-        if taken_over.is_some_and(|taken_over| taken_over.poll(cx).is_ready()) {
-            self.close(DisconnectReason::SessionTakenOver, End::TakenOver);
-        }
-        if let Some(judging) = &mut self.judging
-            && let Poll::Ready(answer) = Pin::new(&mut judging.pending).poll(cx)
-        {
-            judging.answer = Some(answer);
-        }
-        if let Some(client) = &mut self.client
-            && client.stay.poll_over(cx).is_ready()
-        {
+        self.listen_at_the_door(cx);
+        let Some(client) = &mut self.client else { return };
+        client.late.listen(cx);
+        let is_taken_over = client.held.poll_taken_over(cx).is_ready();
+        if client.stay.poll_over(cx).is_ready() {
             // Whatever it left behind is not said in its name any more.
             client.will = None;
+            client.expiry = Duration::ZERO;
             self.close(DisconnectReason::NotAuthorised, End::CutOff);
+        } else if is_taken_over {
+            self.close(DisconnectReason::SessionTakenOver, End::TakenOver);
         }
     }
 
     /// Handles all that has come.
     pub(super) fn handle(&mut self, now: Instant) {
-        if let Some(judging) = self.judging.take_if(|judging| judging.answer.is_some()) {
-            let Judging { connect, answer, .. } = *judging;
-            answer.into_iter().for_each(|answer| self.judged(&connect, answer, now));
+        self.open_the_door(now);
+        while let Some((token, outcome)) = self.client.as_ref().and_then(|client| client.late.next()) {
+            self.settle_late(token, &outcome, now);
         }
         while let Some((ticket, outcome)) = self.inbox.next_outcome() {
             self.settle(ticket, &outcome, now);
@@ -182,22 +190,6 @@ impl<H: Host> Session<H> {
         self.close(DisconnectReason::ServerShuttingDown, End::Stopping);
     }
 
-    /// The end: sends the will, lets go of the identifier and of the subscription. What is left are the last words.
-    pub(super) fn finish(mut self, now: Instant) -> Connection {
-        self.tell(End::Lost);
-        if !self.left {
-            self.inbox.desert();
-        }
-        if let Some(Client { device, will: Some(will), .. }) = self.client.take() {
-            emit(WillPublished { device: &device });
-            // Nobody is there to be told of a refusal, or to send it again.
-            let hears = if will.durable { Hears::Acceptance } else { Hears::Nothing };
-            let patience = self.patience(hears, now);
-            self.host.send(*will, patience, self.inbox.verdict(Ticket::Will));
-        }
-        self.machine
-    }
-
     fn is_held_back(&self) -> bool {
         (self.draining || self.paused_until.is_some()) && !self.machine.is_closed()
     }
@@ -206,6 +198,7 @@ impl<H: Host> Session<H> {
         match event {
             Event::Connect(connect) => self.connect(connect, now),
             Event::Publish(publish) => self.publish(publish, now),
+            Event::PublishRefused(_) => self.refused_by_the_machine(),
             Event::Subscribe(subscribe) => self.subscribe(&subscribe),
             Event::Unsubscribe(unsubscribe) => self.unsubscribe(&unsubscribe),
             Event::PublishAcknowledged { packet_id, reason } => {
@@ -213,82 +206,24 @@ impl<H: Host> Session<H> {
                     commands.acknowledged(&client.device, packet_id, reason);
                 }
             }
-            Event::Disconnected(disconnect) => {
-                self.left = true;
-                if let Some(client) = self.client.as_mut().filter(|_| disconnect.deletes_will()) {
-                    client.will = None;
-                }
-                self.tell(End::Left(disconnect.reason));
-            }
+            Event::Disconnected(disconnect) => self.disconnected(&disconnect),
             Event::TimedOut(time_out) => self.tell(End::TimedOut(time_out)),
             Event::Violation(violation) => self.tell(End::Violation(violation)),
         }
     }
 
-    fn connect(&mut self, connect: Box<Connect>, now: Instant) {
-        let roster = self.host.roster();
-        let devices = roster.devices();
-        let device = match connect::identify(&connect, |id| devices.get(id).is_some()) {
-            Ok(device) => device,
-            Err(rejection) => return self.refuse(&connect, &rejection),
-        };
-        let judged = roster.judge(Attempt {
-            protocol: Protocol::Mqtt,
-            peer: self.peer.ip(),
-            device: &device,
-            shown: connect::shown(&connect),
-            believes: self.host.config().mqtt.allow_anonymous(),
-        });
-        match judged {
-            Judged::Now(answer) => self.judged(&connect, answer, now),
-            Judged::Soon(pending) => {
-                self.judging = Some(Box::new(Judging { connect, pending, answer: None }));
-                // There is more to listen to.
-                self.again = true;
+    fn disconnected(&mut self, disconnect: &Disconnect) {
+        self.left = true;
+        let longest = self.host.config().mqtt.session_expiry_max;
+        if let Some(client) = &mut self.client {
+            if disconnect.deletes_will() {
+                client.will = None;
+            }
+            if let Some(seconds) = disconnect.session_expiry_seconds {
+                client.expiry = Duration::from_secs(seconds.into()).min(longest);
             }
         }
-    }
-
-    fn refuse(&mut self, connect: &Connect, rejection: &Rejection) {
-        self.refuse_with(words::connack(connect.version, rejection), connect, rejection);
-    }
-
-    fn refuse_with(&mut self, refusal: ConnectRefusal, connect: &Connect, rejection: &Rejection) {
-        self.told = true;
-        emit(ClientRefused { peer: self.peer, client_id: &connect.client_id, rejection });
-        let refused = self.machine.refuse(refusal);
-        self.check(refused);
-    }
-
-    /// The gate has decided.
-    fn judged(&mut self, connect: &Connect, answer: Result<Pass, Denied>, now: Instant) {
-        let version = connect.version;
-        let pass = match answer {
-            Ok(pass) => pass,
-            Err(denied) => return self.refuse(connect, &denied.rejection()),
-        };
-        let device = pass.device.clone();
-        let will = connect.will.as_deref().map(|will| connect::will(self.host.rules(), &device, will));
-        let will = match will.transpose() {
-            Ok(will) => will,
-            Err(rejection) => {
-                return self.refuse_with(words::connack_for_will(version, &rejection), connect, &rejection);
-            }
-        };
-        // No session outlives its connection: who asks for more than that is told.
-        let session_expiry_seconds = (connect.session_expiry_seconds > 0).then_some(0);
-        let accepted = self.machine.accept(now, Accept { session_expiry_seconds, ..Accept::default() });
-        self.check(accepted);
-        if self.machine.is_closed() {
-            return;
-        }
-        emit(ClientConnected { peer: self.peer, device: &device, version });
-        let held = self.host.directory().hold(device.as_str());
-        self.host.let_in(&pass);
-        let stay = self.host.roster().enter(pass);
-        self.client = Some(Client { device, version, held, stay, will });
-        // There is more to listen to.
-        self.again = true;
+        self.tell(End::Left(disconnect.reason));
     }
 
     fn publish(&mut self, publish: Publish, now: Instant) {
@@ -311,10 +246,12 @@ impl<H: Host> Session<H> {
                     Version::V311 => Hears::Acceptance,
                     Version::V5 => Hears::Everything,
                 };
-                self.host.send(message, self.patience(hears, now), verdict);
+                self.host.send(message, patience(self.host.config(), hears, now), verdict);
             }
             (Ok(message), None) => match self.inbox.unwaited(payload_bytes) {
-                Some(verdict) => self.host.send(message, self.patience(Hears::Nothing, now), verdict),
+                Some(verdict) => {
+                    self.host.send(message, patience(self.host.config(), Hears::Nothing, now), verdict)
+                }
                 None => emit(QoS0Dropped { device: &client.device }),
             },
             (Err(rejection), token) => {
@@ -324,14 +261,6 @@ impl<H: Host> Session<H> {
                 self.settle(ticket, &outcome, now);
             }
         }
-    }
-
-    /// How long a message may wait for the hub.
-    fn patience(&self, hears: Hears, now: Instant) -> Patience {
-        let hold = self.host.config().upstream.hold;
-        let through_outage = hears != Hears::Nothing && !hold.is_zero();
-        let wait = if through_outage { hold.max(LINK_PATIENCE) } else { LINK_PATIENCE };
-        Patience { until: now + wait, through_outage, in_order: false, hears }
     }
 
     /// A message has its outcome.
@@ -346,6 +275,32 @@ impl<H: Host> Session<H> {
         }
     }
 
+    /// A message of an earlier connection of the session has its outcome.
+    fn settle_late(&mut self, token: PublishToken, outcome: &Outcome, now: Instant) {
+        let Some(client) = &self.client else { return };
+        if self.machine.is_repeated(token) {
+            return self.settle(Ticket::Waiting(token), outcome, now);
+        }
+        let is_taken = match client.version {
+            Version::V311 => matches!(
+                reply_3(outcome, OnRejected::default()),
+                Reply3::Acknowledge | Reply3::AcknowledgeAndDeadLetter
+            ),
+            Version::V5 => matches!(outcome, Outcome::Accepted),
+        };
+        // What nobody has is a new message when it comes again.
+        let reply = if is_taken { PublishReply::Success } else { PublishReply::Unspecified };
+        self.machine.acknowledge(token, reply);
+    }
+
+    /// The device has its answer already.
+    fn refused_by_the_machine(&mut self) {
+        let Some(client) = &self.client else { return };
+        let rejection = Rejection::new(Reason::Content, "the payload is not the text that it is said to be");
+        let first = !mem::replace(&mut self.rejected, true);
+        emit(PublishRejected { device: &client.device, rejection: &rejection, first });
+    }
+
     fn answer(&mut self, version: Version, token: PublishToken, outcome: &Outcome, now: Instant) {
         match version {
             Version::V311 => match reply_3(outcome, OnRejected::default()) {
@@ -356,7 +311,13 @@ impl<H: Host> Session<H> {
                 Reply3::Close => self.close(DisconnectReason::ServerBusy, End::of(outcome)),
             },
             Version::V5 => match reply_5(outcome) {
-                Reply5::Acknowledge(code) => self.machine.acknowledge(token, words::puback(code)),
+                Reply5::Acknowledge(code) => {
+                    let why = match outcome {
+                        Outcome::Rejected(rejection) => Some(&*rejection.description),
+                        Outcome::Accepted | Outcome::Released | Outcome::Unknown => None,
+                    };
+                    self.machine.acknowledge_because(token, words::puback(code), why);
+                }
                 Reply5::Pause => self.pause(now),
                 Reply5::Disconnect(code) => self.close(words::disconnect(code), End::of(outcome)),
             },
@@ -371,18 +332,29 @@ impl<H: Host> Session<H> {
     }
 
     fn subscribe(&mut self, subscribe: &Subscribe) {
-        let grant = |filter| self.grant(filter).map_err(|rejection| words::suback(&rejection.reason));
-        let replies: Vec<_> = subscribe.filters.iter().map(grant).collect();
-        let answered = self.machine.suback(subscribe.packet_id, &replies);
+        let client_version = self.machine.version();
+        let mut why = None;
+        let mut grant = |filter: &SubscribeFilter| {
+            if client_version == Some(Version::V5) && filter.filter.starts_with("$share/") {
+                return Err(SubscribeRefusal::SharedSubscriptionsNotSupported);
+            }
+            self.grant(filter, subscribe.identifier).map_err(|rejection| {
+                let refusal = words::suback(&rejection.reason);
+                why.get_or_insert(rejection.description);
+                refusal
+            })
+        };
+        let replies: Vec<_> = subscribe.filters.iter().map(&mut grant).collect();
+        let answered = self.machine.suback_because(subscribe.packet_id, &replies, why.as_deref());
         self.check(answered);
     }
 
-    fn grant(&mut self, asked: &SubscribeFilter) -> Result<QoS, Rejection> {
+    fn grant(&mut self, asked: &SubscribeFilter, identifier: Option<u32>) -> Result<QoS, Rejection> {
         let Some(client) = &self.client else { return Ok(QoS::AtMostOnce) };
         let device = &client.device;
         let config = &self.host.config().mqtt;
         let granted = self.host.rules().command_subscription(device, &asked.filter).and_then(|rule| {
-            let grant = Grant::new(&asked.filter, rule, asked.qos);
+            let grant = Grant::new(&asked.filter, rule, asked.qos, identifier);
             let qos = grant.qos();
             match &mut self.commands {
                 Some(commands) => commands.add(grant, config.max_subscriptions.get())?,
@@ -452,15 +424,23 @@ impl<H: Host> Session<H> {
     fn tell(&mut self, end: End<'_>) {
         if !mem::replace(&mut self.told, true) {
             let device = self.client.as_ref().map(|client| &client.device);
-            emit(ConnectionEnded { peer: self.peer, device, end });
+            emit(ConnectionEnded { peer: self.guest.peer, device, end });
         }
     }
 
     fn check(&self, done: Result<(), Misuse>) {
         if let Err(misuse) = done {
-            emit(MachineMisused { peer: self.peer, misuse });
+            emit(MachineMisused { peer: self.guest.peer, misuse });
         }
     }
+}
+
+/// How long a message may wait for the hub.
+fn patience(config: &config::Config, hears: Hears, now: Instant) -> Patience {
+    let hold = config.upstream.hold;
+    let through_outage = hears != Hears::Nothing && !hold.is_zero();
+    let wait = if through_outage { hold.max(LINK_PATIENCE) } else { LINK_PATIENCE };
+    Patience { until: now + wait, through_outage, in_order: false, hears }
 }
 
 impl<H: Host> Machine for Session<H> {
@@ -481,6 +461,7 @@ impl<H: Host> Machine for Session<H> {
 
     fn poll_timeout(&self) -> Option<Instant> {
         let pause = self.paused_until.filter(|_| !self.machine.is_closed());
-        self.machine.poll_timeout().into_iter().chain(pause).min()
+        let joining = self.joining.as_ref().map(|joining| joining.until);
+        self.machine.poll_timeout().into_iter().chain(pause).chain(joining).min()
     }
 }

@@ -3,4 +3,5 @@
 mod bench;
 mod commands;
 mod messages;
+mod sessions;
 mod stream;

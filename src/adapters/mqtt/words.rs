@@ -80,14 +80,16 @@ pub(super) fn connack_for_will(version: Version, rejection: &Rejection) -> Conne
 /// What MQTT 5 says beside the topic, in the model. The texts go on sharing their memory.
 pub(super) fn read(properties: PublishProperties) -> mqtt::PublishProperties {
     let PublishProperties {
-        payload_is_utf8: _,
+        payload_is_utf8,
         message_expiry_interval,
         content_type,
         response_topic,
         correlation_data,
         user_properties,
+        subscription_identifiers: _,
     } = properties;
     mqtt::PublishProperties {
+        payload_is_text: payload_is_utf8 == Some(true),
         content_type: content_type.map(byte_string),
         response_topic: response_topic.map(byte_string),
         correlation_data,
@@ -103,6 +105,7 @@ pub(super) fn read(properties: PublishProperties) -> mqtt::PublishProperties {
 pub(super) fn read_copy(properties: &PublishProperties) -> mqtt::PublishProperties {
     let copy = |text: &Text| ByteString::from(text.as_str());
     mqtt::PublishProperties {
+        payload_is_text: properties.payload_is_utf8 == Some(true),
         content_type: properties.content_type.as_ref().map(copy),
         response_topic: properties.response_topic.as_ref().map(copy),
         correlation_data: properties.correlation_data.as_deref().map(Bytes::copy_from_slice),
@@ -121,7 +124,7 @@ pub(super) fn write(properties: &mqtt::PublishProperties) -> Option<PublishPrope
         return None;
     }
     Some(PublishProperties {
-        payload_is_utf8: None,
+        payload_is_utf8: properties.payload_is_text.then_some(true),
         message_expiry_interval: properties.message_expiry,
         content_type: properties.content_type.as_ref().map(text),
         response_topic: properties.response_topic.as_ref().map(text),
@@ -131,6 +134,7 @@ pub(super) fn write(properties: &mqtt::PublishProperties) -> Option<PublishPrope
             .iter()
             .map(|(name, value)| (text(name), text(value)))
             .collect(),
+        subscription_identifiers: Vec::new(),
     })
 }
 
@@ -185,12 +189,13 @@ mod tests {
     #[test]
     fn properties_survive_both_ways() {
         let said = PublishProperties {
-            payload_is_utf8: None,
+            payload_is_utf8: Some(true),
             message_expiry_interval: Some(Duration::from_secs(3)),
             content_type: Some("text/plain".into()),
             response_topic: Some("answers".into()),
             correlation_data: Some(Bytes::from_static(b"\xff")),
             user_properties: vec![("a".into(), "1".into()), ("a".into(), "2".into())],
+            subscription_identifiers: Vec::new(),
         };
         let model = read(said.clone());
         assert_eq!(model, read_copy(&said));

@@ -260,7 +260,7 @@ fn the_rules_say_whether_anything_waits_on_the_disk() {
     };
     let maps = Config::default();
     let mut maps_not = Config::default();
-    maps_not.mqtt.listen.clear();
+    maps_not.mqtt_listeners.clear();
     maps_not.coap.listen.clear();
     maps_not.http.listen.clear();
     let spools = |config: &Config, delivery: &str| Known::of(config, &rule(delivery)).spools;

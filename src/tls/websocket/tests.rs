@@ -12,7 +12,7 @@ async fn pair(bytes: usize) -> (WebSocket<DuplexStream>, WebSocket<DuplexStream>
     let (client, server) = duplex(bytes);
     let (client, server) = tokio::join!(
         WebSocket::connect(client, "hub.example", PATH, SUBPROTOCOL),
-        WebSocket::accept(server, LONG)
+        WebSocket::accept(server, &server::AMQP, LONG)
     );
     (client.unwrap(), server.unwrap())
 }
@@ -22,7 +22,7 @@ async fn raw() -> (DuplexStream, WebSocket<DuplexStream>) {
     let (mut client, server) = duplex(64 * 1024);
     let (_, request) = Request::new("hub.example", PATH, SUBPROTOCOL, [7; 16]);
     client.write_all(request.as_bytes()).await.unwrap();
-    let server = WebSocket::accept(server, LONG).await.unwrap();
+    let server = WebSocket::accept(server, &server::AMQP, LONG).await.unwrap();
     let mut answer = Vec::new();
     while end_of_head(&answer).is_none() {
         client.read_buf(&mut answer).await.unwrap();
@@ -114,7 +114,7 @@ async fn what_a_server_says_right_behind_its_answer_is_heard() {
         while end_of_head(&head).is_none() {
             server.read_buf(&mut head).await.unwrap();
         }
-        let mut answer = server::judge(&head).unwrap().into_bytes();
+        let mut answer = server::judge(&head, &server::AMQP).unwrap().into_bytes();
         answer.extend(b"\x82\x05early\x89\x00\x82\x04 one");
         server.write_all(&answer).await.unwrap();
         server
@@ -139,7 +139,7 @@ async fn answered(bytes: &[u8], closes: bool, within: Duration) -> (String, Acce
         let _ = client.read_to_end(&mut answer).await;
         String::from_utf8(answer).unwrap()
     };
-    let (answer, accepted) = tokio::join!(asking, WebSocket::accept(server, within));
+    let (answer, accepted) = tokio::join!(asking, WebSocket::accept(server, &server::AMQP, within));
     (answer, accepted.unwrap_err())
 }
 

@@ -28,8 +28,12 @@ fn a_client_of_3_1_1_is_accepted() {
     assert_eq!((connect.version, connect.keep_alive), (Version::V311, Duration::from_secs(10)));
     assert_eq!(server.machine.version(), Some(Version::V311));
     assert!(server.machine.poll_transmit().is_none(), "no CONNACK before somebody has decided");
-    let accept =
-        Accept { session_present: true, assigned_client_id: Some("x"), session_expiry_seconds: Some(1) };
+    let accept = Accept {
+        session_present: true,
+        assigned_client_id: Some("x"),
+        session_expiry_seconds: Some(1),
+        ..Accept::default()
+    };
     server.machine.accept(server.now, accept).expect("waits");
     assert_eq!(server.written(), b"\x20\x02\x01\x00");
     assert_eq!(server.machine.accept(server.now, Accept::default()), Err(Misuse::NotConnecting));
@@ -46,8 +50,8 @@ fn a_client_of_5_hears_the_limits() {
         Accept { assigned_client_id: Some("chosen"), session_expiry_seconds: Some(0), ..Accept::default() };
     server.machine.accept(server.now, accept).expect("waits");
     let written = server.written();
-    // Retain Available 0, Subscription Identifiers Available 0, Shared Subscription Available 0.
-    for property in [[0x25, 0], [0x29, 0], [0x2A, 0]] {
+    // Retain Available 0, Shared Subscription Available 0.
+    for property in [[0x25, 0], [0x2A, 0]] {
         assert!(written.windows(2).any(|pair| pair == property), "{property:?} in {written:?}");
     }
     let mut decoder = client::Decoder::new(Version::V5);
@@ -60,7 +64,9 @@ fn a_client_of_5_hears_the_limits() {
         receive_maximum: Some(100),
         max_packet_bytes: Some((256 + 16) * 1024),
         session_expiry_seconds: Some(0),
-        maximum_qos: QoS::AtLeastOnce,
+        maximum_qos: QoS::ExactlyOnce,
+        topic_alias_maximum: 16,
+        response_information: None,
     };
     assert_eq!(decoder.next_packet(), Ok(Some(ServerPacket::ConnAck(expected))));
     assert_eq!(decoder.next_packet(), Ok(None));
@@ -68,7 +74,7 @@ fn a_client_of_5_hears_the_limits() {
 
 #[test]
 fn a_client_that_takes_no_connack_is_closed() {
-    for (max_packet_bytes, open) in [(18, false), (19, true)] {
+    for (max_packet_bytes, open) in [(17, false), (18, true)] {
         let mut server = Server::new(Config::default());
         let options = ConnectOptions {
             max_packet_bytes: Some(max_packet_bytes),
@@ -149,8 +155,8 @@ fn refusals_in_the_words_of_the_version() {
 fn a_connect_that_cannot_be_taken_is_answered_where_an_answer_exists() {
     for (bytes, violation, answer) in [
         (
-            &b"\x10\x0F\x00\x06MQIsdp\x03\x02\x00\x0A\x00\x01d"[..],
-            Violation::UnsupportedVersion(3),
+            &b"\x10\x0F\x00\x06MQIsdp\x04\x02\x00\x0A\x00\x01d"[..],
+            Violation::UnsupportedVersion(4),
             &b"\x20\x02\x00\x01"[..],
         ),
         (
@@ -169,9 +175,9 @@ fn a_connect_that_cannot_be_taken_is_answered_where_an_answer_exists() {
             b"\x20\x03\x00\x8C\x00",
         ),
         (
-            b"\x10\x14\x00\x04MQTT\x05\x16\x00\x0A\x00\x00\x01d\x00\x00\x01w\x00\x00",
-            Violation::QosNotSupported,
-            b"\x20\x03\x00\x9B\x00",
+            b"\x10\x17\x00\x04MQTT\x05\x16\x00\x0A\x00\x00\x01d\x02\x01\x01\x00\x01w\x00\x01\xFF",
+            Violation::PayloadFormatInvalid,
+            b"\x20\x03\x00\x99\x00",
         ),
         (
             b"\x10\x0D\x00\x04MQTT\x05\x03\x00\x0A\x00\x00\x00",
@@ -188,6 +194,59 @@ fn a_connect_that_cannot_be_taken_is_answered_where_an_answer_exists() {
         assert_eq!(server.violation(bytes), violation);
         assert_eq!(server.written(), answer, "{violation}");
     }
+}
+
+#[test]
+fn a_client_of_3_1_is_served_as_it_speaks() {
+    let options =
+        ConnectOptions { is_3_1: true, clean_start: false, ..ConnectOptions::new(Version::V311, "d") };
+    let mut server = Server::new(Config::default());
+    let events = server.events(&connect(&options));
+    let [Event::Connect(asked)] = events.as_slice() else { panic!("{events:?}") };
+    assert_eq!((asked.version, asked.level), (Version::V311, 3));
+    let accept = Accept { session_present: true, ..Accept::default() };
+    server.machine.accept(server.now, accept).expect("waits");
+    assert_eq!(server.written(), b"\x20\x02\x00\x00", "the byte is reserved in 3.1");
+    // A SUBSCRIBE that is sent again has DUP in 3.1, and other flags mean nothing.
+    assert!(matches!(server.events(b"\x8A\x06\x00\x01\x00\x01a\x01")[..], [Event::Subscribe(_)]));
+    assert_eq!(server.events(b"\xC8\x00\x38\x03\x00\x01t").len(), 1);
+    // A flag without its field: the length decides.
+    let mut server = Server::new(Config::default());
+    let events = server.events(b"\x10\x0F\x00\x06MQIsdp\x03\xC2\x00\x0A\x00\x01d");
+    let [Event::Connect(asked)] = events.as_slice() else { panic!("{events:?}") };
+    assert_eq!((&asked.username, &asked.password), (&None, &None));
+    let mut server = Server::new(Config::default());
+    let nameless = b"\x10\x0E\x00\x06MQIsdp\x03\x02\x00\x0A\x00\x00";
+    assert_eq!(server.violation(nameless), Violation::ClientIdentifierNotValid);
+    assert_eq!(server.written(), b"\x20\x02\x00\x02");
+}
+
+#[test]
+fn response_information_is_for_who_asks() {
+    for (asked, told) in [(true, Some("answers/d".into())), (false, None)] {
+        let options =
+            ConnectOptions { request_response_information: asked, ..ConnectOptions::new(Version::V5, "d") };
+        let mut server = Server::new(Config::default());
+        server.events(&connect(&options));
+        let accept = Accept { response_information: Some("answers/d"), ..Accept::default() };
+        server.machine.accept(server.now, accept).expect("waits");
+        let packets = server.packets(Version::V5);
+        let [ServerPacket::ConnAck(connack)] = packets.as_slice() else { panic!("{packets:?}") };
+        assert_eq!(connack.response_information, told);
+    }
+}
+
+#[test]
+fn auth_is_refused_wherever_it_comes() {
+    let mut server = Server::new(Config::default());
+    server.violation(b"\xF0\x00");
+    assert_eq!(server.written(), b"", "not the first packet, and there is no CONNACK to say so in");
+    let mut server = Server::open_default(Version::V5);
+    server.violation(b"\xF0\x02\x18\x00");
+    assert_eq!(server.last_words(), b"\xE0\x01\x82");
+    let mut server = Server::open_default(Version::V311);
+    server.violation(b"\xF0\x00");
+    assert_eq!(server.written(), b"");
 }
 
 #[test]
@@ -230,7 +289,7 @@ fn a_second_connect_is_a_violation() {
     assert_eq!(server.written(), b"");
     let mut server = Server::open_default(Version::V5);
     server.violation(&connect(&ConnectOptions::new(Version::V5, "d")));
-    assert_eq!(server.written(), b"\xE0\x01\x82");
+    assert_eq!(server.last_words(), b"\xE0\x01\x82");
 }
 
 #[test]

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use fieldgate_mqtt::{
-    Config, Event, Misuse, OutgoingPublish, PublishError, PublishProperties, PublishReply, QoS, Version,
-    Violation,
+    Config, DisconnectReason, Event, Misuse, OutgoingPublish, PublishError, PublishProperties, PublishReply,
+    QoS, Version, Violation,
     client::{self, ConnectOptions, ServerPacket},
 };
 
@@ -19,6 +19,7 @@ fn properties() -> PublishProperties {
         response_topic: Some("r/1".into()),
         correlation_data: Some(b"\x00\xFF"[..].into()),
         user_properties: vec![("k".into(), "1".into()), ("k".into(), "2".into())],
+        subscription_identifiers: Vec::new(),
     }
 }
 
@@ -26,11 +27,13 @@ fn properties() -> PublishProperties {
 fn a_message_arrives_with_everything_it_says() {
     let properties = properties();
     for version in BOTH {
-        for (qos, dup, retain) in [(QoS::AtMostOnce, false, true), (QoS::AtLeastOnce, true, false)] {
+        for (qos, dup, retain) in
+            [(QoS::AtMostOnce, false, true), (QoS::AtLeastOnce, true, false), (QoS::ExactlyOnce, true, true)]
+        {
             let mut server = Server::open_default(version);
             let sent = OutgoingPublish {
                 topic: "a/é",
-                payload: b"\x00payload\xFF",
+                payload: "\0payload\u{ff}".as_bytes(),
                 qos,
                 dup,
                 retain,
@@ -42,10 +45,10 @@ fn a_message_arrives_with_everything_it_says() {
             assert_eq!(got.topic, "a/é");
             assert_eq!(got.payload, sent.payload);
             assert_eq!((got.qos, got.dup, got.retain), (qos, dup, retain));
-            assert_eq!(got.token.is_some(), qos == QoS::AtLeastOnce);
+            assert_eq!(got.token.is_some(), qos != QoS::AtMostOnce);
             let expected = (version == Version::V5).then(|| Box::new(properties.clone()));
             assert_eq!(got.properties, expected);
-            assert_eq!(server.machine.unacknowledged(), usize::from(qos == QoS::AtLeastOnce));
+            assert_eq!(server.machine.unacknowledged(), usize::from(qos != QoS::AtMostOnce));
             assert!(server.machine.poll_transmit().is_none(), "nothing is acknowledged by itself");
         }
     }
@@ -108,6 +111,55 @@ fn every_reply_has_its_code() {
 }
 
 #[test]
+fn a_refusal_is_explained_where_the_client_wants_to_know() {
+    for (asked, words) in [(true, Some("no rule")), (false, None)] {
+        let options =
+            ConnectOptions { request_problem_information: asked, ..ConnectOptions::new(Version::V5, "d") };
+        let mut server = Server::open(&options, Config::default());
+        let tokens = tokens(server.events(&[publish(Version::V5, 1), publish(Version::V5, 2)].concat()));
+        // It waits for its turn, and so do its words.
+        server.machine.acknowledge_because(tokens[1], PublishReply::TopicNameInvalid, Some("no rule"));
+        assert_eq!(server.written(), b"");
+        server.machine.acknowledge(tokens[0], PublishReply::Success);
+        let mut decoder = client::Decoder::new(Version::V5);
+        decoder.push(&server.written());
+        let expected = |number, reason| Ok(Some(ServerPacket::PubAck { packet_id: id(number), reason }));
+        assert_eq!((decoder.next_packet(), decoder.words()), (expected(1, 0), None));
+        assert_eq!((decoder.next_packet(), decoder.words()), (expected(2, 0x90), words));
+        server.machine.disconnect_because(DisconnectReason::ServerBusy, Some("later"));
+        decoder.push(&server.written());
+        let goodbye = Ok(Some(ServerPacket::Disconnect { reason: 0x89 }));
+        assert_eq!((decoder.next_packet(), decoder.words()), (goodbye, Some("later")), "3.1.2-29 allows it");
+    }
+}
+
+#[test]
+fn a_payload_that_is_not_the_text_that_it_says_it_is() {
+    let text = PublishProperties { payload_is_utf8: Some(true), ..PublishProperties::default() };
+    let mut server = Server::open_default(Version::V5);
+    let first = tokens(server.events(&publish(Version::V5, 1)))[0];
+    for (number, qos) in [(2, QoS::AtLeastOnce), (3, QoS::ExactlyOnce)] {
+        let mut bytes = BytesMut::new();
+        let sent = OutgoingPublish { properties: Some(&text), ..message("t", b"\xC3\x28", qos) };
+        client::put_publish(Version::V5, id(number), &sent, &mut bytes).expect("can be said");
+        let reply = PublishReply::PayloadFormatInvalid;
+        assert_eq!(server.events(&bytes), [Event::PublishRefused(reply)], "no mapping sees it");
+    }
+    assert_eq!(server.written(), b"", "its answer keeps to the order");
+    server.machine.acknowledge(first, PublishReply::Success);
+    let expected = [
+        ServerPacket::PubAck { packet_id: id(1), reason: 0 },
+        ServerPacket::PubAck { packet_id: id(2), reason: 0x99 },
+        ServerPacket::PubRec { packet_id: id(3), reason: 0x99 },
+    ];
+    assert_eq!(server.packets(Version::V5), expected);
+    let mut bytes = BytesMut::new();
+    let sent = OutgoingPublish { properties: Some(&text), ..message("t", "ä".as_bytes(), QoS::AtMostOnce) };
+    client::put_publish(Version::V5, id(9), &sent, &mut bytes).expect("can be said");
+    assert_eq!(published(server.events(&bytes)).len(), 1);
+}
+
+#[test]
 fn an_answer_after_the_end_is_for_nobody() {
     let mut server = Server::open_default(Version::V5);
     let token = tokens(server.events(&publish(Version::V5, 1)))[0];
@@ -142,7 +194,7 @@ fn a_repetition_while_the_first_one_waits() {
 #[test]
 fn what_a_publish_may_not_say() {
     for (bytes, code) in [
-        (&b"\x34\x06\x00\x01t\x00\x01\x00"[..], 0x9B), // QoS 2
+        (&b"\x34\x06\x00\x01t\x00\x00\x00"[..], 0x81), // packet identifier 0
         (b"\x36\x06\x00\x01t\x00\x01\x00", 0x81),      // QoS 3
         (b"\x38\x04\x00\x01t\x00", 0x81),              // DUP of QoS 0
         (b"\x30\x04\x00\x01+\x00", 0x90),              // wildcard
@@ -150,7 +202,10 @@ fn what_a_publish_may_not_say() {
         (b"\x30\x04\x00\x01\x00\x00", 0x81),                  // NUL
         (b"\x30\x05\x00\x02\xC3\x28\x00", 0x81),              // not UTF-8
         (b"\x30\x03\x00\x00\x00", 0x82),                      // no topic
-        (b"\x30\x06\x00\x00\x03\x23\x00\x01", 0x94),          // a topic alias
+        (b"\x30\x06\x00\x00\x03\x23\x00\x01", 0x82),          // a topic alias that stands for nothing
+        (b"\x30\x06\x00\x00\x03\x23\x00\x11", 0x94),          // a topic alias above the maximum
+        (b"\x30\x07\x00\x01+\x03\x23\x00\x01", 0x90),         // an alias for a wildcard
+        (b"\x30\x07\x00\x01t\x02\x01\x01\xFF", 0x99),         // no text, though it says so
         (b"\x30\x07\x00\x01t\x03\x23\x00\x00", 0x94),         // topic alias 0
         (b"\x32\x06\x00\x01t\x00\x00\x00", 0x81),             // packet identifier 0
         (b"\x32\x04\x00\x01t\x00", 0x81),                     // half of one
@@ -165,10 +220,10 @@ fn what_a_publish_may_not_say() {
     ] {
         let mut server = Server::open_default(Version::V5);
         let violation = server.violation(bytes);
-        assert_eq!(server.written(), [0xE0, 1, code], "{bytes:x?}: {violation}");
+        assert_eq!(server.last_words(), [0xE0, 1, code], "{bytes:x?}: {violation}");
     }
     for bytes in
-        [&b"\x34\x05\x00\x01t\x00\x01"[..], b"\x30\x03\x00\x01#", b"\x30\x02\x00\x00", b"\x30\x01\x00"]
+        [&b"\x34\x05\x00\x01t\x00\x00"[..], b"\x30\x03\x00\x01#", b"\x30\x02\x00\x00", b"\x30\x01\x00"]
     {
         let mut server = Server::open_default(Version::V311);
         server.violation(bytes);
@@ -179,7 +234,9 @@ fn what_a_publish_may_not_say() {
 #[test]
 fn packets_that_no_client_sends_here() {
     for version in BOTH {
-        for first in [0x00, 0x20, 0x50, 0x62, 0x70, 0x90, 0xB0, 0xD0, 0xF0, 0x41, 0x80, 0xA0, 0xC1, 0xE1] {
+        for first in
+            [0x00, 0x20, 0x51, 0x60, 0x6A, 0x72, 0x90, 0xB0, 0xD0, 0xF0, 0x41, 0x80, 0xA0, 0xC1, 0xE1]
+        {
             let mut server = Server::open_default(version);
             // One byte is enough: nothing is buffered for what cannot become a packet.
             let violation = server.violation(&[first]);
@@ -195,7 +252,7 @@ fn a_packet_that_is_too_large_is_refused_by_its_header() {
         Config { max_packet_bytes: 100, ..Config::default() },
     );
     assert_eq!(server.violation(b"\x30\xE3\x01"), Violation::PacketTooLarge(227));
-    assert_eq!(server.written(), b"\xE0\x01\x95");
+    assert_eq!(server.last_words(), b"\xE0\x01\x95");
     for (payload, taken) in [(94, true), (95, false)] {
         let config = Config { max_packet_bytes: 100, ..Config::default() };
         let mut server = Server::open(&ConnectOptions::new(Version::V5, "d"), config);

@@ -2,11 +2,12 @@
 
 use bytes::BytesMut;
 use fieldgate_mqtt::{
-    Config, Event, Misuse, QoS, RetainHandling, SubscribeRefusal, UnsubscribeReply, Version, Violation,
+    Config, Event, Misuse, OutgoingPublish, PublishProperties, QoS, RetainHandling, SubscribeRefusal,
+    UnsubscribeReply, Version, Violation,
     client::{self, ConnectOptions, ServerPacket},
 };
 
-use crate::support::{BOTH, Server, id};
+use crate::support::{BOTH, Server, id, message};
 
 fn subscribe(version: Version, number: u16, filters: &[(&str, QoS)]) -> Vec<u8> {
     let mut out = BytesMut::new();
@@ -66,6 +67,51 @@ fn the_options_of_5() {
 }
 
 #[test]
+fn a_subscription_identifier_comes_with_the_request_and_goes_with_the_messages() {
+    let options = ConnectOptions::new(Version::V5, "d");
+    let mut server = Server::open(&options, Config::default());
+    let mut out = BytesMut::new();
+    client::put_identified_subscribe(id(1), 100, "a/#", QoS::AtLeastOnce, &mut out).expect("can be said");
+    let events = server.events(&out);
+    let [Event::Subscribe(request)] = events.as_slice() else { panic!("{events:?}") };
+    assert_eq!(request.identifier, Some(100));
+    let properties = |identifiers: &[u32]| PublishProperties {
+        subscription_identifiers: identifiers.to_vec(),
+        ..PublishProperties::default()
+    };
+    for identifiers in [&[100][..], &[1, 268_435_455, 128]] {
+        let said = properties(identifiers);
+        let publish = OutgoingPublish { properties: Some(&said), ..message("a/b", b"x", QoS::AtMostOnce) };
+        server.machine.publish(&publish).expect("room");
+        let packets = server.packets(Version::V5);
+        let [ServerPacket::Publish { properties, .. }] = packets.as_slice() else { panic!("{packets:?}") };
+        assert_eq!(properties.subscription_identifiers, identifiers);
+    }
+    for identifier in [0, 268_435_456] {
+        let said = properties(&[identifier]);
+        let publish = OutgoingPublish { properties: Some(&said), ..message("a/b", b"x", QoS::AtMostOnce) };
+        assert_eq!(server.machine.publish(&publish), Err(Misuse::Properties.into()));
+    }
+}
+
+#[test]
+fn a_refused_filter_is_explained_where_the_client_wants_to_know() {
+    for (asked, words) in [(true, Some("not yours")), (false, None)] {
+        let options =
+            ConnectOptions { request_problem_information: asked, ..ConnectOptions::new(Version::V5, "d") };
+        let mut server = Server::open(&options, Config::default());
+        server.events(&subscribe(Version::V5, 1, &[("a", QoS::AtMostOnce)]));
+        let replies = [Err(SubscribeRefusal::NotAuthorised)];
+        server.machine.suback_because(id(1), &replies, Some("not yours")).expect("waits");
+        let mut decoder = client::Decoder::new(Version::V5);
+        decoder.push(&server.written());
+        let expected = ServerPacket::SubAck { packet_id: id(1), codes: vec![0x87] };
+        assert_eq!(decoder.next_packet(), Ok(Some(expected)));
+        assert_eq!(decoder.words(), words);
+    }
+}
+
+#[test]
 fn an_unsubscribe_is_answered_once() {
     for (version, codes) in [(Version::V311, vec![]), (Version::V5, vec![0, 0x11])] {
         let mut server = Server::open_default(version);
@@ -91,13 +137,15 @@ fn what_a_request_may_not_say() {
         (b"\x82\x08\x00\x01\x00\x00\x02a#\x00", 0x8F),
         (b"\x82\x06\x00\x01\x00\x00\x00\x00", 0x8F), // an empty filter
         (b"\xA2\x07\x00\x01\x00\x00\x02+a", 0x8F),
-        (b"\x82\x0F\x00\x01\x00\x00\x09$share/g/\x04", 0x82), // no local on a shared subscription
-        (b"\x82\x09\x00\x01\x02\x0B\x01\x00\x01a\x00", 0xA1), // a subscription identifier
-        (b"\xA2\x08\x00\x01\x02\x01\x00\x00\x01a", 0x81),     // a property of PUBLISH
+        (b"\x82\x10\x00\x01\x00\x00\x0A$share/g/a\x04", 0x82), // no local on a shared subscription
+        (b"\x82\x09\x00\x01\x02\x0B\x00\x00\x01a\x00", 0x82),  // subscription identifier 0
+        (b"\x82\x0B\x00\x01\x04\x0B\x01\x0B\x02\x00\x01a\x00", 0x82), // two of them
+        (b"\x82\x0E\x00\x01\x00\x00\x08$share/g\x00", 0x8F),   // a shared subscription to nothing
+        (b"\xA2\x08\x00\x01\x02\x01\x00\x00\x01a", 0x81),      // a property of PUBLISH
     ] {
         let mut server = Server::open_default(Version::V5);
         let violation = server.violation(bytes);
-        assert_eq!(server.written(), [0xE0, 1, code], "{bytes:x?}: {violation}");
+        assert_eq!(server.last_words(), [0xE0, 1, code], "{bytes:x?}: {violation}");
     }
     for bytes in [&b"\x82\x06\x00\x01\x00\x01a\x04"[..], b"\xA2\x02\x00\x01", b"\xA2\x05\x00\x01\x00\x02a"] {
         Server::open_default(Version::V311).violation(bytes);
@@ -112,7 +160,7 @@ fn filters_in_one_packet_are_bounded() {
         match events.as_slice() {
             [Event::Subscribe(request)] if taken => assert_eq!(request.filters.len(), count),
             [Event::Violation(Violation::Quota(_))] if !taken => {
-                assert_eq!(server.written(), b"\xE0\x01\x97")
+                assert_eq!(server.last_words(), b"\xE0\x01\x97")
             }
             events => panic!("{count} filters: {events:?}"),
         }

@@ -80,6 +80,13 @@ impl Server {
         self.machine.poll_transmit().map(Into::into).unwrap_or_default()
     }
 
+    /// DISCONNECT of MQTT 5, which is all that was written, without the words that it may have.
+    pub(crate) fn last_words(&mut self) -> Vec<u8> {
+        let packets = self.packets(Version::V5);
+        let [ServerPacket::Disconnect { reason }] = packets[..] else { panic!("{packets:?}") };
+        vec![0xE0, 1, reason]
+    }
+
     pub(crate) fn packets(&mut self, version: Version) -> Vec<ServerPacket> {
         let mut decoder = Decoder::new(version);
         decoder.push(&self.written());

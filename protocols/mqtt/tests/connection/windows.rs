@@ -47,7 +47,7 @@ fn a_newer_client_was_told_the_window() {
     let mut server = window(Version::V5, 2);
     server.events(&[publish(Version::V5, 1), publish(Version::V5, 2)].concat());
     assert_eq!(server.violation(&publish(Version::V5, 3)), Violation::ReceiveMaximumExceeded);
-    assert_eq!(server.written(), b"\xE0\x01\x93");
+    assert_eq!(server.last_words(), b"\xE0\x01\x93");
 }
 
 #[test]
@@ -109,6 +109,13 @@ fn what_the_client_does_not_read_is_bounded() {
     assert_eq!(server.written().len(), 5000 + 6);
     assert!(server.machine.wants_input());
     assert_eq!(server.machine.publish(&message("t", b"", QoS::AtMostOnce)), Ok(None));
+}
+
+/// What a connection costs while nothing happens on it: this, and nothing on the heap.
+#[test]
+fn an_idle_connection_is_small() {
+    assert!(size_of::<fieldgate_mqtt::Connection>() <= 320, "{}", size_of::<fieldgate_mqtt::Connection>());
+    assert!(size_of::<fieldgate_mqtt::Session>() <= 96, "{}", size_of::<fieldgate_mqtt::Session>());
 }
 
 #[test]

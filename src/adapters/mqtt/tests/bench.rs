@@ -17,6 +17,7 @@ use fieldgate_mqtt::client::{self, ConnectOptions, Decoder, ServerPacket};
 use fieldgate_mqtt::{OutgoingPublish, PacketId, QoS, Version};
 
 use crate::adapters::mqtt::host::{Host, Settle};
+use crate::adapters::mqtt::listener::Guest;
 use crate::adapters::mqtt::machine_config;
 use crate::adapters::mqtt::session::Session;
 use crate::adapters::{Directory, testing};
@@ -156,12 +157,18 @@ pub(super) struct Device {
     decoder: Decoder,
 }
 
+/// Who has connected to the first listener, without TLS.
+pub(super) fn guest(config: &Config) -> Guest {
+    let believes = config.mqtt_listeners.first().is_some_and(|listener| listener.allow_anonymous);
+    Guest { peer: PEER, certificate: None, believes, since: Instant::now() }
+}
+
 impl Device {
     /// A device that has said nothing yet.
     pub(super) fn new(bench: &Rc<Bench>, version: Version) -> Self {
         let now = Instant::now();
         let config = machine_config(&bench.config.mqtt);
-        let session = Session::new(Rc::clone(bench), PEER, config, now);
+        let session = Session::new(Rc::clone(bench), guest(&bench.config), config);
         Self { session, version, now, decoder: Decoder::new(version) }
     }
 

@@ -189,20 +189,6 @@ fn who_is_let_in() {
     }
 }
 
-#[test]
-fn a_session_that_is_to_outlive_the_connection_is_not_promised() {
-    let bench = Bench::new("");
-    let mut device = Device::new(&bench, Version::V5);
-    let options = ConnectOptions { session_expiry_seconds: 60, ..ConnectOptions::new(Version::V5, "d1") };
-    device.say(|out| client::put_connect(&options, out).unwrap());
-    match &device.hear()[..] {
-        [ServerPacket::ConnAck(connack)] => {
-            assert_eq!((connack.session_present, connack.session_expiry_seconds), (false, Some(0)));
-        }
-        other => panic!("{other:?}"),
-    }
-}
-
 fn will(topic: &str) -> Will {
     Will {
         topic: topic.into(),

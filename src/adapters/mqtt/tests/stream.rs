@@ -14,9 +14,9 @@ use tokio::task::{JoinHandle, LocalSet, yield_now};
 use crate::adapters::mqtt::{drive, machine_config};
 use crate::shutdown::{self, Shutdown};
 
-use super::bench::{Bench, COMMANDS, EVENTS, PEER, id, puback};
+use super::bench::{Bench, COMMANDS, EVENTS, guest, id, puback};
 
-fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     LocalSet::new().block_on(&runtime, future)
 }
@@ -32,7 +32,7 @@ impl Client {
     fn new(bench: &Rc<Bench>, shutdown: &Shutdown, version: Version) -> Self {
         let (stream, served) = tokio::io::duplex(64 * 1024);
         let config = machine_config(&bench.config.mqtt);
-        let task = drive(served, PEER, Rc::clone(bench), config, shutdown.clone());
+        let task = drive(served, guest(&bench.config), Rc::clone(bench), config, shutdown.clone());
         Self { stream, decoder: Decoder::new(version), served: tokio::task::spawn_local(task) }
     }
 
@@ -183,7 +183,13 @@ fn an_idle_connection_costs_little() {
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let bench = Bench::new("");
         let (_trigger, shutdown) = shutdown::channel();
-        let task = drive(stream, PEER, Rc::clone(&bench), machine_config(&bench.config.mqtt), shutdown);
+        let task = drive(
+            stream,
+            guest(&bench.config),
+            Rc::clone(&bench),
+            machine_config(&bench.config.mqtt),
+            shutdown,
+        );
         // Besides it: the inbox, the timer, the entry in the directory, the socket; below 1 KB together.
         assert!(size_of_val(&task) <= 1536, "{}", size_of_val(&task));
     });
