@@ -53,9 +53,25 @@ pub(crate) struct Manner {
     pub(crate) thought: Duration,
     /// How much later than the last one of the same connection each delivery has its outcome, at the least.
     pub(crate) pace: Duration,
-    /// The key that tokens are signed with; without one nobody is asked for any.
-    pub(crate) key: Option<SharedKey>,
+    /// What tokens are signed with; without that nobody is asked for any.
+    pub(crate) keys: Option<Keys>,
     pub(crate) sabotage: Option<Sabotage>,
+}
+
+/// What tokens are signed with.
+#[derive(Clone, Debug)]
+pub(crate) struct Keys {
+    /// Of tokens that name a policy.
+    pub(crate) policy: SharedKey,
+    /// Of those that name none: each device signs for itself with a key made of this one.
+    pub(crate) devices: SharedKey,
+}
+
+impl Keys {
+    /// A device's own key.
+    pub(crate) fn of(&self, device: &str) -> SharedKey {
+        self.devices.derive(device)
+    }
 }
 
 /// What all connections of the hub share.
@@ -64,6 +80,8 @@ struct Common {
     manner: Manner,
     ledger: Shared,
     tokens: AtomicU64,
+    /// Those of them that were a device's own.
+    device_tokens: AtomicU64,
     sabotage: Mutex<super::sabotage::State>,
     /// How many connections there are.
     open: watch::Sender<usize>,
@@ -97,6 +115,7 @@ impl Sink {
             manner,
             ledger,
             tokens: AtomicU64::default(),
+            device_tokens: AtomicU64::default(),
             sabotage: Mutex::default(),
             open: watch::Sender::default(),
         });
@@ -134,6 +153,11 @@ impl Sink {
             )
             .into()),
         }
+    }
+
+    /// How many of the tokens that were put were a device's own.
+    pub(crate) fn device_tokens(&self) -> u64 {
+        self.common.device_tokens.load(Ordering::Relaxed)
     }
 
     /// How many tokens were put.
@@ -292,9 +316,17 @@ impl Hub {
 
     fn judge(&mut self, text: &str) -> std::result::Result<(), String> {
         let token = Token::parse(text).map_err(|error| error.to_string())?;
-        let Some(key) = &self.common.manner.key else { return Ok(()) };
+        let Some(keys) = &self.common.manner.keys else { return Ok(()) };
         let now = unix_seconds();
-        token.verify(&[key], now).map_err(|error| error.to_string())?;
+        let key = match (token.key_name(), token.resource().path()) {
+            (None, [word, device]) if word == "devices" => {
+                self.common.device_tokens.fetch_add(1, Ordering::Relaxed);
+                keys.of(device)
+            }
+            (None, path) => return Err(format!("a device's token for {path:?}")),
+            (Some(_), _) => keys.policy.clone(),
+        };
+        token.verify(&[&key], now).map_err(|error| error.to_string())?;
         self.common.tokens.fetch_add(1, Ordering::Relaxed);
         let grant = Grant { path: token.resource().path().to_vec(), expiry: token.expiry() };
         self.grants.retain(|old| old.expiry > now && old.path != grant.path);
@@ -311,7 +343,7 @@ impl Hub {
                 && grant.path.len() <= path.len()
                 && grant.path.iter().zip(&path).all(|(one, other)| one == other)
         };
-        self.common.manner.key.is_none() || self.grants.iter().any(covers)
+        self.common.manner.keys.is_none() || self.grants.iter().any(covers)
     }
 
     fn answer(&mut self, machine: &mut Connection) {
@@ -394,7 +426,7 @@ impl Party for Hub {
                 inward.receiver.accept(machine, thought.delivery_id, thought.delivery_id);
             }
         }
-        let look = self.common.manner.key.is_some().then(|| {
+        let look = self.common.manner.keys.is_some().then(|| {
             if self.next_look <= now {
                 self.look(machine);
                 self.next_look = now + TOKEN_LOOK;

@@ -58,7 +58,7 @@ impl Plan {
             manner: Manner {
                 thought: Duration::from_millis(5),
                 pace: Duration::ZERO,
-                key: None,
+                keys: None,
                 sabotage: None,
             },
             upstream: String::new(),
@@ -254,7 +254,7 @@ fn delivery(kind: Kind) -> String {
 }
 
 /// A file that only its owner reads.
-fn secret(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn secret(path: &Path, text: &str) -> Result<()> {
     use std::os::unix::fs::OpenOptionsExt as _;
     let mut file =
         std::fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
