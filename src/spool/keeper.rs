@@ -264,6 +264,10 @@ impl<D: Disk> Keeper<D> {
                 }
                 Err(AppendError::CommitFirst) => {
                     self.commit(now);
+                    // What was refused just now must not be overtaken.
+                    if self.disk_is_paused(now) {
+                        return Err(RefusedBy::Failing);
+                    }
                     continue;
                 }
                 Err(AppendError::TooLarge { .. }) => RefusedBy::TooLarge,

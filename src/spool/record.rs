@@ -347,7 +347,18 @@ impl<'a> Body<'a> {
     }
 }
 
+/// 2026 began. An earlier time was told by a clock that nobody had set yet, and says nothing of an age.
+const CLOCK_IS_SET: u64 = 1_767_225_600_000;
+
+/// A time that was written down, in milliseconds since 1970; the present one where the clock was not set then.
+pub(super) fn since(written: u64, now: u64) -> u64 {
+    if written < CLOCK_IS_SET { now } else { written }
+}
+
 fn expires_at(stored_at: u64, lives: [Option<Duration>; 2], spool_max_age: Duration) -> u64 {
+    if stored_at < CLOCK_IS_SET {
+        return u64::MAX;
+    }
     let life = lives.into_iter().flatten().fold(spool_max_age, Duration::min);
     stored_at.saturating_add(u64::try_from(life.as_millis()).unwrap_or(u64::MAX))
 }

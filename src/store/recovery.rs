@@ -18,7 +18,7 @@ use super::{Place, settles};
 const DESCRIBED: usize = 64;
 /// How far sequence numbers jump where the log was not sealed, or is damaged: the last ones that were used may be among
 /// what is lost, and a number that was seen outside must not name another record.
-const JUMP: u64 = 1 << 32;
+const JUMP: u64 = 1 << 28;
 /// What is given up at once where the disk cannot read.
 const UNREADABLE_BYTES: usize = 4096;
 

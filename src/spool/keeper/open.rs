@@ -13,7 +13,7 @@ use crate::spool::ask;
 use crate::spool::dead::{Dead, DeadLetters};
 use crate::spool::handle::Outbox;
 use crate::spool::queues::{New, Queues};
-use crate::spool::record::{Body, Limits, RecordError};
+use crate::spool::record::{Body, Limits, RecordError, since};
 use crate::spool::telemetry::{RecordsDamaged, SpoolOpened};
 use crate::store::{Damage, Disk, Found, Log, OpenError, Place};
 use crate::telemetry::emit;
@@ -32,6 +32,7 @@ pub(in crate::spool) enum KeeperError {
 /// What the records come to.
 struct Recovery<'a> {
     settings: &'a Settings,
+    unix_ms: u64,
     queues: Queues,
     dead: DeadLetters,
     /// Names that were seen.
@@ -44,7 +45,7 @@ struct Recovery<'a> {
 impl Recovery<'_> {
     fn found(&mut self, found: Found<'_>) {
         let Found { seq, place, body: bytes } = found;
-        let body = match Body::decode(bytes) {
+        let mut body = match Body::decode(bytes) {
             Ok(body) => body,
             Err(error @ RecordError::Version(_)) => {
                 self.wrong_version.get_or_insert(error);
@@ -53,9 +54,11 @@ impl Recovery<'_> {
             Err(RecordError::Content(_)) => return self.strange.push((seq, place)),
         };
         if let Some(death) = &body.death {
-            let dead = Dead { place, bytes: bytes.len() as u64, died: death.died_at / 1_000 };
+            let dead =
+                Dead { place, bytes: bytes.len() as u64, died: since(death.died_at, self.unix_ms) / 1_000 };
             return self.dead.insert(seq, dead);
         }
+        body.stored_at = since(body.stored_at, self.unix_ms);
         let Ok(device) = DeviceId::new(body.device) else { return self.strange.push((seq, place)) };
         let hub = match self.hubs.iter().find(|hub| ***hub == *body.hub) {
             Some(hub) => Arc::clone(hub),
@@ -93,6 +96,7 @@ impl<D: Disk> Keeper<D> {
         let begun = Instant::now();
         let mut recovery = Recovery {
             settings: &settings,
+            unix_ms: now.unix_ms,
             queues: Queues::new(settings.bounds.clone()),
             dead: DeadLetters::new(settings.dead.clone()),
             hubs: Vec::new(),

@@ -145,3 +145,35 @@ fn a_record_of_another_format_is_left_alone() {
         "a record has format 2; this program reads format 1 only. Use the program that wrote it, or another directory"
     );
 }
+
+#[test]
+fn what_comes_behind_a_failed_commit_in_the_same_batch_is_refused_too() {
+    let mut world = World::new(9);
+    world.store(record(0, 4, "first"));
+    world.disk.fail(Fault::Sync, 0);
+    let filler = "x".repeat(2_000);
+    let store = |ticket| {
+        let entry = Entry::Message(record(0, 4, &format!("{ticket} {filler}")));
+        Store { ticket, entry, limits: Limits::default() }
+    };
+    // More than one commit takes.
+    world.spool.submit(&world.mailbox, (100..140).map(store).collect());
+    world.turn();
+    world.pass(2);
+    world.turn();
+    let answers = world.answers();
+    assert_eq!(answers.len(), 40);
+    assert!(answers.iter().all(|(_, answer)| matches!(answer, Stored::Refused(_))), "{answers:?}");
+}
+
+#[test]
+fn what_was_stored_before_the_clock_was_set_is_not_too_old_after_it() {
+    let mut world = World::new(10);
+    let right = world.now.unix_ms;
+    world.now.unix_ms = 60_000;
+    world.store(record(0, 4, "early"));
+    world.now.unix_ms = right;
+    world.restart(Loss::All);
+    world.turn();
+    assert_eq!(world.drain(), [("early".into(), true)]);
+}
