@@ -85,8 +85,17 @@ pub(super) struct Inbox {
     /// The client is gone without a goodbye: it will send again what it has no answer for.
     deserted: Cell<bool>,
     waker: RefCell<Option<Waker>>,
-    /// Where outcomes go when the connection is gone and its session is not.
-    late: RefCell<Option<Arc<Late>>>,
+    /// What is left when the connection is gone and its session is not.
+    heir: RefCell<Option<Box<Heir>>>,
+}
+
+/// The session's next connection, as far as this one's messages are concerned.
+#[derive(Debug)]
+struct Heir {
+    /// Where their outcomes go.
+    late: Arc<Late>,
+    /// QoS 2: when the client sends one of these again, it waits for the first one's outcome.
+    awaited: Box<[PublishToken]>,
 }
 
 impl Inbox {
@@ -147,14 +156,15 @@ impl Inbox {
         self.ended.take()
     }
 
-    /// From now on the outcomes are for the session's next connection.
-    pub(super) fn forward(&self, late: &Arc<Late>) {
+    /// From now on the outcomes are for the session's next connection, which waits for some of them.
+    pub(super) fn forward(&self, late: &Arc<Late>, awaited: impl Iterator<Item = PublishToken>) {
         for (ticket, outcome) in self.outcomes.take() {
             if let Ticket::Waiting(token) = ticket {
                 late.put(token, outcome);
             }
         }
-        self.late.replace(Some(Arc::clone(late)));
+        let heir = Heir { late: Arc::clone(late), awaited: awaited.collect() };
+        self.heir.replace(Some(Box::new(heir)));
     }
 
     fn wake(&self) {
@@ -174,8 +184,8 @@ impl Report for Inbox {
                 telemetry::qos_0_dropped().inc();
             }
         }
-        if let (Ticket::Waiting(token), Some(late)) = (ticket, &*self.late.borrow()) {
-            return late.put(token, outcome);
+        if let (Ticket::Waiting(token), Some(heir)) = (ticket, &*self.heir.borrow()) {
+            return heir.late.put(token, outcome);
         }
         // Of what nobody waits for only a refusal is worth a look.
         if matches!(ticket, Ticket::Waiting(_)) || matches!(outcome, Outcome::Rejected(_)) {
@@ -185,7 +195,12 @@ impl Report for Inbox {
     }
 
     fn is_wanted(&self, ticket: u64) -> bool {
-        !(self.deserted.get() && matches!(Ticket::from_number(ticket), Ticket::Waiting(_)))
+        match Ticket::from_number(ticket) {
+            Ticket::Waiting(token) if self.deserted.get() => {
+                self.heir.borrow().as_ref().is_some_and(|heir| heir.awaited.contains(&token))
+            }
+            _ => true,
+        }
     }
 }
 

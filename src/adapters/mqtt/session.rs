@@ -301,11 +301,13 @@ impl<H: Host> Session<H> {
         emit(PublishRejected { device: &client.device, rejection: &rejection, first });
     }
 
+    /// The client is told of an outcome, or the connection ends without a word about it. Then the session must not wait
+    /// for an outcome either: what the client sends again is a new message.
     fn answer(&mut self, version: Version, token: PublishToken, outcome: &Outcome, now: Instant) {
         match version {
             Version::V311 => match reply_3(outcome, OnRejected::default()) {
                 Reply3::Acknowledge | Reply3::AcknowledgeAndDeadLetter => {
-                    self.machine.acknowledge(token, PublishReply::Success);
+                    return self.machine.acknowledge(token, PublishReply::Success);
                 }
                 Reply3::Pause => self.pause(now),
                 Reply3::Close => self.close(DisconnectReason::ServerBusy, End::of(outcome)),
@@ -316,12 +318,13 @@ impl<H: Host> Session<H> {
                         Outcome::Rejected(rejection) => Some(&*rejection.description),
                         Outcome::Accepted | Outcome::Released | Outcome::Unknown => None,
                     };
-                    self.machine.acknowledge_because(token, words::puback(code), why);
+                    return self.machine.acknowledge_because(token, words::puback(code), why);
                 }
                 Reply5::Pause => self.pause(now),
                 Reply5::Disconnect(code) => self.close(words::disconnect(code), End::of(outcome)),
             },
         }
+        self.machine.withhold(token);
     }
 
     fn pause(&mut self, now: Instant) {
