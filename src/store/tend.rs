@@ -42,8 +42,8 @@ impl<D: Disk> Log<D> {
         self.remove_dead()?;
         // What is missing shows when something is appended.
         let half_full = self.head.is_some() && !self.fits(self.settings.segment_bytes as usize / 2);
-        if self.spares.len() == 0 || half_full && self.spares.wants_more() {
-            let _ = self.add_spare();
+        if self.spares.len() == 0 || (half_full || self.refused) && self.spares.wants_more() {
+            let _ = self.add_spare(Purpose::Append);
         }
         if self.emptying.is_none() {
             let segment = self.shadowed.keys().next().copied().or_else(|| self.victim());
@@ -107,7 +107,9 @@ impl<D: Disk> Log<D> {
         let segment = &self.segments[&number];
         // What is to be cut may be so already, if that failed half-way.
         let usual = segment.bytes == self.settings.segment_bytes && !segment.to_cut;
-        let done = if usual && self.spares.wants_more() {
+        // A reserve that was made beyond the bound is given back when there is another.
+        let within = self.spares.len() == 0 || self.bytes() <= self.settings.max_bytes;
+        let done = if usual && within && self.spares.wants_more() {
             self.spares.keep(&mut self.disk, &name)
         } else {
             self.disk.remove(&name).and_then(|()| self.disk.sync())
@@ -137,7 +139,8 @@ impl<D: Disk> Log<D> {
         let slack = SLACK_SEGMENTS * u64::from(self.settings.segment_bytes);
         // Bytes written for each byte won, as numerator and denominator.
         let (most, of) = match () {
-            () if self.refused => (4, 5),
+            // Without the reserve nothing else is as urgent.
+            () if self.refused || self.spares.len() == 0 => (4, 5),
             () if dead > live + slack => (1, 2),
             () if dead > slack => (1, 8),
             () => return None,
@@ -248,6 +251,7 @@ impl<D: Disk> Log<D> {
 
     /// Puts copies into the batch, as many as a step may have.
     fn copy(&mut self, number: u32, left: &mut Vec<(u64, u32)>) -> Result<Vec<(u64, Place)>, TendError> {
+        self.resume();
         let mut copies = Vec::new();
         let mut body = Vec::new();
         // Once begun it must be ended, so that it is not begun without room.
