@@ -13,9 +13,9 @@ pub(crate) enum Ask {
     /// One dead letter with its message.
     Show { seq: u64 },
     /// Dead letters become messages again, at most some hundreds at a time.
-    Replay { which: Which, after: u64 },
+    Replay { which: Which, after: u64, up_to: Option<u64> },
     /// Dead letters are forgotten, at most some hundreds at a time.
-    Drop { which: Which, after: u64 },
+    Drop { which: Which, after: u64, up_to: Option<u64> },
 }
 
 /// Which dead letters are meant: those to which all that is said applies.
@@ -123,4 +123,8 @@ pub(crate) struct Done {
     /// What `after` is to be to go on; absent when all were looked at.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) next: Option<u64>,
+    /// What `up_to` is to be to go on: the last letter that was there at first. What is replayed may die again at once,
+    /// and would be met again for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) up_to: Option<u64>,
 }

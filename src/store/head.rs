@@ -85,7 +85,7 @@ impl<D: Disk> Log<D> {
     /// Begins a new head. The batch is empty.
     pub(super) fn advance(&mut self, purpose: Purpose) -> Result<(), AppendError> {
         debug_assert!(self.batch.is_empty(), "places in the old head were given out");
-        let needed = if purpose == Purpose::Append { 2 } else { 1 };
+        let needed = if purpose == Purpose::Append { self.spares.reserve + 1 } else { 1 };
         while self.spares.len() < needed {
             self.add_spare(purpose)?;
         }

@@ -64,7 +64,7 @@ pub struct Usage {
     pub live_bytes: u64,
     /// The bound of `bytes`.
     pub max_bytes: u64,
-    /// Empty segments that are ready, the reserve being one. Without any, nothing can be appended.
+    /// Empty segments that are ready, the reserve included. Without that, nothing can be appended.
     pub spares: usize,
     /// There is no room for more records, by the bound or on the disk.
     pub full: bool,
@@ -92,7 +92,7 @@ impl<D: Disk> Log<D> {
     ) -> Result<(Self, Report), OpenError> {
         settings.check()?;
         let files = disk.list()?;
-        let (spares, useless) = Spares::new(&files, settings.segment_bytes);
+        let (spares, useless) = Spares::new(&files, settings.segment_bytes, settings.max_bytes);
         let found = recover(&mut disk, &files, &mut seen)?;
         let id = match found.id {
             Some(id) => id,
@@ -258,11 +258,8 @@ impl<D: Disk> Log<D> {
             (None, Some(resumable)) => resumable.bytes - resumable.end,
             (None, None) => 0,
         };
-        let room = match self.spares.len() {
-            0 => false,
-            1 => u64::from(left) >= segment_bytes / 8,
-            _ => true,
-        };
+        let in_head = self.spares.has_reserve() && u64::from(left) >= segment_bytes / 8;
+        let room = in_head || self.spares.len() > self.spares.reserve;
         let bound = self.bytes() + segment_bytes > self.settings.max_bytes;
         !room && (bound || self.spares.disk_full)
     }
@@ -302,7 +299,10 @@ impl<D: Disk> Log<D> {
             return self.advance(Purpose::Append);
         }
         // The head may have been the reserve once, and then it is for settles.
-        if self.spares.len() == 0 { self.add_spare(Purpose::Append) } else { Ok(()) }
+        while !self.spares.has_reserve() {
+            self.add_spare(Purpose::Append)?;
+        }
+        Ok(())
     }
 
     /// Adds settles that wait to the batch, as far as there is room.

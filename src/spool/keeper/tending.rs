@@ -6,7 +6,10 @@ use super::{Keeper, Now, SETTLE_DELAY, What, dead};
 use crate::spool::ask;
 use crate::spool::queues::Dying;
 use crate::spool::record::{Body, Death};
-use crate::spool::telemetry::{Levels, MessagesWait, NothingWaits, ReadFailed, RecordsDamaged, TendFailed};
+use crate::spool::telemetry::{
+    DeadLetterDropped, LettersForgone, Levels, MessagesWait, NothingWaits, ReadFailed, RecordsDamaged,
+    RefusedBy, TendFailed,
+};
 use crate::store::{Disk, Place, ReadError};
 use crate::telemetry::emit;
 
@@ -17,6 +20,9 @@ const TEND: Duration = Duration::from_millis(100);
 const TEND_IDLE: Duration = Duration::from_secs(1);
 /// A message that has been here for so long is told of: something is the matter with the hub, or with its link.
 const WAITS_SECONDS: u64 = 5;
+/// How long dead letters may wait for room. A message that no letter can be written of holds its place in the log and in
+/// its queue, which at some point sends nothing more: what lives comes before a note of what does not.
+const LETTER_PATIENCE: Duration = Duration::from_secs(5);
 /// After an attempt to give space back that failed.
 const TEND_PAUSE: Duration = Duration::from_secs(1);
 
@@ -27,6 +33,8 @@ pub(super) struct Tending {
     tend_at: Instant,
     /// Dead letters could not be written: when it is tried again.
     bury_at: Option<Instant>,
+    /// Since when there is no room for dead letters.
+    no_room_since: Option<Instant>,
     /// Places that have changed.
     moved: Vec<(u64, Place)>,
     /// Appended and settled so far, to see whether anything happens.
@@ -37,7 +45,15 @@ pub(super) struct Tending {
 
 impl Tending {
     pub(super) fn new(now: Instant) -> Self {
-        Self { sweep_at: now, tend_at: now, bury_at: None, moved: Vec::new(), seen: (0, 0), told: false }
+        Self {
+            sweep_at: now,
+            tend_at: now,
+            bury_at: None,
+            no_room_since: None,
+            moved: Vec::new(),
+            seen: (0, 0),
+            told: false,
+        }
     }
 }
 
@@ -45,7 +61,9 @@ impl Tending {
 enum Unburied {
     /// There is nothing left that could be kept.
     Lost,
-    /// No room, or the disk failed.
+    /// The log or the disk is full.
+    NoRoom,
+    /// The disk failed.
     Later,
 }
 
@@ -76,7 +94,7 @@ impl<D: Disk> Keeper<D> {
     /// one: then everybody who waited for that has come again, most likely.
     fn commit_is_due(&mut self, now: Now) -> bool {
         let settles = self.settling_since.is_some_and(|since| since + SETTLE_DELAY <= now.at)
-            || self.queues.wants_sync() && self.settling_since.is_some();
+            || self.queues.wants_sync() && self.settling_since.is_some() && !self.settles_stuck;
         let batch = self.batch.since.is_some_and(|since| {
             since + self.settings.commit_delay <= now.at
                 || self.batch.appended.0.len() >= self.batch.last
@@ -98,6 +116,7 @@ impl<D: Disk> Keeper<D> {
             in_flight: self.queues.in_flight(),
             oldest_seconds: self.oldest_seconds(now).unwrap_or(0),
             disk_bytes: self.log.usage().bytes,
+            disk_full: self.disk == ask::Disk::Full,
             dead_letters: self.dead.len(),
             dead_letter_bytes: self.dead.bytes(),
         });
@@ -130,33 +149,65 @@ impl<D: Disk> Keeper<D> {
         self.queues.oldest().map(|stored| now.unix_seconds().saturating_sub(stored.into()))
     }
 
-    /// Writes the dead letters of dying messages; they count after the commit.
+    /// Writes the dead letters of dying messages; they count after the commit. Where there is no room for a while, the
+    /// messages go without.
     fn bury(&mut self, now: Now) {
         if !self.queues.has_dying() || self.tending.bury_at.is_some_and(|at| at > now.at) {
             return;
         }
         self.tending.bury_at = None;
+        let mut without = 0;
         while let Some(dying) = self.queues.next_dying() {
             if self.disk_is_paused(now) {
-                self.not_buried_yet(dying, now);
-                return;
+                return self.not_buried_yet(dying, now);
+            }
+            if without > 0 {
+                without += 1;
+                self.go(dying, now);
+                continue;
             }
             match self.write_dead_letter(&dying, now) {
                 Ok((seq, place, bytes)) => {
                     let dead = dead(place, bytes, now);
                     self.appended(seq, place, What::Burial { dead, dying }, now);
                 }
-                Err(Unburied::Lost) => {
-                    self.descriptions.remove(&dying.seq);
-                    self.settle(dying.seq, dying.place, now);
-                    self.queues.buried(dying);
+                Err(Unburied::Lost) => self.go(dying, now),
+                Err(Unburied::NoRoom) if self.letters_have_waited(now) => {
+                    without += 1;
+                    self.go(dying, now);
                 }
-                Err(Unburied::Later) => {
-                    self.not_buried_yet(dying, now);
-                    return;
-                }
+                Err(Unburied::NoRoom | Unburied::Later) => return self.not_buried_yet(dying, now),
             }
         }
+        if without > 0 {
+            emit(LettersForgone { messages: without });
+        } else {
+            self.tending.no_room_since = None;
+        }
+    }
+
+    /// A dying message goes without a dead letter.
+    fn go(&mut self, dying: Dying, now: Now) {
+        self.descriptions.remove(&dying.seq);
+        self.settle(dying.seq, dying.place, now);
+        self.queues.buried(dying);
+    }
+
+    /// Whether there was no room for dead letters for as long as they may wait. At first the oldest ones that are kept
+    /// make room, if they are so many that a segment may become free.
+    fn letters_have_waited(&mut self, now: Now) -> bool {
+        if let Some(since) = self.tending.no_room_since {
+            return since + LETTER_PATIENCE <= now.at;
+        }
+        self.tending.no_room_since = Some(now.at);
+        let segment = self.log.max_record() as u64;
+        let keep = self.dead.bytes().saturating_sub(segment);
+        while self.dead.bytes() > keep && keep > 0 {
+            let Some((seq, dead)) = self.dead.take_oldest() else { break };
+            self.settle(seq, dead.place, now);
+            emit(DeadLetterDropped { seq });
+        }
+        false
     }
 
     fn not_buried_yet(&mut self, dying: Dying, now: Now) {
@@ -201,7 +252,12 @@ impl<D: Disk> Keeper<D> {
         let length = head.len() + body.message.len();
         let appended = self.append(&head, body.message, now);
         self.head = head;
-        appended.map(|(seq, place)| (seq, place, length)).map_err(|_| Unburied::Later)
+        appended.map(|(seq, place)| (seq, place, length)).map_err(|by| match by {
+            RefusedBy::Full | RefusedBy::DiskFull => Unburied::NoRoom,
+            // It has become longer than the message was.
+            RefusedBy::TooLarge => Unburied::Lost,
+            RefusedBy::Failing | RefusedBy::Bounds => Unburied::Later,
+        })
     }
 
     /// Lets the log give space back, one step. True if another should follow.
@@ -227,9 +283,11 @@ impl<D: Disk> Keeper<D> {
             }
         };
         self.tending.tend_at = now.at + pause;
-        if self.disk == ask::Disk::Full && usage.spares > 0 {
-            self.disk = ask::Disk::Good;
-        }
+        self.disk = match self.disk {
+            ask::Disk::Failing => ask::Disk::Failing,
+            _ if usage.full => ask::Disk::Full,
+            _ => ask::Disk::Good,
+        };
         more
     }
 
