@@ -25,12 +25,16 @@ class Hubbed:
     """A gateway and a hub in two processes, so that the gateway's figures are its own."""
 
     def __init__(self, tls=False):
+        self.tls_port = free_port() if tls else None
         sections = {}
         if tls:
             certificates = Certificates(Directory())
-            self.tls_port, self.ca = free_port(), certificates.ca
-            server = {"cert_file": certificates.cert, "key_file": certificates.key}
-            sections["listener"] = [{"protocol": "mqtt", "host": "127.0.0.1", "port": self.tls_port, "tls": server}]
+            self.ca = certificates.ca
+            profile = {"name": "server", "cert_file": certificates.cert, "private_key_file": certificates.key}
+            listener = {"protocol": "mqtt", "host": "127.0.0.1", "port": self.tls_port, "ssl_profile": "server"}
+            listener |= {"allow_anonymous": True}
+            sections = {"ssl_profile": [profile], "listener": [listener]}
+        sections["mqtt"] = {"max_connections": MANY_CONNECTIONS + 100}
         self.site = Site(separate_hub=True, more=sections)
 
     def __enter__(self):
