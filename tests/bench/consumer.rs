@@ -29,7 +29,8 @@ fn say(line: &str) -> io::Result<()> {
 
 async fn consume(options: &HashMap<String, String>) -> Result<(), Box<dyn Error>> {
     let option = |name: &str| options.get(name).map(String::as_str).ok_or(format!("--{name} is missing"));
-    let profile = SaslProfile::Plain { username: option("user")?.into(), password: option("password")?.into() };
+    let profile =
+        SaslProfile::Plain { username: option("user")?.into(), password: option("password")?.into() };
     let url = format!("amqp://127.0.0.1:{}", option("port")?);
     let mut connection =
         Connection::builder().container_id("consumer").sasl_profile(profile).open(url.as_str()).await?;
