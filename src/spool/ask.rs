@@ -53,6 +53,9 @@ pub(crate) struct Status {
     pub(crate) oldest_seconds: Option<u64>,
     pub(crate) dead_letters: usize,
     pub(crate) dead_letter_bytes: u64,
+    /// Messages that went without a dead letter since the start, because there was no room for one.
+    #[serde(default)]
+    pub(crate) dead_letters_forgone: u64,
     /// What the files take, and may take.
     pub(crate) disk_bytes: u64,
     pub(crate) disk_max_bytes: u64,

@@ -55,6 +55,7 @@ impl<D: Disk> Keeper<D> {
             oldest_seconds: self.oldest_seconds(now),
             dead_letters: self.dead.len(),
             dead_letter_bytes: self.dead.bytes(),
+            dead_letters_forgone: self.tending.forgone,
             disk_bytes: usage.bytes,
             disk_max_bytes: usage.max_bytes,
             damaged: usage.damaged,

@@ -1,5 +1,6 @@
 //! What is due by the time alone: commits, dead letters, what has expired, space that is given back.
 
+use std::mem;
 use std::time::{Duration, Instant};
 
 use super::{Keeper, Now, SETTLE_DELAY, What, dead};
@@ -20,9 +21,12 @@ const TEND: Duration = Duration::from_millis(100);
 const TEND_IDLE: Duration = Duration::from_secs(1);
 /// A message that has been here for so long is told of: something is the matter with the hub, or with its link.
 const WAITS_SECONDS: u64 = 5;
-/// How long dead letters may wait for room. A message that no letter can be written of holds its place in the log and in
-/// its queue, which at some point sends nothing more: what lives comes before a note of what does not.
+/// How long dead letters may wait for room before the oldest ones that are kept make some.
 const LETTER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long they may wait where nothing waits for them in turn; where something does, it is [`LETTER_PATIENCE`] twice. A
+/// message that no letter can be written of holds its place in the log and in its queue, which at some point sends nothing
+/// more: what lives comes before a note of what does not.
+const LONG_PATIENCE: Duration = Duration::from_secs(60);
 /// After an attempt to give space back that failed.
 const TEND_PAUSE: Duration = Duration::from_secs(1);
 
@@ -35,6 +39,10 @@ pub(super) struct Tending {
     bury_at: Option<Instant>,
     /// Since when there is no room for dead letters.
     no_room_since: Option<Instant>,
+    /// Since then old ones have made room.
+    made_room: bool,
+    /// Messages that went without a dead letter.
+    pub(super) forgone: u64,
     /// Places that have changed.
     moved: Vec<(u64, Place)>,
     /// Appended and settled so far, to see whether anything happens.
@@ -50,6 +58,8 @@ impl Tending {
             tend_at: now,
             bury_at: None,
             no_room_since: None,
+            made_room: false,
+            forgone: 0,
             moved: Vec::new(),
             seen: (0, 0),
             told: false,
@@ -73,8 +83,10 @@ impl<D: Disk> Keeper<D> {
         let commit = self.batch.since.map(|since| since + self.settings.commit_delay);
         let settle = self.settling_since.map(|since| since + SETTLE_DELAY);
         let settle = settle.map(|at| at.max(self.disk_paused_until.unwrap_or(at)));
-        let due = [commit, settle, self.tending.bury_at, self.queues.poll_timeout()];
-        due.into_iter().flatten().fold(self.tending.sweep_at.min(self.tending.tend_at), Instant::min)
+        // Space is given back between two batches.
+        let tend = Some(self.tending.tend_at).filter(|_| commit.is_none());
+        let due = [commit, settle, tend, self.tending.bury_at, self.queues.poll_timeout()];
+        due.into_iter().flatten().fold(self.tending.sweep_at, Instant::min)
     }
 
     /// Does what is due. True if there is more to do at once.
@@ -172,7 +184,7 @@ impl<D: Disk> Keeper<D> {
                     self.appended(seq, place, What::Burial { dead, dying }, now);
                 }
                 Err(Unburied::Lost) => self.go(dying, now),
-                Err(Unburied::NoRoom) if self.letters_have_waited(now) => {
+                Err(Unburied::NoRoom) if self.letters_have_waited(&dying, now) => {
                     without += 1;
                     self.go(dying, now);
                 }
@@ -180,9 +192,10 @@ impl<D: Disk> Keeper<D> {
             }
         }
         if without > 0 {
+            self.tending.forgone += without;
             emit(LettersForgone { messages: without });
         } else {
-            self.tending.no_room_since = None;
+            (self.tending.no_room_since, self.tending.made_room) = (None, false);
         }
     }
 
@@ -193,21 +206,23 @@ impl<D: Disk> Keeper<D> {
         self.queues.buried(dying);
     }
 
-    /// Whether there was no room for dead letters for as long as they may wait. At first the oldest ones that are kept
-    /// make room, if they are so many that a segment may become free.
-    fn letters_have_waited(&mut self, now: Now) -> bool {
-        if let Some(since) = self.tending.no_room_since {
-            return since + LETTER_PATIENCE <= now.at;
+    /// Whether there was no room for dead letters for as long as they may wait. At half the time the oldest ones that are
+    /// kept make room, as far as a segment may become free by it.
+    fn letters_have_waited(&mut self, dying: &Dying, now: Now) -> bool {
+        let since = *self.tending.no_room_since.get_or_insert(now.at);
+        let waited = now.at.saturating_duration_since(since);
+        if waited >= LETTER_PATIENCE && !mem::replace(&mut self.tending.made_room, true) {
+            let keep = self.dead.bytes().saturating_sub(self.log.max_record() as u64);
+            while keep > 0
+                && self.dead.bytes() > keep
+                && let Some((seq, dead)) = self.dead.take_oldest()
+            {
+                self.settle(seq, dead.place, now);
+                emit(DeadLetterDropped { seq });
+            }
         }
-        self.tending.no_room_since = Some(now.at);
-        let segment = self.log.max_record() as u64;
-        let keep = self.dead.bytes().saturating_sub(segment);
-        while self.dead.bytes() > keep && keep > 0 {
-            let Some((seq, dead)) = self.dead.take_oldest() else { break };
-            self.settle(seq, dead.place, now);
-            emit(DeadLetterDropped { seq });
-        }
-        false
+        let patience = if self.queues.waits_for_burials(dying) { 2 * LETTER_PATIENCE } else { LONG_PATIENCE };
+        waited >= patience
     }
 
     fn not_buried_yet(&mut self, dying: Dying, now: Now) {
@@ -217,7 +232,7 @@ impl<D: Disk> Keeper<D> {
 
     /// Appends a copy with the reason. Gives its number, place and length.
     fn write_dead_letter(&mut self, dying: &Dying, now: Now) -> Result<(u64, Place, usize), Unburied> {
-        let mut bytes = std::mem::take(&mut self.body);
+        let mut bytes = mem::take(&mut self.body);
         let read = self.log.read(dying.place, dying.seq, &mut bytes);
         let written = match read {
             Ok(()) => self.append_dead_letter(&bytes, dying, now),
@@ -246,7 +261,7 @@ impl<D: Disk> Keeper<D> {
         })?;
         let description = self.description(dying.seq, dying.reason);
         body.death = Some(Death { reason: dying.reason, died_at: now.unix_ms, description: &description });
-        let mut head = std::mem::take(&mut self.head);
+        let mut head = mem::take(&mut self.head);
         head.clear();
         body.encode_head(&mut head);
         let length = head.len() + body.message.len();
@@ -265,7 +280,7 @@ impl<D: Disk> Keeper<D> {
         if self.tending.tend_at > now.at || self.batch.since.is_some() {
             return false;
         }
-        let mut moved = std::mem::take(&mut self.tending.moved);
+        let mut moved = mem::take(&mut self.tending.moved);
         let tended = self.log.tend(|seq, place| moved.push((seq, place)));
         for (seq, place) in moved.drain(..) {
             self.moved(seq, place);
@@ -273,7 +288,7 @@ impl<D: Disk> Keeper<D> {
         self.tending.moved = moved;
         let usage = self.log.usage();
         let seen = (usage.records, usage.segments);
-        let busy = std::mem::replace(&mut self.tending.seen, seen) != seen;
+        let busy = mem::replace(&mut self.tending.seen, seen) != seen;
         let (pause, more) = match tended {
             Ok(true) => (Duration::ZERO, true),
             Ok(false) => (if busy { TEND } else { TEND_IDLE }, false),

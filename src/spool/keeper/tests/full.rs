@@ -45,7 +45,9 @@ fn seconds(world: &mut World, seconds: u64, mut accept: impl FnMut(&mut World)) 
 
 fn accept(world: &mut World) {
     world.send();
-    while world.answer(Outcome::Accepted).is_some() {}
+    while world.answer(Outcome::Accepted).is_some() {
+        world.send();
+    }
 }
 
 fn takes_again(world: &mut World) {
@@ -116,7 +118,7 @@ fn what_is_full_and_too_old_goes_with_dead_letters_or_without() {
         world.restart(Loss::None);
         world.open(false);
         world.pass(200_000);
-        // 256 of each queue at once, and five seconds of patience.
+        // 256 of each queue at once, and the patience that dead letters have.
         seconds(&mut world, 5 + 2 * stored / 256, |_| ());
         assert_eq!(world.keeper.queues.totals().records, 0, "{capacity:?}: of {stored}");
         assert!(world.keeper.dead.len() > 0);
