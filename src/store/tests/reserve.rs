@@ -125,7 +125,7 @@ fn emptied(seed: u64) -> (u32, u64) {
         assert!(step < 999_999, "{seed}: it never empties: {:?}", held.log.usage());
         match random.below(20) {
             0..14 => {
-                let ready = |seq: &&u64| **seq % devices != 0;
+                let ready = |seq: &&u64| !seq.is_multiple_of(devices);
                 let first = there.keys().find(ready).or_else(|| there.keys().next()).copied().unwrap();
                 let last = *there.keys().next_back().unwrap();
                 let from = if any_order { first + random.below(last - first + 1) } else { first };

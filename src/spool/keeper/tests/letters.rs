@@ -122,7 +122,9 @@ fn replaying_all_ends_though_the_hub_refuses_them_again_at_once() {
         }
         assert_eq!(world.keeper.queues.totals().records, 0);
     };
-    (0..1_300).for_each(|n| drop(world.submit(record(n % 9, 4, "unwanted"))));
+    for n in 0..1_300 {
+        world.submit(record(n % 9, 4, "unwanted"));
+    }
     refuse_all(&mut world);
     assert_eq!(world.keeper.dead.len(), 1_300);
     let (mut replayed, mut pages, mut after, mut up_to) = (0, 0, Some(0), None);
