@@ -101,15 +101,15 @@ struct Shared<W, D> {
     /// Absent where no rule asks for it.
     disk: Option<D>,
     notes: Rc<Notes>,
-    lanes: RefCell<Lanes>,
     scratch: RefCell<BytesMut>,
     /// Nothing comes any more.
     closed: Cell<bool>,
 }
 
-/// What the hub has answered, until somebody looks; and whom to wake for it.
+/// What is kept; what the hub has answered for it, until somebody looks; and whom to wake for that.
 #[derive(Debug, Default)]
 struct Notes {
+    lanes: RefCell<Lanes>,
     told: RefCell<Vec<(u64, Outcome)>>,
     waker: RefCell<Option<Waker>>,
 }
@@ -126,6 +126,10 @@ impl Report for Notes {
     fn report(&self, ticket: u64, outcome: Outcome) {
         self.told.borrow_mut().push((ticket, outcome));
         self.wake();
+    }
+
+    fn is_wanted(&self, ticket: u64) -> bool {
+        self.lanes.borrow().is_wanted(ticket)
     }
 }
 
@@ -162,7 +166,6 @@ impl<W: Direct, D: Disk> Outbound<W, D> {
             direct,
             disk,
             notes: Rc::default(),
-            lanes: RefCell::default(),
             scratch: RefCell::default(),
             closed: Cell::new(false),
         };
@@ -186,12 +189,12 @@ impl<W: Direct, D: Disk> Outbound<W, D> {
     }
 
     fn send_kept(&self, disk: &D, mut message: Message, patience: Patience, verdict: Verdict, now: Instant) {
-        let Shared { direct, notes, lanes, scratch, .. } = &*self.shared;
+        let Shared { direct, notes, scratch, .. } = &*self.shared;
         // What the hub has just answered decides where this one goes.
         self.settle(now);
         let hub = direct.hub_of(&message.device);
         let because = {
-            let lanes = lanes.borrow();
+            let lanes = notes.lanes.borrow();
             match &message.delivery {
                 Some(delivery) if delivery.stores_at_once() => Some(Because::OnStore),
                 Some(delivery) if !delivery.spools() => None,
@@ -209,7 +212,7 @@ impl<W: Direct, D: Disk> Outbound<W, D> {
                 let Some(kept) = Kept::waiting(&message, hub, patience, verdict, &mut scratch, now) else {
                     return;
                 };
-                match lanes.borrow_mut().keep(kept) {
+                match notes.lanes.borrow_mut().keep(kept) {
                     Ok(_) => notes.wake(),
                     Err(full) => emit(KeptExceeded { bytes: full.bytes }),
                 }
@@ -222,7 +225,7 @@ impl<W: Direct, D: Disk> Outbound<W, D> {
                 let Some(kept) = Kept::direct(&message, hub, patience, verdict, &mut scratch, now) else {
                     return;
                 };
-                let kept = lanes.borrow_mut().keep(kept);
+                let kept = notes.lanes.borrow_mut().keep(kept);
                 let ticket = match kept {
                     Ok(ticket) => ticket,
                     Err(full) => return emit(KeptExceeded { bytes: full.bytes }),
@@ -245,12 +248,12 @@ impl<W: Direct, D: Disk> Outbound<W, D> {
 
     /// Takes what the hub has answered.
     fn settle(&self, now: Instant) {
-        let Shared { notes, lanes, .. } = &*self.shared;
+        let notes = &self.shared.notes;
         if notes.told.borrow().is_empty() {
             return;
         }
         let mut told = notes.told.take();
-        let mut lanes = lanes.borrow_mut();
+        let mut lanes = notes.lanes.borrow_mut();
         for (ticket, outcome) in told.drain(..) {
             lanes.answered(ticket, outcome, now);
         }
@@ -260,12 +263,12 @@ impl<W: Direct, D: Disk> Outbound<W, D> {
 
     /// Does all that can be done now.
     fn turn(&self, disk: &D, cx: &Context<'_>, now: Instant) {
-        let Shared { notes, lanes, .. } = &*self.shared;
+        let notes = &self.shared.notes;
         notes.waker.replace(Some(cx.waker().clone()));
         loop {
             self.settle(now);
             let answers = disk.poll(cx);
-            let mut lanes = lanes.borrow_mut();
+            let mut lanes = notes.lanes.borrow_mut();
             lanes.handle_timeout(now);
             if let Poll::Ready(answers) = answers {
                 answers.into_iter().for_each(|(ticket, stored)| lanes.stored(ticket, stored, now));
@@ -290,10 +293,10 @@ impl<W: Direct, D: Disk> Outbound<W, D> {
                 let now = Instant::now();
                 if !stopping && stop.as_mut().poll(cx).is_ready() {
                     stopping = true;
-                    self.shared.lanes.borrow_mut().stop(now + STOP_GRACE);
+                    self.shared.notes.lanes.borrow_mut().stop(now + STOP_GRACE);
                 }
                 self.turn(disk, cx, now);
-                let lanes = self.shared.lanes.borrow();
+                let lanes = self.shared.notes.lanes.borrow();
                 if self.shared.closed.get() && lanes.is_empty() {
                     return Poll::Ready(());
                 }
@@ -318,7 +321,7 @@ impl<W: Direct, D: Disk> Outbound<W, D> {
         let Some(disk) = &self.shared.disk else { return };
         let now = Instant::now();
         self.settle(now);
-        let batch = self.shared.lanes.borrow_mut().abandon(now);
+        let batch = self.shared.notes.lanes.borrow_mut().abandon(now);
         if !batch.is_empty() {
             disk.submit(batch);
         }

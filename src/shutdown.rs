@@ -3,9 +3,11 @@
 //! Not a way to abort: who hears the request stops accepting, drains until the configured time is over, and closes
 //! its connections as their protocols say. A second request makes the rest of the drain stop waiting.
 
+use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 /// How far the stop has come; only ever grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,24 +17,26 @@ enum Stage {
     Aborting,
 }
 
+#[derive(Debug)]
+struct Shared {
+    /// A [`Stage`].
+    stage: AtomicU8,
+    raised: Notify,
+}
+
 /// The side that asks for the stop. Cheap to clone; dropping it asks for nothing.
 #[derive(Clone, Debug)]
-pub struct Trigger(Arc<watch::Sender<Stage>>);
+pub struct Trigger(Arc<Shared>);
 
 /// The side that hears it. Cheap to clone, and usable on any thread and runtime.
 #[derive(Clone, Debug)]
-pub struct Shutdown {
-    stage: watch::Receiver<Stage>,
-    // Holding the sender keeps a waiting `Shutdown` pending, not failing, when every `Trigger` is gone.
-    _keep: Arc<watch::Sender<Stage>>,
-}
+pub struct Shutdown(Arc<Shared>);
 
 /// A connected pair: what asks, and what hears.
 #[must_use]
 pub fn channel() -> (Trigger, Shutdown) {
-    let (sender, stage) = watch::channel(Stage::Running);
-    let sender = Arc::new(sender);
-    (Trigger(sender.clone()), Shutdown { stage, _keep: sender })
+    let shared = Arc::new(Shared { stage: AtomicU8::new(Stage::Running as u8), raised: Notify::new() });
+    (Trigger(Arc::clone(&shared)), Shutdown(shared))
 }
 
 impl Trigger {
@@ -47,13 +51,9 @@ impl Trigger {
     }
 
     fn raise(&self, to: Stage) {
-        self.0.send_if_modified(|stage| {
-            let grows = to > *stage;
-            if grows {
-                *stage = to;
-            }
-            grows
-        });
+        if self.0.stage.fetch_max(to as u8, Ordering::AcqRel) < to as u8 {
+            self.0.raised.notify_waiters();
+        }
     }
 }
 
@@ -61,29 +61,39 @@ impl Shutdown {
     /// True from the moment the stop was asked for.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        *self.stage.borrow() >= Stage::Draining
+        self.has_reached(Stage::Draining)
     }
 
     /// True once nobody is to wait for work in flight any longer.
     #[must_use]
     pub fn is_aborting(&self) -> bool {
-        *self.stage.borrow() >= Stage::Aborting
+        self.has_reached(Stage::Aborting)
     }
 
     /// Waits until the stop is asked for; at once if it was already. Cancel safe.
-    pub async fn draining(&self) {
-        self.reached(Stage::Draining).await;
+    pub fn draining(&self) -> impl Future<Output = ()> {
+        self.reached(Stage::Draining)
     }
 
     /// Waits until nobody is to wait for work in flight any longer. Cancel safe.
-    pub async fn aborting(&self) {
-        self.reached(Stage::Aborting).await;
+    pub fn aborting(&self) -> impl Future<Output = ()> {
+        self.reached(Stage::Aborting)
     }
 
+    fn has_reached(&self, stage: Stage) -> bool {
+        self.0.stage.load(Ordering::Acquire) >= stage as u8
+    }
+
+    /// Every connection holds one of these futures: it is small.
     async fn reached(&self, stage: Stage) {
-        let mut watch = self.stage.clone();
-        // An error would mean that the sender is gone, and `_keep` holds it.
-        let _ = watch.wait_for(|now| *now >= stage).await;
+        loop {
+            // It hears of what is raised from here on, polled or not.
+            let raised = self.0.raised.notified();
+            if self.has_reached(stage) {
+                return;
+            }
+            raised.await;
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
-use fieldgate_mqtt::{Config, Connection};
+use fieldgate_mqtt::Config;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -34,7 +34,7 @@ use host::Host;
 pub(crate) use kept::Kept;
 use listener::Guest;
 pub(crate) use listener::Listener;
-use session::{Session, WaitingWill};
+use session::Session;
 
 /// What the machines of one worker share.
 pub(crate) fn machine_config(config: &MqttConfig) -> Arc<Config> {
@@ -48,45 +48,57 @@ pub(crate) fn machine_config(config: &MqttConfig) -> Arc<Config> {
     })
 }
 
-/// Serves one connection until its end. Boxed here, where its size is known: whoever spawns it holds a pointer.
+/// Serves one connection until its end. Its parts are boxed, each when it begins: most connections wait for most of their
+/// life, and then the smallest of them is all that is held.
 pub(crate) fn serve(
     stream: TcpStream,
     peer: SocketAddr,
     listener: Rc<Listener>,
     worker: Rc<Worker>,
-) -> Pin<Box<impl Future<Output = ()>>> {
-    let (config, shutdown) = (Arc::clone(&worker.mqtt), worker.shutdown.clone());
-    Box::pin(async move {
+) -> impl Future<Output = ()> {
+    let welcome = Box::pin(async move {
         let within = worker.config.mqtt.connect_time_out;
-        // A handshake needs more room than the device does afterwards.
-        let welcome = Box::pin(listener.welcome(stream, peer, within, &shutdown));
-        if let Some((stream, guest)) = welcome.await {
-            drive(stream, guest, worker, config, shutdown).await;
+        let (stream, guest) = listener.welcome(stream, peer, within, &worker.shutdown).await?;
+        let (config, shutdown) = (Arc::clone(&worker.mqtt), worker.shutdown.clone());
+        Some(Box::pin(drive(stream, guest, worker, config, shutdown)))
+    });
+    async {
+        let welcomed = welcome.await;
+        if let Some(driving) = welcomed {
+            driving.await;
         }
-    })
+    }
 }
 
-async fn drive<S, H>(stream: S, guest: Guest, host: Rc<H>, config: Arc<Config>, shutdown: Shutdown)
+/// No `async fn`: that would hold what it is given twice.
+fn drive<S, H>(
+    stream: S,
+    guest: Guest,
+    host: Rc<H>,
+    config: Arc<Config>,
+    shutdown: Shutdown,
+) -> impl Future<Output = ()>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Host,
 {
     let mut wire = Wire::new(stream);
-    let (machine, will) = {
-        let mut session = Session::new(host, guest, config);
+    let mut session = Session::new(host, guest, config);
+    async move {
         run(&mut wire, &mut session, &shutdown).await;
-        session.finish(Instant::now())
-    };
-    // The end needs more room than the connection does before.
-    Box::pin(end(wire, machine, will, &shutdown)).await;
+        // The end needs more room than the connection does before.
+        let end = Box::pin(end(wire, session, &shutdown));
+        end.await;
+    }
 }
 
 /// The last words, and a will that waits.
-async fn end<S, H>(wire: Wire<S>, machine: Connection, will: Option<WaitingWill<H>>, shutdown: &Shutdown)
+async fn end<S, H>(wire: Wire<S>, session: Session<H>, shutdown: &Shutdown)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Host,
 {
+    let (machine, will) = session.finish(Instant::now());
     let waits = async {
         if let Some(will) = will {
             will.wait(shutdown).await;

@@ -156,6 +156,16 @@ impl Kept {
         }
     }
 
+    /// Whether its device still waits for its end: see [`Report::is_wanted`](fieldgate_mappings::outcome::Report).
+    pub(super) fn is_wanted(&self) -> bool {
+        self.verdict.is_wanted()
+    }
+
+    /// What is heard of one that nobody wants any more.
+    pub(super) fn unwanted(&self) -> Outcome {
+        if self.record.possibly_delivered { Outcome::Unknown } else { Outcome::Released }
+    }
+
     /// Whether it waits for room on the disk, and its device with it.
     pub(super) fn waits_for_room(&self, now: Instant) -> bool {
         self.hears == Hears::Acceptance && now < self.until

@@ -106,6 +106,12 @@ impl Lanes {
         self.given_up
     }
 
+    /// Whether the device of a message still waits for its end.
+    pub(super) fn is_wanted(&self, ticket: u64) -> bool {
+        let kept = self.kept.get(place(ticket)).filter(|(stamp, _)| u64::from(*stamp) == ticket >> 32);
+        kept.is_none_or(|(_, kept)| kept.is_wanted())
+    }
+
     /// Whether everything has its end.
     pub(super) fn is_empty(&self) -> bool {
         self.kept.is_empty()
@@ -307,9 +313,16 @@ impl Lanes {
             return;
         }
         let most = if lane.careful { 1 } else { usize::MAX };
+        let mut unwanted = Vec::new();
         for &ticket in &lane.order {
             let Some(kept) = get(&mut self.kept, ticket) else { continue };
             match kept.state {
+                // Its device has come back over another connection and sends it again, perhaps to another worker:
+                // this one would come behind that.
+                State::Waiting if !kept.is_wanted() => {
+                    lane.waiting -= 1;
+                    unwanted.push((ticket, kept.unwanted()));
+                }
                 State::Waiting => {
                     stores.push(kept.store(ticket, now));
                     kept.on_its_way(State::Submitted);
@@ -324,6 +337,9 @@ impl Lanes {
             if lane.submitted == most {
                 break;
             }
+        }
+        for (ticket, outcome) in unwanted {
+            self.end(ticket, outcome);
         }
     }
 

@@ -1,21 +1,27 @@
 //! An MQTT 3.1.1 load for the benchmarks: devices that publish with QoS 1 in a closed loop, or that hold idle connections.
 //!
-//! Standard library only, one thread for each publishing device, so that it stays independent of the code it measures.
-//! It is not a conformance test; it ends with an error at the first answer that it does not expect, among them a PUBACK
+//! Blocking sockets and one thread for each publishing device, so that it stays independent of the code it measures (TLS is
+//! rustls on both sides). It is not a conformance test; it ends with an error at the first answer that it does not expect, among them a PUBACK
 //! out of the order of the PUBLISHes (MQTT 3.1.1, 4.6).
 //!
 //! `mqtt_load --port PORT [--connections 50] [--messages 100000] [--size 100] [--window 20] [--prefix load]` prints one
-//! JSON line. `mqtt_load --port PORT --hold [--connections 2000] [--warm 0]` opens the connections, publishes `--warm`
-//! messages on each, prints `READY` and the number, and holds them until its standard input ends.
+//! JSON line. `mqtt_load --port PORT --hold [--connections 2000] [--warm 0] [--keep-alive 900]` opens the connections,
+//! publishes `--warm` messages on each, prints `READY` and the number, and holds them until its standard input ends; each
+//! sends a PINGREQ and hears a PINGRESP once in the keep-alive time. `--ca FILE` is TLS, to `localhost`.
 
 use std::collections::HashMap;
 use std::error::Error;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::process::ExitCode;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -23,6 +29,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Announced at CONNECT, seconds: longer than any run, so that no PINGREQ is due.
 const KEEP_ALIVE: u16 = 900;
+const PINGREQ: [u8; 2] = [0xc0, 0];
+const PINGRESP: [u8; 2] = [0xd0, 0];
 const CONNACK_ACCEPTED: [u8; 4] = [0x20, 0x02, 0x00, 0x00];
 const PUBACK: [u8; 2] = [0x40, 0x02];
 const PUBACK_BYTES: usize = 4;
@@ -36,6 +44,8 @@ struct Options {
     window: usize,
     prefix: String,
     warm: usize,
+    keep_alive: u16,
+    tls: Option<Arc<ClientConfig>>,
     hold: bool,
 }
 
@@ -68,6 +78,8 @@ impl Options {
             size: number("size", Some(100))?,
             window: number("window", Some(20))?.clamp(1, usize::from(u16::MAX)),
             warm: number("warm", Some(0))?,
+            keep_alive: u16::try_from(number("keep-alive", Some(KEEP_ALIVE.into()))?)?,
+            tls: named.remove("ca").map(|file| trust(&file)).transpose()?,
             prefix: named.remove("prefix").unwrap_or_else(|| "load".to_owned()),
             hold,
         };
@@ -78,9 +90,21 @@ impl Options {
     }
 }
 
+/// A client's side of TLS that trusts what a CA's certificate in `file` has signed.
+fn trust(file: &str) -> Result<Arc<ClientConfig>> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(file)?)?;
+    Ok(Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()))
+}
+
+/// TCP, or TLS on it.
+trait Stream: Read + Write + Send {}
+
+impl<T: Read + Write + Send> Stream for T {}
+
 /// One device: a connected socket and the packet that it sends again and again, with another packet identifier each time.
 struct Device {
-    socket: TcpStream,
+    socket: Box<dyn Stream>,
     packet: Vec<u8>,
     identifier_at: usize,
     sent: usize,
@@ -92,14 +116,21 @@ struct Device {
 impl Device {
     fn connect(options: &Options, number: usize) -> Result<Self> {
         let id = format!("{}{number}", options.prefix);
-        let mut socket = TcpStream::connect((Ipv4Addr::LOCALHOST, options.port))?;
+        let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, options.port))?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         socket.set_write_timeout(Some(PATIENCE))?;
+        let mut socket: Box<dyn Stream> = match &options.tls {
+            None => Box::new(socket),
+            Some(config) => {
+                let client = ClientConnection::new(Arc::clone(config), ServerName::try_from("localhost")?)?;
+                Box::new(StreamOwned::new(client, socket))
+            }
+        };
 
         let mut body = string("MQTT")?;
         body.extend([4, 0x02]); // level 4, clean session
-        body.extend(KEEP_ALIVE.to_be_bytes());
+        body.extend(options.keep_alive.to_be_bytes());
         body.extend(string(&id)?);
         socket.write_all(&packet(0x10, &body))?;
         let mut answer = [0; 4];
@@ -155,8 +186,19 @@ impl Device {
         Ok(())
     }
 
+    fn ping(&mut self) -> Result<()> {
+        self.socket.write_all(&PINGREQ)?;
+        let mut answer = [0; 2];
+        self.socket.read_exact(&mut answer)?;
+        if answer != PINGRESP {
+            return Err(format!("PINGREQ was answered with {answer:02x?}").into());
+        }
+        Ok(())
+    }
+
     fn disconnect(mut self) -> Result<()> {
-        Ok(self.socket.write_all(&[0xe0, 0])?)
+        self.socket.write_all(&[0xe0, 0])?;
+        Ok(self.socket.flush()?)
     }
 }
 
@@ -229,7 +271,24 @@ fn hold(options: &Options) -> Result<()> {
         devices.push(device);
     }
     say(&format!("READY {}", devices.len()))?;
-    io::stdin().lock().read_to_end(&mut Vec::new())?;
+    let (ending, ended) = mpsc::channel::<()>();
+    thread::spawn(move || {
+        // Whatever it is, it is the end of the input.
+        let _ = io::stdin().lock().read_to_end(&mut Vec::new());
+        drop(ending);
+    });
+    // In turn, and all of them once in the time.
+    let pace = Duration::from_secs(options.keep_alive.into()) / u32::try_from(devices.len())?;
+    let begun = Instant::now();
+    let mut pings = 0;
+    loop {
+        let due = begun + pace * (pings + 1);
+        match ended.recv_timeout(due.saturating_duration_since(Instant::now())) {
+            Err(RecvTimeoutError::Timeout) => devices[pings as usize % options.connections].ping()?,
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => break,
+        }
+        pings += 1;
+    }
     for device in devices {
         device.disconnect()?;
     }

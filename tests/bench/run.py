@@ -18,7 +18,10 @@ The others
                                               the share of what the bare disk takes; a start with a full spool
     tests/bench/run.py upstream               the way to the hub by itself: CPU from a message to the hub's outcome over TLS,
                                               memory of a device with an idle pair of links
-    tests/bench/run.py mqtt                   MQTT QoS 1, each PUBACK after the hub's acceptance over TLS
+    tests/bench/run.py mqtt [--peers]         MQTT QoS 1, each PUBACK after the hub's acceptance over TLS; beside it, in the
+                                              same rounds, mosquitto without a subscriber, and RabbitMQ from MQTT to an
+                                              AMQP 1.0 consumer (`tests/interop/install` gets it; mosquitto as a package)
+    tests/bench/run.py idle                   CPU for 15,000 idle MQTT connections with a keep-alive time of 60 s
     tests/bench/run.py all --tools DIR
 
 DIR holds the sources of an AMQP load and sink over libqpid-proton (load.c, sink.c). Needed besides, as Debian packages:
@@ -63,6 +66,7 @@ def bench_memory(options):
 
 BENCHES = {
     "amqp": routed.bench_amqp,
+    "idle": mapped.bench_idle,
     "latency": routed.bench_latency,
     "many": routed.bench_many,
     "memory": bench_memory,
@@ -85,6 +89,8 @@ def main():
     parser.add_argument("--store-program", default=os.path.join(built, "examples", "store"))
     parser.add_argument("--upstream-program", default=os.path.join(built, "examples", "upstream"))
     parser.add_argument("--tools", help="directory of load.c and sink.c")
+    parser.add_argument("--consumer", default=os.path.join(built, "examples", "consumer"))
+    parser.add_argument("--peers", action="store_true", help="mqtt: beside mosquitto and RabbitMQ")
     parser.add_argument("--mode", action="append", help="upstream mode of the gateway; without it, the gateway's default")
     parser.add_argument("--baseline", action="store_true", help="amqp, latency: without a gateway")
     parser.add_argument("--only", action="append", help="amqp: only these cases, as LINKSxBYTES: 100x1024")

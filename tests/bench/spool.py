@@ -8,7 +8,7 @@ import subprocess
 import time
 
 from fieldgate import Directory, Program, Site
-from mapped import MQTT_CONNECTIONS, MQTT_WINDOW, PATIENCE, load
+from mapped import MQTT_CONNECTIONS, MQTT_WINDOW, PATIENCE, closed_loop
 from measure import cpu_seconds, memory_kib, middle, report
 from processes import Failure
 
@@ -55,9 +55,8 @@ class Spooling:
 
     def load(self, options, messages, connections=MQTT_CONNECTIONS, window=MQTT_WINDOW, prefix="load"):
         """Messages, each acknowledged."""
-        command = [options.mqtt_load, "--port", str(self.site.ports["mqtt"]), "--connections", str(connections)]
-        command += ["--window", str(window), "--size", str(SIZE), "--prefix", prefix, "--messages"]
-        return load(command, messages)
+        port = self.site.ports["mqtt"]
+        return closed_loop(options, port, window, connections, SIZE, prefix)(messages)
 
     def records(self):
         """How many messages wait: the gateway is asked, for its gauge is a second old."""

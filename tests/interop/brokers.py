@@ -168,16 +168,20 @@ class RabbitMq(Broker):
     """The session is ended with `amqp:invalid-field`, "Unrecognised state"."""
     refuses_slowly = True
     """A wrong password is answered after three seconds."""
+    plugins = "rabbitmq_amqp1_0"
+    settings = ""
+    """More lines of its configuration."""
 
     def __init__(self, certificates=None):
         super().__init__(certificates)
+        self.plain_port = free_port()
         self._epmd = None
 
     def launch(self):
         base = cached("rabbitmq", "usr", "lib", "rabbitmq", "lib")
         program = os.path.join(base, os.listdir(base)[0], "sbin", "rabbitmq-server")
         epmd_port = free_port()
-        config = RABBIT.replace("@PORT@", str(self.port)).replace("@PLAIN@", str(free_port()))
+        config = RABBIT.replace("@PORT@", str(self.port)).replace("@PLAIN@", str(self.plain_port)) + self.settings
         for key in ("ca", "cert", "key"):
             config = config.replace(f"@{key}@", getattr(self.certificates, key))
         environment = {
@@ -189,7 +193,7 @@ class RabbitMq(Broker):
             "RABBITMQ_CONF_ENV_FILE": self.directory.sub("none"),
             "RABBITMQ_CONFIG_FILE": self.directory.file("rabbitmq.conf", config),
             "RABBITMQ_ADVANCED_CONFIG_FILE": self.directory.sub("none.config"),
-            "RABBITMQ_ENABLED_PLUGINS_FILE": self.directory.file("enabled_plugins", "[rabbitmq_amqp1_0]."),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": self.directory.file("enabled_plugins", f"[{self.plugins}]."),
             "RABBITMQ_MNESIA_BASE": self.directory.sub("mnesia"),
             "RABBITMQ_LOG_BASE": self.directory.sub("log"),
             "RABBITMQ_GENERATED_CONFIG_DIR": self.directory.sub("generated"),

@@ -327,7 +327,8 @@ class Site:
                 sections[name]["allow_anonymous"] = False
         if mode:
             sections["upstream"] = {"mode": mode}
-        sections |= more or {}
+        for name, section in (more or {}).items():
+            sections[name] = sections.get(name, {}) | section if isinstance(section, dict) else section
         hub = {"hub": {"listen": [f"127.0.0.1:{self.hub_port}"]}}
         self.hub_role = None
         if separate_hub:

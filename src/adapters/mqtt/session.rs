@@ -39,7 +39,6 @@ use super::telemetry::{
 };
 use super::words;
 use entering::Joining;
-pub(super) use leaving::WaitingWill;
 
 /// How long a connection goes on, unread, after a message came back untaken. The device can send that again over a
 /// new connection only, and should not do so in a fast circle.

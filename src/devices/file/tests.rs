@@ -2,6 +2,13 @@
 
 use std::time::Instant;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use crate::devices::SpeaksWith;
+use crate::devices::password::PasswordHash;
+use crate::sas::SharedKey;
+
 use super::*;
 
 const KEY: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=";

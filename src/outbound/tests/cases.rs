@@ -21,7 +21,7 @@ fn a_rule_that_says_nothing_of_the_disk_is_left_alone() {
     let priority = Delivery { priority: 9, when_offline: None, ..spooling() };
     world.send(2, priority, Hears::Everything);
     assert_eq!(world.hub.borrow().plain, 2);
-    assert!(world.outbound.shared.lanes.borrow().is_empty());
+    assert!(world.outbound.shared.notes.lanes.borrow().is_empty());
     assert!(world.hub.borrow().pending.iter().all(|pending| !pending.patience.in_order));
     world.hub_is_lost();
     assert_eq!(world.heard(), [(1, Outcome::Unknown), (2, Outcome::Unknown)]);
@@ -45,7 +45,7 @@ fn while_the_hub_is_there_it_answers() {
         world.hub_answers(outcome.clone());
         assert_eq!(world.heard(), [(ticket, outcome)]);
     }
-    assert!(world.disk.borrow().batches.is_empty() && world.outbound.shared.lanes.borrow().is_empty());
+    assert!(world.disk.borrow().batches.is_empty() && world.outbound.shared.notes.lanes.borrow().is_empty());
 }
 
 #[test]
@@ -59,7 +59,7 @@ fn on_store_goes_to_the_disk_whatever_the_hub_does() {
         assert_eq!(world.disk_stores(), [("1".into(), false)]);
         assert_eq!(world.heard(), [(1, Outcome::Accepted)]);
         assert!(world.hub.borrow().pending.is_empty());
-        assert!(world.outbound.shared.lanes.borrow().is_empty());
+        assert!(world.outbound.shared.notes.lanes.borrow().is_empty());
     }
 }
 
@@ -98,6 +98,26 @@ fn what_must_be_stored_waits_for_what_was_sent_before() {
     assert_eq!(world.hub.borrow().pending.len(), 1, "what is behind a stored one does not overtake it");
     world.hub_answers(Outcome::Accepted);
     assert_eq!(world.disk_stores(), [("2".into(), false), ("3".into(), false)]);
+}
+
+#[test]
+fn what_a_lost_client_will_send_again_does_not_come_behind_that() {
+    let world = World::new();
+    world.send(1, spooling(), Hears::Acceptance);
+    world.send(2, storing(), Hears::Acceptance);
+    world.hub.borrow_mut().mood = Mood::NoCredit;
+    world.send(3, spooling(), Hears::Acceptance);
+    world.turn();
+    assert!(world.hub.borrow().pending.iter().all(|pending| pending.verdict.as_ref().unwrap().is_wanted()));
+    // The client of 1 to 3 is lost, and back at once as another.
+    world.ears.deserted.set(3);
+    assert!(world.hub.borrow().pending.iter().all(|pending| !pending.verdict.as_ref().unwrap().is_wanted()));
+    world.send(4, spooling(), Hears::Acceptance);
+    world.hub_answers(Outcome::Unknown);
+    assert_eq!(world.disk_stores(), [("4".into(), false)]);
+    let expected = [Outcome::Unknown, Outcome::Released, Outcome::Released, Outcome::Accepted];
+    assert_eq!(world.heard(), [1, 2, 3, 4].into_iter().zip(expected).collect::<Vec<_>>());
+    assert!(world.outbound.shared.notes.lanes.borrow().is_empty());
 }
 
 #[test]
@@ -217,7 +237,7 @@ fn who_waited_for_room_long_enough_goes_with_those_behind() {
     world.disk_answers(full());
     assert_eq!(world.heard(), [(1, Outcome::Released), (2, Outcome::Released), (3, Outcome::Released)]);
     assert!(world.disk.borrow().batches.is_empty());
-    assert!(world.outbound.shared.lanes.borrow().is_empty());
+    assert!(world.outbound.shared.notes.lanes.borrow().is_empty());
 }
 
 #[test]
@@ -226,12 +246,12 @@ fn at_the_stop_nobody_waits_for_room() {
     (1..=2).for_each(|ticket| world.send(ticket, storing(), Hears::Acceptance));
     world.turn();
     (0..2).for_each(|_| drop(world.disk_answers(full())));
-    world.outbound.shared.lanes.borrow_mut().stop(world.now + STOP_GRACE);
+    world.outbound.shared.notes.lanes.borrow_mut().stop(world.now + STOP_GRACE);
     world.turn();
     assert_eq!(world.heard(), []);
     world.disk_answers(full());
     assert_eq!(world.heard(), [(1, Outcome::Released), (2, Outcome::Released)]);
-    assert!(world.outbound.shared.lanes.borrow().is_empty());
+    assert!(world.outbound.shared.notes.lanes.borrow().is_empty());
 }
 
 #[test]
@@ -263,7 +283,7 @@ fn a_refusal_of_the_hub_becomes_a_dead_letter_where_the_rule_or_the_protocol_ask
             assert_eq!(world.heard(), [(1, told), (2, Outcome::Accepted)]);
         }
         assert!(world.disk.borrow().batches.is_empty());
-        assert!(world.outbound.shared.lanes.borrow().is_empty());
+        assert!(world.outbound.shared.notes.lanes.borrow().is_empty());
     }
 }
 
@@ -327,9 +347,9 @@ fn at_the_stop_what_the_hub_does_not_answer_for_goes_to_the_disk() {
     let mut world = World::new();
     (1..=2).for_each(|ticket| world.send(ticket, spooling(), Hears::Everything));
     world.send(3, burying(), Hears::Everything);
-    world.outbound.shared.lanes.borrow_mut().stop(world.now + STOP_GRACE);
+    world.outbound.shared.notes.lanes.borrow_mut().stop(world.now + STOP_GRACE);
     world.hub_answers(Outcome::Accepted);
-    assert_eq!(world.outbound.shared.lanes.borrow().poll_timeout(), Some(world.now + STOP_GRACE));
+    assert_eq!(world.outbound.shared.notes.lanes.borrow().poll_timeout(), Some(world.now + STOP_GRACE));
     world.pass(STOP_GRACE);
     assert_eq!(world.disk_stores(), [("2".into(), true)]);
     world.send(4, spooling(), Hears::Everything);
@@ -341,7 +361,7 @@ fn at_the_stop_what_the_hub_does_not_answer_for_goes_to_the_disk() {
     );
     world.hub_answers(Outcome::Accepted);
     assert_eq!(world.heard(), [], "a late answer means nothing any more");
-    assert!(world.outbound.shared.lanes.borrow().is_empty());
+    assert!(world.outbound.shared.notes.lanes.borrow().is_empty());
 }
 
 #[test]
@@ -366,7 +386,7 @@ fn a_late_acceptance_spares_the_disk_what_it_does_not_have() {
     let mut world = World::new();
     (1..=2).for_each(|ticket| world.send(ticket, spooling(), Hears::Everything));
     {
-        let mut lanes = world.outbound.shared.lanes.borrow_mut();
+        let mut lanes = world.outbound.shared.notes.lanes.borrow_mut();
         lanes.stop(world.now);
         lanes.handle_timeout(world.now);
     }

@@ -250,7 +250,7 @@ impl Life {
             }
             self.hear();
             let quiet = self.world.hub.borrow().pending.is_empty() && self.world.disk.borrow().of.is_empty();
-            if quiet && self.world.outbound.shared.lanes.borrow().is_empty() {
+            if quiet && self.world.outbound.shared.notes.lanes.borrow().is_empty() {
                 return;
             }
         }

@@ -1,6 +1,6 @@
 //! A hub that answers when it is told to, a disk that stores when it is told to, and devices that only listen.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -74,11 +74,19 @@ pub(super) struct DiskState {
 
 /// Reports, as the devices hear them.
 #[derive(Default)]
-pub(super) struct Ears(pub(super) RefCell<Vec<(u64, Outcome)>>);
+pub(super) struct Ears {
+    pub(super) heard: RefCell<Vec<(u64, Outcome)>>,
+    /// The client with tickets up to this one is gone, and has not said goodbye.
+    pub(super) deserted: Cell<u64>,
+}
 
 impl Report for Ears {
     fn report(&self, ticket: u64, outcome: Outcome) {
-        self.0.borrow_mut().push((ticket, outcome));
+        self.heard.borrow_mut().push((ticket, outcome));
+    }
+
+    fn is_wanted(&self, ticket: u64) -> bool {
+        ticket > self.deserted.get()
     }
 }
 
@@ -343,7 +351,7 @@ impl World {
     }
 
     pub(super) fn heard(&self) -> Vec<(u64, Outcome)> {
-        self.ears.0.take()
+        self.ears.heard.take()
     }
 }
 
