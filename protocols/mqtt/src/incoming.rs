@@ -115,6 +115,11 @@ impl Incoming {
             .collect();
     }
 
+    /// Whether an earlier connection's message has no verdict.
+    pub(crate) fn awaits_earlier(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| !rare.earlier.is_empty())
+    }
+
     /// Gives the state to a session; nothing is left.
     pub(crate) fn leave(&mut self, session: &mut Session) {
         let waiting = mem::take(&mut self.waiting);

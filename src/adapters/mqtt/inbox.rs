@@ -94,8 +94,20 @@ pub(super) struct Inbox {
 struct Heir {
     /// Where their outcomes go.
     late: Arc<Late>,
-    /// QoS 2: when the client sends one of these again, it waits for the first one's outcome.
+    /// QoS 2: where the first attempt got there, these are no new messages when the client sends them again. Sorted.
     awaited: Box<[PublishToken]>,
+}
+
+impl Heir {
+    fn awaits(&self, token: PublishToken) -> bool {
+        self.awaited.binary_search(&token).is_ok()
+    }
+
+    fn hears(&self, token: PublishToken, outcome: Outcome) {
+        if self.awaits(token) {
+            self.late.put(token, outcome);
+        }
+    }
 }
 
 impl Inbox {
@@ -158,12 +170,14 @@ impl Inbox {
 
     /// From now on the outcomes are for the session's next connection, which waits for some of them.
     pub(super) fn forward(&self, late: &Arc<Late>, awaited: impl Iterator<Item = PublishToken>) {
+        let mut awaited: Box<[PublishToken]> = awaited.collect();
+        awaited.sort_unstable();
+        let heir = Heir { late: Arc::clone(late), awaited };
         for (ticket, outcome) in self.outcomes.take() {
             if let Ticket::Waiting(token) = ticket {
-                late.put(token, outcome);
+                heir.hears(token, outcome);
             }
         }
-        let heir = Heir { late: Arc::clone(late), awaited: awaited.collect() };
         self.heir.replace(Some(Box::new(heir)));
     }
 
@@ -185,7 +199,7 @@ impl Report for Inbox {
             }
         }
         if let (Ticket::Waiting(token), Some(heir)) = (ticket, &*self.heir.borrow()) {
-            return heir.late.put(token, outcome);
+            return heir.hears(token, outcome);
         }
         // Of what nobody waits for only a refusal is worth a look.
         if matches!(ticket, Ticket::Waiting(_)) || matches!(outcome, Outcome::Rejected(_)) {
@@ -194,12 +208,11 @@ impl Report for Inbox {
         }
     }
 
-    fn is_wanted(&self, ticket: u64) -> bool {
-        match Ticket::from_number(ticket) {
-            Ticket::Waiting(token) if self.deserted.get() => {
-                self.heir.borrow().as_ref().is_some_and(|heir| heir.awaited.contains(&token))
-            }
-            _ => true,
+    fn is_wanted(&self, ticket: u64, may_be_there: bool) -> bool {
+        match (Ticket::from_number(ticket), &*self.heir.borrow()) {
+            (Ticket::Waiting(token), Some(heir)) if heir.awaits(token) => may_be_there,
+            (Ticket::Waiting(_), _) => !self.deserted.get(),
+            (Ticket::Unwaited(_) | Ticket::Will, _) => true,
         }
     }
 }

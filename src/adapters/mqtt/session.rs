@@ -61,6 +61,8 @@ pub(super) struct Session<H: Host> {
     commands: Option<Box<Commands<H::Subscription>>>,
     /// When the pause is over, and the connection with it.
     paused_until: Option<Instant>,
+    /// How long what an earlier connection has sent is waited for, before anything new is taken.
+    earlier_until: Option<Instant>,
     /// Nothing new is taken: the gateway stops.
     draining: bool,
     /// The client sends nothing more; it may still hear.
@@ -103,6 +105,7 @@ impl<H: Host> Session<H> {
             joining: None,
             commands: None,
             paused_until: None,
+            earlier_until: None,
             draining: false,
             input_ended: false,
             left: false,
@@ -138,6 +141,7 @@ impl<H: Host> Session<H> {
         while let Some((token, outcome)) = self.client.as_ref().and_then(|client| client.late.next()) {
             self.settle_late(token, &outcome, now);
         }
+        self.wait_for_earlier(now);
         while let Some((ticket, outcome)) = self.inbox.next_outcome() {
             self.settle(ticket, &outcome, now);
         }
@@ -190,7 +194,17 @@ impl<H: Host> Session<H> {
     }
 
     fn is_held_back(&self) -> bool {
-        (self.draining || self.paused_until.is_some()) && !self.machine.is_closed()
+        let waits = self.draining || self.paused_until.is_some() || self.earlier_until.is_some();
+        waits && !self.machine.is_closed()
+    }
+
+    /// What an earlier connection has sent, perhaps over another worker, is to be there first; for so long.
+    fn wait_for_earlier(&mut self, now: Instant) {
+        if self.earlier_until.is_some_and(|until| until <= now || !self.machine.awaits_earlier()) {
+            self.earlier_until = None;
+            // There may be input that nobody has been asked for.
+            self.again = true;
+        }
     }
 
     fn handle_event(&mut self, event: Event, now: Instant) {
@@ -464,6 +478,7 @@ impl<H: Host> Machine for Session<H> {
     fn poll_timeout(&self) -> Option<Instant> {
         let pause = self.paused_until.filter(|_| !self.machine.is_closed());
         let joining = self.joining.as_ref().map(|joining| joining.until);
-        self.machine.poll_timeout().into_iter().chain(pause).chain(joining).min()
+        let waits = pause.into_iter().chain(self.earlier_until).chain(joining);
+        self.machine.poll_timeout().into_iter().chain(waits).min()
     }
 }

@@ -36,6 +36,11 @@ impl Connection {
         self.incoming.withhold(token);
     }
 
+    /// Whether a message of QoS 2 that was published over an earlier connection of the session has no verdict.
+    pub fn awaits_earlier(&self) -> bool {
+        self.incoming.awaits_earlier()
+    }
+
     /// Whether a message of an earlier connection of the session, which has no answer, has been published again over
     /// this one: then the client waits for the answer, and else nobody does.
     pub fn is_repeated(&self, token: PublishToken) -> bool {

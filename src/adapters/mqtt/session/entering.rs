@@ -27,6 +27,10 @@ use super::{Client, Session};
 /// worker that is busy.
 const HAND_OVER: Duration = Duration::from_secs(5);
 
+/// How long what the connection before has sent and has no outcome keeps back what this one sends. QoS 2 waits for that
+/// outcome, and the order of first deliveries is the client's (MQTT 5 4.6).
+const EARLIER: Duration = Duration::from_secs(5);
+
 /// A client that may come in.
 pub(super) struct Entry {
     connect: Box<Connect>,
@@ -211,6 +215,7 @@ impl<H: Host> Session<H> {
             // The rules may have changed; what they do not give any more is told by FilterJudged.
             let _ = self.grant(&again, kept.identifier);
         }
+        self.earlier_until = self.machine.awaits_earlier().then(|| now + EARLIER);
         // There is more to listen to.
         self.again = true;
     }

@@ -55,6 +55,8 @@ impl<H: Host> Session<H> {
             if packets.exchanges() > 0 {
                 self.inbox.forward(&late, packets.undecided());
             }
+            // Before the session's next connection begins: what it sends must not overtake what waits here.
+            self.host.recall(&device);
             let (tell, goes_on) = oneshot::channel();
             let waits = will.take_if(|_| !delay.is_zero());
             let kept = Kept { packets, filters, late, will: waits.is_some().then_some(tell) };

@@ -35,6 +35,8 @@ pub(super) struct Sent {
     pub(super) message: Message,
     pub(super) patience: Patience,
     pub(super) verdict: Verdict,
+    /// It has left the gateway.
+    is_there: bool,
 }
 
 /// What happened to subscriptions.
@@ -54,6 +56,8 @@ pub(super) struct Bench {
     directory: Arc<Directory>,
     roster: Rc<Roster>,
     pub(super) sent: RefCell<VecDeque<Sent>>,
+    /// What is sent leaves the gateway at once.
+    pub(super) is_near: Cell<bool>,
     pub(super) subscribed: RefCell<Vec<Subscribed>>,
     pub(super) ledger: Rc<Ledger>,
 }
@@ -70,6 +74,7 @@ impl Bench {
             directory: Arc::default(),
             roster: Roster::new(&testing::gate()),
             sent: RefCell::default(),
+            is_near: Cell::new(true),
             subscribed: RefCell::default(),
             ledger: Rc::default(),
         })
@@ -125,7 +130,11 @@ impl Host for Bench {
     fn let_in(&self, _: &Pass) {}
 
     fn send(&self, message: Message, patience: Patience, verdict: Verdict) {
-        self.sent.borrow_mut().push_back(Sent { message, patience, verdict });
+        self.sent.borrow_mut().push_back(Sent { message, patience, verdict, is_there: self.is_near.get() });
+    }
+
+    fn recall(&self, _: &DeviceId) {
+        self.sent.borrow_mut().retain(|sent| sent.is_there || sent.verdict.is_wanted(false));
     }
 
     fn subscribe(&self, _: &DeviceId, address: Address, credit: u32, sink: Rc<dyn CommandSink>) -> Noted {
