@@ -1,4 +1,4 @@
-"""Other people's device clients: mosquitto_pub and mosquitto_sub, libcoap's coap-client, curl.
+"""Other people's device clients: mosquitto_pub and mosquitto_sub, rumqttc, libcoap's coap-client, curl.
 
 Each function returns what the device was told: a reason code of MQTT, a response code of CoAP, a status of HTTP.
 """
@@ -43,6 +43,17 @@ def mqtt_subscriber(site, device, topic_filter, version, count=1):
     process = Process([*argv, "-C", str(count), "-F", "command %t %p"], name=device)
     process.wait_for_line("Subscribed (mid: 1): ")
     return process
+
+
+class Rumqttc:
+    """A device over rumqttc; `rumqttc_client.rs` says what it does and prints."""
+
+    program = None
+
+    @classmethod
+    def start(cls, site, device, version, *arguments):
+        common = ("--port", str(site.ports["mqtt"]), "--id", device, "--version", version)
+        return Process([cls.program, *common, *arguments], name=device)
 
 
 def coap_post(site, path, text, confirmable=True, content_format=None):

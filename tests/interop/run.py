@@ -15,12 +15,13 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE]
 
 from brokers import Artemis, Brokers, RabbitMq  # noqa: E402
+from clients import Rumqttc  # noqa: E402
 from fieldgate import Directory, Program, Site  # noqa: E402
 from processes import Failure, stop_all  # noqa: E402
 from scenario import SCENARIOS  # noqa: E402
 from stacks import Fe2o3  # noqa: E402
 
-MAPPED = ("uplink", "commands", "bad_input", "outage", "startup", "registry", "mapped_brokers", "mqtt", "mqtt_azure")
+MAPPED = ("uplink", "commands", "bad_input", "outage", "startup", "registry", "mapped_brokers", "mqtt", "mqtt_azure", "mqtt_clients")
 ROUTED = ("attaching", "deliveries", "holding", "connectors", "listeners", "stacks", "artemis", "transport", "restart")
 for module in (*MAPPED, *ROUTED):
     importlib.import_module(f"scenarios.{module}")
@@ -72,7 +73,9 @@ def main():
         print("\n".join(name for name, _, _ in chosen))
         return 0
     Program.path = os.path.abspath(options.binary)
-    Fe2o3.program = os.path.join(os.path.abspath(target), "release", "examples", "fe2o3_client")
+    examples = os.path.join(os.path.abspath(target), "release", "examples")
+    Fe2o3.program = os.path.join(examples, "fe2o3_client")
+    Rumqttc.program = os.path.join(examples, "rumqttc_client")
     Directory.keep = options.keep
     if not os.access(Program.path, os.X_OK):
         print(f"no program at {Program.path}: build it with `cargo build --release`, or say --binary", file=sys.stderr)

@@ -2,6 +2,9 @@
 
     paho_client.py --port N --id ID [--version 3|4|5] [--ca FILE] [--path PATH] [--keep] COMMAND
 
+In MQTT 5 also `--alias`: the topic is said once, and then its alias; `--receive-maximum N`: so many commands at a time;
+`--will TOPIC DELAY TEXT`.
+
 `publish TOPIC QOS TEXT...` publishes one after the other and ends when all are acknowledged; `subscribe FILTER COUNT` and
 `wait COUNT` (a session that has its subscription already) end with so many commands. It prints `connected PRESENT`,
 `subscribed CODES`, `published`, `command TOPIC TEXT`.
@@ -28,6 +31,9 @@ def parse():
     parser.add_argument("--ca")
     parser.add_argument("--path")
     parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--alias", action="store_true")
+    parser.add_argument("--receive-maximum", type=int)
+    parser.add_argument("--will", nargs=3)
     parser.add_argument("command", choices=("publish", "subscribe", "wait"))
     parser.add_argument("arguments", nargs="+")
     return parser.parse_args()
@@ -46,6 +52,11 @@ def client_of(options):
         client.ws_set_options(path=options.path)
     if options.ca:
         client.tls_set(ca_certs=options.ca, tls_version=ssl.PROTOCOL_TLS_CLIENT)
+    if options.will:
+        topic, delay, text = options.will
+        properties = Properties(PacketTypes.WILLMESSAGE)
+        properties.WillDelayInterval = int(delay)
+        client.will_set(topic, text, qos=1, properties=properties)
     return client
 
 
@@ -54,7 +65,27 @@ def connect(client, options):
         return client.connect("localhost", options.port)
     properties = Properties(PacketTypes.CONNECT)
     properties.SessionExpiryInterval = KEPT_SECONDS if options.keep else 0
+    if options.receive_maximum:
+        properties.ReceiveMaximum = options.receive_maximum
     return client.connect("localhost", options.port, clean_start=not options.keep, properties=properties)
+
+
+def publish(client, options):
+    """Publishes all, and then waits for the acknowledgements."""
+    topic, qos, *texts = options.arguments
+    published = []
+    for number, text in enumerate(texts):
+        properties = None
+        if options.alias:
+            properties = Properties(PacketTypes.PUBLISH)
+            properties.TopicAlias = 1
+        said = "" if options.alias and number > 0 else topic
+        published.append(client.publish(said, text, qos=int(qos), properties=properties))
+    for one in published:
+        one.wait_for_publish(PATIENCE)
+        if not one.is_published():
+            sys.exit("not acknowledged")
+        say("published")
 
 
 def say(*words):
@@ -91,12 +122,7 @@ def main():
     if not connected.wait(PATIENCE):
         sys.exit("no CONNACK")
     if options.command == "publish":
-        topic, qos, *texts = options.arguments
-        for published in [client.publish(topic, text, qos=int(qos)) for text in texts]:
-            published.wait_for_publish(PATIENCE)
-            if not published.is_published():
-                sys.exit("not acknowledged")
-            say("published")
+        publish(client, options)
     if options.command == "subscribe":
         client.subscribe(options.arguments[0], qos=1)
         if not subscribed.wait(PATIENCE):
