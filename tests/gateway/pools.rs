@@ -27,7 +27,7 @@ fn text(value: Option<Value>) -> String {
 }
 
 /// Waits until the registry is in force that has this device: until then everybody is believed.
-async fn in_force(gateway: &Gateway, device: &str) {
+pub(crate) async fn in_force(gateway: &Gateway, device: &str) {
     while connect(gateway, Version::V5, device, "", "no password").await.1 == 0 {}
 }
 
