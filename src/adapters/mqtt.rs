@@ -4,6 +4,7 @@
 mod commands;
 mod connect;
 mod host;
+mod in_flight;
 mod inbox;
 mod kept;
 mod listener;

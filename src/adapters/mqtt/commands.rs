@@ -2,28 +2,29 @@
 //! the device's PUBACK.
 
 use fieldgate_mappings::address::{Address, DeviceId};
-use fieldgate_mappings::mqtt::{self, Command, puback};
+use fieldgate_mappings::mqtt::{self, puback};
 use fieldgate_mappings::outcome::{Outcome, Reason, Rejection};
-use fieldgate_mqtt::{Connection, Misuse, OutgoingPublish, PacketId, PublishError, QoS};
+use fieldgate_mqtt::{Connection, Misuse, OutgoingPublish, PacketId, PublishError, QoS, filter_matches};
 
 use crate::telemetry::emit;
-use crate::upstream::CommandId;
+use crate::upstream::{self, CommandId};
 
 use super::host::Settle;
+use super::in_flight::{InFlight, KeptCommand, Known, Print};
 use super::inbox::Inbox;
 use super::kept::KeptFilter;
 use super::telemetry::{CommandAcknowledged, CommandPublishError, CommandPublished};
 use super::words;
 
 /// The subscription of one connection: a device has one node of commands at the hub, and each command is published
-/// once, as the oldest grant says.
+/// once, to the topic of the oldest grant.
 #[derive(Debug)]
 pub(super) struct Commands<S> {
     subscription: S,
     source: Address,
     /// Never empty.
     grants: Vec<Grant>,
-    unacknowledged: Vec<(PacketId, CommandId)>,
+    in_flight: InFlight,
     /// Published with QoS 0, and not yet taken by the stream.
     unwritten: Vec<CommandId>,
 }
@@ -72,7 +73,7 @@ impl<S: Settle> Commands<S> {
             subscription,
             source: grant.source().clone(),
             grants: vec![grant],
-            unacknowledged: Vec::new(),
+            in_flight: InFlight::default(),
             unwritten: Vec::new(),
         }
     }
@@ -112,6 +113,16 @@ impl<S: Settle> Commands<S> {
         (self.grants.len() < before, !self.grants.is_empty())
     }
 
+    /// Commands without a PUBACK that the session is to remember: at most so many.
+    pub(super) fn in_flight(&self, most: u16) -> Vec<KeptCommand> {
+        self.in_flight.leave(most.into())
+    }
+
+    /// Goes on with the commands that an earlier connection has left without a PUBACK.
+    pub(super) fn resume(&mut self, kept: Vec<KeptCommand>) {
+        self.in_flight.resume(kept);
+    }
+
     /// Publishes what has come, as far as the client takes it.
     pub(super) fn deliver(
         &mut self,
@@ -119,38 +130,91 @@ impl<S: Settle> Commands<S> {
         inbox: &Inbox,
         machine: &mut Connection,
     ) -> Delivered {
-        let Some(grant) = self.grants.first() else { return Delivered::All };
-        while grant.qos == QoS::AtMostOnce || machine.publish_window() > 0 {
-            let Some(command) = inbox.next_command() else { break };
-            let published = match grant.rule.command(&command.message) {
-                Ok(publish) => publish_command(machine, grant, &publish),
-                Err(rejection) => Ok(Err(rejection)),
-            };
-            match published {
-                Ok(Ok(packet_id)) => {
-                    emit(CommandPublished { device });
-                    match packet_id {
-                        Some(packet_id) => self.unacknowledged.push((packet_id, command.id)),
-                        None => self.unwritten.push(command.id),
-                    }
-                }
-                Ok(Err(rejection)) => {
+        while let Some(command) = inbox.next_command() {
+            match self.publish(&command, machine) {
+                Ok(Published::Sent) => emit(CommandPublished { device }),
+                Ok(Published::Known) => {}
+                Err(Unpublished::Never(rejection)) => {
                     emit(CommandPublishError { device, rejection: &rejection });
                     self.subscription.settle(command.id, &Outcome::Rejected(rejection));
                 }
-                Err(Blocked) => {
+                Err(Unpublished::Yet(why)) => {
                     inbox.put_back(command);
-                    return Delivered::Blocked;
+                    return why;
                 }
             }
         }
         Delivered::All
     }
 
+    /// Publishes a command, or finds that the client has it.
+    fn publish(
+        &mut self,
+        command: &upstream::Command,
+        machine: &mut Connection,
+    ) -> Result<Published, Unpublished> {
+        let Some(oldest) = self.grants.first() else { return Err(Unpublished::Yet(Delivered::All)) };
+        let print = Print::of(&command.message);
+        let known = self.in_flight.recognise(print, command.id);
+        if known == Known::Sent {
+            return Ok(Published::Known);
+        }
+        let full = machine.publish_window() == 0;
+        if full && self.grants.iter().all(|grant| grant.qos > QoS::AtMostOnce) {
+            return Err(Unpublished::Yet(Delivered::All));
+        }
+        let said = oldest.rule.command(&command.message).map_err(|rejection| {
+            if let Known::Earlier(packet_id) = known {
+                self.in_flight.forget(packet_id);
+                machine.give_up(packet_id);
+            }
+            Unpublished::Never(rejection)
+        })?;
+        let (qos, identifiers) = asked_for(&self.grants, &said.topic);
+        if full && (qos > QoS::AtMostOnce || known != Known::New) {
+            return Err(Unpublished::Yet(Delivered::All));
+        }
+        let mut properties = words::write(&said.properties);
+        if !identifiers.is_empty() {
+            properties.get_or_insert_default().subscription_identifiers = identifiers;
+        }
+        let publish = OutgoingPublish {
+            topic: &said.topic,
+            payload: &said.payload,
+            qos,
+            dup: false,
+            retain: false,
+            properties: properties.as_ref(),
+        };
+        let published = match known {
+            Known::Earlier(packet_id) => machine.publish_again(packet_id, &publish).map(|()| Some(packet_id)),
+            Known::New | Known::Sent => machine.publish(&publish),
+        };
+        let rejection = match published {
+            Ok(Some(packet_id)) => {
+                self.in_flight.sent(packet_id, print, command.id);
+                return Ok(Published::Sent);
+            }
+            Ok(None) => {
+                self.unwritten.push(command.id);
+                return Ok(Published::Sent);
+            }
+            Err(PublishError::Full | PublishError::Misuse(Misuse::NotOpen)) => {
+                return Err(Unpublished::Yet(Delivered::Blocked));
+            }
+            Err(error @ PublishError::TooLarge(_)) => Rejection::new(Reason::TooLarge, error.to_string()),
+            Err(error @ PublishError::Misuse(_)) => Rejection::new(Reason::Content, error.to_string()),
+        };
+        if let Known::Earlier(packet_id) = known {
+            self.in_flight.forget(packet_id);
+            machine.give_up(packet_id);
+        }
+        Err(Unpublished::Never(rejection))
+    }
+
     /// The client has answered a PUBLISH.
     pub(super) fn acknowledged(&mut self, device: &DeviceId, packet_id: PacketId, reason: u8) {
-        let Some(at) = self.unacknowledged.iter().position(|(known, _)| *known == packet_id) else { return };
-        let (_, id) = self.unacknowledged.swap_remove(at);
+        let Some(id) = self.in_flight.acknowledged(packet_id) else { return };
         let outcome = puback(reason);
         emit(CommandAcknowledged { device, outcome: &outcome });
         self.subscription.settle(id, &outcome);
@@ -169,33 +233,25 @@ fn quota(description: &'static str) -> Rejection {
     Rejection::new(Reason::Quota { retry_after: None }, description)
 }
 
-/// The output has no room now.
-struct Blocked;
+/// The QoS that a topic is asked for with, and what the client calls its subscriptions to it: filters that overlap get
+/// one PUBLISH between them, with the highest QoS and all their identifiers (MQTT 5 3.3.4).
+fn asked_for(grants: &[Grant], topic: &str) -> (QoS, Vec<u32>) {
+    let asked = grants.iter().filter(|grant| filter_matches(&grant.filter, topic));
+    let qos = asked.clone().map(|grant| grant.qos).max();
+    (qos.unwrap_or(QoS::AtMostOnce), asked.filter_map(|grant| grant.identifier).collect())
+}
 
-/// Publishes, or says why this client will never get this command.
-fn publish_command(
-    machine: &mut Connection,
-    grant: &Grant,
-    command: &Command,
-) -> Result<Result<Option<PacketId>, Rejection>, Blocked> {
-    let mut properties = words::write(&command.properties);
-    if let Some(identifier) = grant.identifier {
-        properties.get_or_insert_default().subscription_identifiers.push(identifier);
-    }
-    let publish = OutgoingPublish {
-        topic: &command.topic,
-        payload: &command.payload,
-        qos: grant.qos,
-        dup: false,
-        retain: false,
-        properties: properties.as_ref(),
-    };
-    match machine.publish(&publish) {
-        Ok(packet_id) => Ok(Ok(packet_id)),
-        Err(PublishError::Full | PublishError::Misuse(Misuse::NotOpen)) => Err(Blocked),
-        Err(error @ PublishError::TooLarge(_)) => {
-            Ok(Err(Rejection::new(Reason::TooLarge, error.to_string())))
-        }
-        Err(error @ PublishError::Misuse(_)) => Ok(Err(Rejection::new(Reason::Content, error.to_string()))),
-    }
+/// What became of a command.
+enum Published {
+    Sent,
+    /// The client has it already.
+    Known,
+}
+
+/// Why a command was not published.
+enum Unpublished {
+    /// It may be later.
+    Yet(Delivered),
+    /// This client will never get it.
+    Never(Rejection),
 }

@@ -168,7 +168,8 @@ impl<H: Host> Session<H> {
         let Entry { connect, pass, held, will } = entry;
         let (version, device) = (connect.version, pass.device.clone());
         let session_present = kept.is_some();
-        let Kept { packets, filters, late, will: former } = kept.map(|kept| *kept).unwrap_or_default();
+        let Kept { packets, filters, commands, late, will: former } =
+            kept.map(|kept| *kept).unwrap_or_default();
         // The session goes on, so its last will does not go off. An error: it just has.
         if let Some(former) = former {
             let _ = former.send(());
@@ -212,6 +213,9 @@ impl<H: Host> Session<H> {
             };
             // The rules may have changed; what they do not give any more is told by FilterJudged.
             let _ = self.grant(&again, kept.identifier);
+        }
+        if let Some(subscribed) = &mut self.commands {
+            subscribed.resume(commands);
         }
         // There is more to listen to.
         self.again = true;

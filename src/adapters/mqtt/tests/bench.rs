@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use fieldgate_mappings::address::{Address, DeviceId};
-use fieldgate_mappings::message::{Direction, Message};
+use fieldgate_mappings::message::{Direction, Message, MessageId};
 use fieldgate_mappings::outcome::{Outcome, Rejection, Verdict};
 use fieldgate_mappings::rules::RuleSet;
 use fieldgate_mappings::{Reason, Source};
@@ -96,6 +96,15 @@ impl Bench {
         let device = DeviceId::new("d1").unwrap();
         let message = Message::new(device, Direction::Downlink, address, body.into());
         self.sink().command(Command { id: CommandId::numbered(number), message });
+    }
+
+    /// The same with a message-id, as a delivery of the hub's choice.
+    pub(super) fn named_command(&self, id: CommandId, message_id: &'static str, body: &'static str) {
+        let address = Address::parse("devices/d1/messages/devicebound").unwrap();
+        let device = DeviceId::new("d1").unwrap();
+        let mut message = Message::new(device, Direction::Downlink, address, body.into());
+        message.properties.message_id = Some(MessageId::String(message_id.into()));
+        self.sink().command(Command { id, message });
     }
 
     pub(super) fn settled(&self) -> Vec<(CommandId, Outcome)> {
