@@ -4,6 +4,7 @@
 //! MQTT 3.1.1 and MQTT 5 publish by the same rules; what version 5 says beside the topic (content type, correlation
 //! data, user properties) becomes the model's own properties.
 
+mod correlation;
 mod properties;
 
 use std::sync::Arc;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 
 use fieldgate_mappings::outcome::{Outcome, Rejection, Report, Verdict};
-use fieldgate_mqtt::PublishToken;
+use fieldgate_mqtt::{PublishToken, QoS};
 
 use crate::upstream::{Command, CommandSink};
 
@@ -27,6 +27,8 @@ const KEPT_OUTCOMES: usize = 8;
 pub(super) enum Ticket {
     /// QoS 1: the device waits for an answer.
     Waiting(PublishToken),
+    /// QoS 2: the same.
+    WaitingForOne(PublishToken),
     /// QoS 0, and what it costs in bytes.
     Unwaited(u32),
     /// The will.
@@ -36,20 +38,40 @@ pub(super) enum Ticket {
 impl Ticket {
     const UNWAITED: u64 = 1 << 63;
     const WILL: u64 = 1 << 62;
+    const ONE: u64 = 1 << 61;
+
+    /// Of a message of this QoS, for whose answer the device waits.
+    pub(super) fn of(token: PublishToken, qos: QoS) -> Self {
+        match qos {
+            QoS::ExactlyOnce => Self::WaitingForOne(token),
+            QoS::AtMostOnce | QoS::AtLeastOnce => Self::Waiting(token),
+        }
+    }
+
+    /// What the device's answer is for, if it waits for one.
+    pub(super) fn token(self) -> Option<PublishToken> {
+        match self {
+            Self::Waiting(token) | Self::WaitingForOne(token) => Some(token),
+            Self::Unwaited(_) | Self::Will => None,
+        }
+    }
 
     fn number(self) -> u64 {
         match self {
             Self::Waiting(token) => token.number(),
+            Self::WaitingForOne(token) => Self::ONE | token.number(),
             Self::Unwaited(bytes) => Self::UNWAITED | u64::from(bytes),
             Self::Will => Self::WILL,
         }
     }
 
-    fn from_number(number: u64) -> Self {
+    pub(super) fn from_number(number: u64) -> Self {
         if number & Self::UNWAITED != 0 {
             Self::Unwaited(u32::try_from(number & !Self::UNWAITED).unwrap_or(u32::MAX))
         } else if number & Self::WILL != 0 {
             Self::Will
+        } else if number & Self::ONE != 0 {
+            Self::WaitingForOne(PublishToken::from_number(number & !Self::ONE))
         } else {
             Self::Waiting(PublishToken::from_number(number))
         }
@@ -59,6 +81,7 @@ impl Ticket {
     pub(super) fn kind(self) -> Kind {
         match self {
             Self::Waiting(_) => Kind::QoS1,
+            Self::WaitingForOne(_) => Kind::QoS2,
             Self::Unwaited(_) => Kind::QoS0,
             Self::Will => Kind::Will,
         }
@@ -90,7 +113,7 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    /// A verdict on a message of QoS 1, or on the will.
+    /// A verdict on a message of QoS 1 or 2, or on the will.
     pub(super) fn verdict(self: &Rc<Self>, ticket: Ticket) -> Verdict {
         Verdict::new(Rc::clone(self) as Rc<dyn Report>, ticket.number())
     }
@@ -150,7 +173,7 @@ impl Inbox {
     /// From now on the outcomes are for the session's next connection.
     pub(super) fn forward(&self, late: &Arc<Late>) {
         for (ticket, outcome) in self.outcomes.take() {
-            if let Ticket::Waiting(token) = ticket {
+            if let Some(token) = ticket.token() {
                 late.put(token, outcome);
             }
         }
@@ -174,18 +197,18 @@ impl Report for Inbox {
                 telemetry::qos_0_dropped().inc();
             }
         }
-        if let (Ticket::Waiting(token), Some(late)) = (ticket, &*self.late.borrow()) {
+        if let (Some(token), Some(late)) = (ticket.token(), &*self.late.borrow()) {
             return late.put(token, outcome);
         }
         // Of what nobody waits for only a refusal is worth a look.
-        if matches!(ticket, Ticket::Waiting(_)) || matches!(outcome, Outcome::Rejected(_)) {
+        if ticket.token().is_some() || matches!(outcome, Outcome::Rejected(_)) {
             self.outcomes.borrow_mut().push_back((ticket, outcome));
             self.wake();
         }
     }
 
     fn is_wanted(&self, ticket: u64) -> bool {
-        !(self.deserted.get() && matches!(Ticket::from_number(ticket), Ticket::Waiting(_)))
+        !(self.deserted.get() && Ticket::from_number(ticket).token().is_some())
     }
 }
 
@@ -221,7 +244,8 @@ mod tests {
     fn a_ticket_comes_back_as_it_was() {
         for ticket in [
             Ticket::Waiting(PublishToken::from_number(0)),
-            Ticket::Waiting(PublishToken::from_number(u64::MAX >> 2)),
+            Ticket::Waiting(PublishToken::from_number(u64::MAX >> 3)),
+            Ticket::WaitingForOne(PublishToken::from_number(u64::MAX >> 3)),
             Ticket::Unwaited(0),
             Ticket::Unwaited(u32::MAX),
             Ticket::Will,

@@ -29,7 +29,7 @@ use crate::upstream::{CommandSink, Hears, Patience};
 use crate::wire::Machine;
 
 use super::commands::{Commands, Delivered, Grant};
-use super::connect::Judging;
+use super::connect::{Judging, Proving};
 use super::host::Host;
 use super::inbox::{Ended, Inbox, Ticket};
 use super::kept::Late;
@@ -56,6 +56,8 @@ pub(super) struct Session<H: Host> {
     client: Option<Client>,
     /// Who wants to be let in, while its password is verified.
     judging: Option<Box<Judging>>,
+    /// Whose token its hub is to judge.
+    proving: Option<Box<Proving>>,
     /// Who waits for the session that another connection still has.
     joining: Option<Box<Joining>>,
     commands: Option<Box<Commands<H::Subscription>>>,
@@ -100,6 +102,7 @@ impl<H: Host> Session<H> {
             inbox: Rc::default(),
             client: None,
             judging: None,
+            proving: None,
             joining: None,
             commands: None,
             paused_until: None,
@@ -240,7 +243,7 @@ impl<H: Host> Session<H> {
         };
         match (rules.map_mqtt(identity, said), token) {
             (Ok(message), Some(token)) => {
-                let verdict = self.inbox.verdict(Ticket::Waiting(token));
+                let verdict = self.inbox.verdict(Ticket::of(token, qos));
                 let hears = match client.version {
                     Version::V311 => Hears::Acceptance,
                     Version::V5 => Hears::Everything,
@@ -254,7 +257,7 @@ impl<H: Host> Session<H> {
                 None => emit(QoS0Dropped { device: &client.device }),
             },
             (Err(rejection), token) => {
-                let ticket = token.map_or(Ticket::Unwaited(0), Ticket::Waiting);
+                let ticket = token.map_or(Ticket::Unwaited(0), |token| Ticket::of(token, qos));
                 let outcome = Outcome::Rejected(rejection);
                 telemetry::published(ticket.kind(), &outcome).inc();
                 self.settle(ticket, &outcome, now);
@@ -269,7 +272,7 @@ impl<H: Host> Session<H> {
             let first = !mem::replace(&mut self.rejected, true);
             emit(PublishRejected { device: &client.device, rejection, first });
         }
-        if let Ticket::Waiting(token) = ticket {
+        if let Some(token) = ticket.token() {
             self.answer(client.version, token, outcome, now);
         }
     }
@@ -278,7 +281,7 @@ impl<H: Host> Session<H> {
     fn settle_late(&mut self, token: PublishToken, outcome: &Outcome, now: Instant) {
         let Some(client) = &self.client else { return };
         if self.machine.is_repeated(token) {
-            return self.settle(Ticket::Waiting(token), outcome, now);
+            return self.settle(Ticket::WaitingForOne(token), outcome, now);
         }
         let is_taken = match client.version {
             Version::V311 => matches!(
@@ -460,7 +463,6 @@ impl<H: Host> Machine for Session<H> {
 
     fn poll_timeout(&self) -> Option<Instant> {
         let pause = self.paused_until.filter(|_| !self.machine.is_closed());
-        let joining = self.joining.as_ref().map(|joining| joining.until);
-        self.machine.poll_timeout().into_iter().chain(pause).chain(joining).min()
+        self.machine.poll_timeout().into_iter().chain(pause).chain(self.door_closes_at()).min()
     }
 }

@@ -21,8 +21,8 @@ use crate::adapters::mqtt::listener::Guest;
 use crate::adapters::mqtt::machine_config;
 use crate::adapters::mqtt::session::Session;
 use crate::adapters::{Directory, testing};
-use crate::config::Config;
-use crate::devices::{Pass, Roster};
+use crate::config::{Config, Secret};
+use crate::devices::{Gate, Roster};
 use crate::upstream::{Command, CommandId, CommandSink, Patience};
 use crate::wire::Machine;
 
@@ -54,6 +54,8 @@ pub(super) struct Bench {
     directory: Arc<Directory>,
     roster: Rc<Roster>,
     pub(super) sent: RefCell<VecDeque<Sent>>,
+    /// Tokens that the hub is asked about.
+    pub(super) proofs: RefCell<VecDeque<Verdict>>,
     pub(super) subscribed: RefCell<Vec<Subscribed>>,
     pub(super) ledger: Rc<Ledger>,
 }
@@ -64,12 +66,21 @@ impl Bench {
     }
 
     pub(super) fn with_rules(config: &str, rules: Arc<RuleSet>) -> Rc<Self> {
+        Self::with(config, rules, &testing::gate())
+    }
+
+    pub(super) fn with_devices(config: &str, devices: &str) -> Rc<Self> {
+        Self::with(config, testing::rules(), &testing::gate_to(devices))
+    }
+
+    fn with(config: &str, rules: Arc<RuleSet>, gate: &Arc<Gate>) -> Rc<Self> {
         Rc::new(Self {
             config: testing::config(config),
             rules,
             directory: Arc::default(),
-            roster: Roster::new(&testing::gate()),
+            roster: Roster::new(gate),
             sent: RefCell::default(),
+            proofs: RefCell::default(),
             subscribed: RefCell::default(),
             ledger: Rc::default(),
         })
@@ -131,7 +142,9 @@ impl Host for Bench {
         &self.roster
     }
 
-    fn let_in(&self, _: &Pass) {}
+    fn prove(&self, _: &DeviceId, _: &Secret, verdict: Verdict) {
+        self.proofs.borrow_mut().push_back(verdict);
+    }
 
     fn send(&self, message: Message, patience: Patience, verdict: Verdict) {
         self.sent.borrow_mut().push_back(Sent { message, patience, verdict });
