@@ -64,6 +64,8 @@ pub(crate) trait Direct {
         patience: Patience,
         verdict: Verdict,
     );
+    /// Releases what of the device waits and is not wanted any more.
+    fn recall(&self, device: &DeviceId);
     /// Whether the device's hub is away.
     fn is_away(&self, device: &DeviceId) -> bool;
     /// The name of the device's hub.
@@ -128,8 +130,8 @@ impl Report for Notes {
         self.wake();
     }
 
-    fn is_wanted(&self, ticket: u64) -> bool {
-        self.lanes.borrow().is_wanted(ticket)
+    fn is_wanted(&self, ticket: u64, may_be_there: bool) -> bool {
+        self.lanes.borrow().is_wanted(ticket, may_be_there)
     }
 }
 
@@ -176,6 +178,17 @@ impl<W: Direct, D: Disk> Outbound<W, D> {
     /// certain that neither will.
     pub(crate) fn send(&self, message: Message, patience: Patience, verdict: Verdict) {
         self.send_at(message, patience, verdict, Instant::now);
+    }
+
+    /// Ends what of the device waits and is not wanted any more, at once: when this returns, all of it is reported.
+    pub(crate) fn recall(&self, device: &DeviceId) {
+        let Shared { direct, notes, .. } = &*self.shared;
+        direct.recall(device);
+        // On its way to the disk it comes from the hub.
+        self.settle(Instant::now());
+        if notes.lanes.borrow_mut().recall(device) {
+            notes.wake();
+        }
     }
 
     fn send_at(&self, message: Message, patience: Patience, verdict: Verdict, now: impl FnOnce() -> Instant) {
@@ -342,6 +355,10 @@ impl Direct for Upstream {
         verdict: Verdict,
     ) {
         self.send_encoded(device, address, encoded, patience, verdict);
+    }
+
+    fn recall(&self, device: &DeviceId) {
+        self.recall(device);
     }
 
     fn is_away(&self, device: &DeviceId) -> bool {

@@ -195,6 +195,11 @@ impl Upstream {
         }
     }
 
+    /// Releases what of the device waits and is not wanted any more.
+    pub(crate) fn recall(&self, device: &DeviceId) {
+        self.fleet.borrow_mut().recall(device);
+    }
+
     /// Asks the hub for the device's commands, from the node `address`; at most `credit` are unsettled at a time.
     /// The newest subscription for a device is the one that counts.
     pub(crate) fn subscribe(

@@ -15,6 +15,8 @@ mod mqtt;
 mod proxy;
 #[path = "gateway/requests.rs"]
 mod requests;
+#[path = "faults/rng.rs"]
+mod rng;
 #[path = "gateway/world.rs"]
 mod world;
 
@@ -32,6 +34,8 @@ mod devices;
 mod listeners;
 #[path = "gateway/mqtt_listeners.rs"]
 mod mqtt_listeners;
+#[path = "gateway/mqtt_sessions.rs"]
+mod mqtt_sessions;
 #[path = "gateway/order.rs"]
 mod order;
 #[path = "gateway/outcomes.rs"]

@@ -113,9 +113,10 @@ pub trait Report {
     fn report(&self, ticket: u64, outcome: Outcome);
 
     /// Whether the message is still to be sent. Not where its device is gone that would have heard the outcome: it sends
-    /// the message again, elsewhere, and this one would come behind that.
-    fn is_wanted(&self, ticket: u64) -> bool {
-        let _ = ticket;
+    /// the message again, elsewhere, and this one would come behind that. `may_be_there` says that an earlier attempt may
+    /// have reached the hub; whoever sends no message again that may be there, needs this one then.
+    fn is_wanted(&self, ticket: u64, may_be_there: bool) -> bool {
+        let _ = (ticket, may_be_there);
         true
     }
 }
@@ -152,8 +153,8 @@ impl Verdict {
     }
 
     /// Whether the message, if it was not sent yet, is still to be: see [`Report::is_wanted`].
-    pub fn is_wanted(&self) -> bool {
-        self.report.is_wanted(self.ticket)
+    pub fn is_wanted(&self, may_be_there: bool) -> bool {
+        self.report.is_wanted(self.ticket, may_be_there)
     }
 
     /// From here on bytes of the message may have reached the hub: being lost no longer means that it was not taken.

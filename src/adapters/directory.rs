@@ -38,7 +38,7 @@ struct Owner {
 #[derive(Debug)]
 struct Away {
     until: Instant,
-    kept: Box<Kept>,
+    legacy: Legacy,
 }
 
 /// Where a connection that has to go sends its session.
@@ -77,7 +77,7 @@ impl Directory {
         let former = clients.owners.insert(Arc::clone(&client), Owner { serial, take_over });
         let away = clients.take_away(&client).filter(|away| away.until > now);
         let legacy = match (away, former) {
-            (Some(away), _) => Legacy::Kept(away.kept),
+            (Some(away), _) => away.legacy,
             (None, Some(former)) => {
                 let (heir, coming) = oneshot::channel();
                 // Told under the lock: when the former connection gives the identifier back, it has heard of this. An
@@ -107,18 +107,23 @@ impl Held {
         Poll::Ready(())
     }
 
-    /// Leaves a session behind: for the connection that has taken over, else for the client's next one until then. Of
-    /// more than `most` sessions whose clients are away the one that would end first goes.
-    pub(crate) fn leave(mut self, kept: Box<Kept>, until: Instant, most: usize, now: Instant) {
+    /// Leaves a session behind, also one that has not come yet: for the connection that has taken over, else for the
+    /// client's next one until then. Of more than `most` sessions whose clients are away the one that would end first
+    /// goes.
+    pub(crate) fn leave(mut self, legacy: Legacy, until: Instant, most: usize, now: Instant) {
         let directory = Arc::clone(&self.directory);
         let mut clients = directory.clients();
         if clients.owners.get(&self.client).is_none_or(|owner| owner.serial != self.serial) {
             drop(clients);
-            return self.hand_on(Legacy::Kept(kept));
+            return self.hand_on(legacy);
         }
         clients.owners.remove(&self.client);
+        if until <= now || matches!(legacy, Legacy::Nothing) {
+            // A will goes off with it: not under the lock.
+            return drop(clients);
+        }
         clients.ends.insert((until, Arc::clone(&self.client)));
-        clients.away.insert(Arc::clone(&self.client), Away { until, kept });
+        clients.away.insert(Arc::clone(&self.client), Away { until, legacy });
         let gone = clients.make_room(most, now);
         // Wills go off with them: not under the lock.
         drop(clients);
@@ -126,7 +131,7 @@ impl Held {
     }
 
     /// Hands something on to the connection that has taken over.
-    pub(crate) fn hand_on(&mut self, legacy: Legacy) {
+    fn hand_on(&mut self, legacy: Legacy) {
         if let Some(heir) = self.heir.take().or_else(|| self.taken_over.try_recv().ok()) {
             // An error means that it has gone as well, or begins anew.
             let _ = heir.send(legacy);
@@ -170,6 +175,10 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
+    fn session() -> Legacy {
+        Legacy::Kept(Box::default())
+    }
+
     fn kept(legacy: Legacy) -> bool {
         match legacy {
             Legacy::Nothing => false,
@@ -202,7 +211,7 @@ mod tests {
         let now = Instant::now();
         for (away, comes_back) in [(SECOND, true), (2 * SECOND, false)] {
             let (held, _) = directory.hold("d1", now);
-            held.leave(Box::default(), now + 2 * SECOND, 9, now);
+            held.leave(session(), now + 2 * SECOND, 9, now);
             let (held, legacy) = directory.hold("d1", now + away);
             assert_eq!(kept(legacy), comes_back);
             drop(held);
@@ -216,13 +225,28 @@ mod tests {
         let directory = Arc::new(Directory::default());
         let now = Instant::now();
         let (first, _) = directory.hold("d1", now);
-        let (mut second, legacy) = directory.hold("d1", now);
+        let (second, legacy) = directory.hold("d1", now);
         // The second goes before it has heard of the first.
         let (_third, passed_on) = directory.hold("d1", now);
-        second.hand_on(legacy);
-        first.leave(Box::default(), now + SECOND, 9, now);
+        second.leave(legacy, now + SECOND, 9, now);
+        first.leave(session(), now + SECOND, 9, now);
         assert!(kept(passed_on));
         assert!(directory.clients().away.is_empty());
+    }
+
+    #[test]
+    fn a_session_that_has_not_come_waits_for_the_next_connection() {
+        let directory = Arc::new(Directory::default());
+        let now = Instant::now();
+        for (expiry, is_there) in [(SECOND, true), (Duration::ZERO, false)] {
+            let (first, _) = directory.hold("d1", now);
+            let (second, legacy) = directory.hold("d1", now);
+            // The second is gone before it has heard of the first, and before there is a third.
+            second.leave(legacy, now + expiry, 9, now);
+            first.leave(session(), now + SECOND, 9, now);
+            assert_eq!(kept(directory.hold("d1", now).1), is_there);
+            assert!(directory.clients().away.is_empty());
+        }
     }
 
     #[test]
@@ -230,13 +254,13 @@ mod tests {
         let directory = Arc::new(Directory::default());
         let now = Instant::now();
         for (client, seconds) in [("a", 3), ("b", 1), ("c", 2)] {
-            directory.hold(client, now).0.leave(Box::default(), now + seconds * SECOND, 2, now);
+            directory.hold(client, now).0.leave(session(), now + seconds * SECOND, 2, now);
         }
         for (client, there) in [("a", true), ("b", false), ("c", true)] {
             assert_eq!(kept(directory.hold(client, now).1), there, "{client}");
         }
-        directory.hold("d", now).0.leave(Box::default(), now + SECOND, 2, now);
-        directory.hold("e", now).0.leave(Box::default(), now + 9 * SECOND, 2, now + SECOND);
+        directory.hold("d", now).0.leave(session(), now + SECOND, 2, now);
+        directory.hold("e", now).0.leave(session(), now + 9 * SECOND, 2, now + SECOND);
         assert_eq!(directory.clients().away.len(), 1, "what has ended goes when another one comes");
     }
 }

@@ -93,7 +93,7 @@ pub(super) fn run(command: &Command) -> Result<(), CliError> {
         Command::List(list) => with_desk(&list.place, |desk| print_list(desk, list)),
         Command::Show(show) => with_desk(&show.place, |desk| print_one(desk, show)),
         Command::Replay(chosen) => with_desk(&chosen.place, |desk| {
-            let done = each(desk, chosen, |which, after| Ask::Replay { which, after })?;
+            let done = each(desk, chosen, |which, after, up_to| Ask::Replay { which, after, up_to })?;
             let running = desk.is_running();
             tell(
                 &done,
@@ -106,7 +106,7 @@ pub(super) fn run(command: &Command) -> Result<(), CliError> {
             )
         }),
         Command::Drop(chosen) => with_desk(&chosen.place, |desk| {
-            let done = each(desk, chosen, |which, after| Ask::Drop { which, after })?;
+            let done = each(desk, chosen, |which, after, up_to| Ask::Drop { which, after, up_to })?;
             tell(&done, chosen.json, "dropped")
         }),
     }
@@ -201,20 +201,25 @@ fn message(letter: &Letter) -> Option<Message> {
     amqp::decode(device, address, &sections).ok()
 }
 
-/// Does something with each that is chosen, page by page.
-fn each(desk: &mut Desk, chosen: &Chosen, ask: impl Fn(Which, u64) -> Ask) -> Result<Done, CliError> {
+/// Does something with each that is chosen, page by page, up to the last one that was there at first.
+fn each(
+    desk: &mut Desk,
+    chosen: &Chosen,
+    ask: impl Fn(Which, u64, Option<u64>) -> Ask,
+) -> Result<Done, CliError> {
     let numbers: Vec<Option<u64>> = match &chosen.numbers[..] {
         [] => vec![None],
         numbers => numbers.iter().copied().map(Some).collect(),
     };
     let mut sum = Done::default();
     for number in numbers {
-        let mut after = Some(0);
+        let (mut after, mut up_to) = (Some(0), None);
         while let Some(from) = after {
-            let Answer::Done(done) = desk.ask(&ask(chosen.filter.which(number), from))? else {
+            let Answer::Done(done) = desk.ask(&ask(chosen.filter.which(number), from, up_to))? else {
                 return Err(CliError::No);
             };
-            (sum.done, sum.refused, after) = (sum.done + done.done, sum.refused + done.refused, done.next);
+            (sum.done, sum.refused) = (sum.done + done.done, sum.refused + done.refused);
+            (after, up_to) = (done.next, done.up_to);
         }
     }
     Ok(sum)

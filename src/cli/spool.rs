@@ -108,6 +108,12 @@ fn describe(status: &Status, running: bool) -> String {
         0 => "dead letters  none".into(),
         _ => format!("dead letters  {letters}, {}", size(status.dead_letter_bytes)),
     });
+    if status.dead_letters_forgone > 0 {
+        let forgone = count(status.dead_letters_forgone, "message");
+        lines.push(format!(
+            "no letter     {forgone} refused or too old, when there was no room for a dead letter"
+        ));
+    }
     let disk = match status.disk {
         Disk::Good => "good",
         Disk::Full => "full: devices are told to come again until the hub has taken some",
@@ -197,6 +203,7 @@ mod tests {
             oldest_seconds: Some(61),
             dead_letters: 0,
             dead_letter_bytes: 0,
+            dead_letters_forgone: 2,
             disk_bytes: 16 << 20,
             disk_max_bytes: 512 << 20,
             damaged: 1,
@@ -206,6 +213,7 @@ mod tests {
             "messages      3 of 1 device, 600 B of 1.0 MiB; the oldest came 1 min 1 s ago",
             "hub           upstream: not connected, 3 messages waiting",
             "dead letters  none",
+            "no letter     2 messages refused or too old, when there was no room for a dead letter",
             "disk          good; 16.0 MiB of 512 MiB taken",
             "damaged       1 spot; copies are in the spool's quarantine",
         ];

@@ -157,8 +157,8 @@ impl Kept {
     }
 
     /// Whether its device still waits for its end: see [`Report::is_wanted`](fieldgate_mappings::outcome::Report).
-    pub(super) fn is_wanted(&self) -> bool {
-        self.verdict.is_wanted()
+    pub(super) fn is_wanted(&self, may_be_there: bool) -> bool {
+        self.verdict.is_wanted(may_be_there || self.record.possibly_delivered)
     }
 
     /// What is heard of one that nobody wants any more.

@@ -107,9 +107,27 @@ impl Lanes {
     }
 
     /// Whether the device of a message still waits for its end.
-    pub(super) fn is_wanted(&self, ticket: u64) -> bool {
+    pub(super) fn is_wanted(&self, ticket: u64, may_be_there: bool) -> bool {
         let kept = self.kept.get(place(ticket)).filter(|(stamp, _)| u64::from(*stamp) == ticket >> 32);
-        kept.is_none_or(|(_, kept)| kept.is_wanted())
+        kept.is_none_or(|(_, kept)| kept.is_wanted(may_be_there))
+    }
+
+    /// Ends what of the device waits and is not wanted any more. True if there was something.
+    pub(super) fn recall(&mut self, device: &DeviceId) -> bool {
+        let Some(lane) = self.lanes.get_mut(device) else { return false };
+        let mut unwanted = Vec::new();
+        for &ticket in &lane.order {
+            let kept = get(&mut self.kept, ticket).filter(|kept| kept.state == State::Waiting);
+            if let Some(kept) = kept.filter(|kept| !kept.is_wanted(false)) {
+                lane.waiting -= 1;
+                unwanted.push((ticket, kept.unwanted()));
+            }
+        }
+        let any = !unwanted.is_empty();
+        for (ticket, outcome) in unwanted {
+            self.end(ticket, outcome);
+        }
+        any
     }
 
     /// Whether everything has its end.
@@ -319,7 +337,7 @@ impl Lanes {
             match kept.state {
                 // Its device has come back over another connection and sends it again, perhaps to another worker:
                 // this one would come behind that.
-                State::Waiting if !kept.is_wanted() => {
+                State::Waiting if !kept.is_wanted(false) => {
                     lane.waiting -= 1;
                     unwanted.push((ticket, kept.unwanted()));
                 }

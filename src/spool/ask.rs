@@ -13,9 +13,9 @@ pub(crate) enum Ask {
     /// One dead letter with its message.
     Show { seq: u64 },
     /// Dead letters become messages again, at most some hundreds at a time.
-    Replay { which: Which, after: u64 },
+    Replay { which: Which, after: u64, up_to: Option<u64> },
     /// Dead letters are forgotten, at most some hundreds at a time.
-    Drop { which: Which, after: u64 },
+    Drop { which: Which, after: u64, up_to: Option<u64> },
 }
 
 /// Which dead letters are meant: those to which all that is said applies.
@@ -53,6 +53,9 @@ pub(crate) struct Status {
     pub(crate) oldest_seconds: Option<u64>,
     pub(crate) dead_letters: usize,
     pub(crate) dead_letter_bytes: u64,
+    /// Messages that went without a dead letter since the start, because there was no room for one.
+    #[serde(default)]
+    pub(crate) dead_letters_forgone: u64,
     /// What the files take, and may take.
     pub(crate) disk_bytes: u64,
     pub(crate) disk_max_bytes: u64,
@@ -123,4 +126,8 @@ pub(crate) struct Done {
     /// What `after` is to be to go on; absent when all were looked at.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) next: Option<u64>,
+    /// What `up_to` is to be to go on: the last letter that was there at first. What is replayed may die again at once,
+    /// and would be met again for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) up_to: Option<u64>,
 }

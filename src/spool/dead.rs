@@ -82,6 +82,18 @@ impl DeadLetters {
             || now.saturating_sub(oldest.died) > self.bounds.max_age;
         excess.then(|| self.remove(seq)).flatten().map(|dead| (seq, dead))
     }
+
+    /// Takes out the oldest one, to make room.
+    pub(super) fn take_oldest(&mut self) -> Option<(u64, Dead)> {
+        let (seq, dead) = self.letters.pop_first()?;
+        self.bytes -= dead.bytes;
+        Some((seq, dead))
+    }
+
+    /// The highest number.
+    pub(super) fn newest(&self) -> u64 {
+        self.letters.last_key_value().map_or(0, |(seq, _)| *seq)
+    }
 }
 
 #[cfg(test)]

@@ -80,6 +80,8 @@ pub(super) struct Keeper<D: Disk> {
     outbox: Outbox,
     /// Since when something settled waits for its sync.
     settling_since: Option<Instant>,
+    /// The last commit had no room for what was settled: the next attempt is not sooner than after a while.
+    settles_stuck: bool,
     disk: ask::Disk,
     /// After a failure: until when nothing is appended.
     disk_paused_until: Option<Instant>,
@@ -298,10 +300,7 @@ impl<D: Disk> Keeper<D> {
         let begun = Instant::now();
         match self.log.commit() {
             Ok(()) => {
-                if self.log.settles_waiting() == 0 {
-                    self.settling_since = None;
-                    self.queues.synced();
-                }
+                self.settles_committed(records, now);
                 if self.disk == ask::Disk::Failing {
                     self.disk = ask::Disk::Good;
                     emit(DiskRecovered);
@@ -321,6 +320,16 @@ impl<D: Disk> Keeper<D> {
             }
         }
         self.outbox.deliver();
+    }
+
+    /// What a batch has left behind follows at once. Where there was no batch, there was no room.
+    fn settles_committed(&mut self, records: usize, now: Now) {
+        if self.log.settles_waiting() == 0 {
+            (self.settling_since, self.settles_stuck) = (None, false);
+            self.queues.synced();
+        } else if records == 0 {
+            (self.settling_since, self.settles_stuck) = (Some(now.at), true);
+        }
     }
 
     fn stored(&mut self, Appended { seq, place, what }: Appended, now: Now) {

@@ -4,7 +4,7 @@
 //! GET  /spool                                            how it is
 //! GET  /dead-letters?after=0&most=100&device=…&reason=…  a page of them
 //! GET  /dead-letters/letter?seq=7                        one, with its message
-//! POST /dead-letters/replay   {"after":0,"device":"…"}   send them again
+//! POST /dead-letters/replay   {"after":0,"device":"…"}   send them again; "up_to" of the answer belongs to the next page
 //! POST /dead-letters/drop     {"after":0,"seq":7}        forget them
 //! ```
 
@@ -25,6 +25,8 @@ const MOST: usize = 500;
 struct Order {
     after: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
+    up_to: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     seq: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     device: Option<String>,
@@ -33,15 +35,15 @@ struct Order {
 }
 
 impl Order {
-    fn of(which: &Which, after: u64) -> Vec<u8> {
+    fn of(which: &Which, after: u64, up_to: Option<u64>) -> Vec<u8> {
         let Which { seq, device, reason } = which.clone();
-        // Two numbers and two texts: nothing of it can fail to be written.
-        serde_json::to_vec(&Self { after, seq, device, reason }).unwrap_or_default()
+        // Numbers and texts: nothing of it can fail to be written.
+        serde_json::to_vec(&Self { after, up_to, seq, device, reason }).unwrap_or_default()
     }
 
-    fn which(self) -> (Which, u64) {
-        let Self { after, seq, device, reason } = self;
-        (Which { seq, device, reason }, after)
+    fn which(self) -> (Which, u64, Option<u64>) {
+        let Self { after, up_to, seq, device, reason } = self;
+        (Which { seq, device, reason }, after, up_to)
     }
 }
 
@@ -63,10 +65,10 @@ pub(crate) fn add_routes(router: &mut Router, spool: &Spool) {
         None => Err(Reply::wrong(StatusCode::BAD_REQUEST, "which one? write ?seq=NUMBER")),
     });
     add(Method::POST, "/dead-letters/replay", |asked| {
-        asked.json().map(Order::which).map(|(which, after)| Ask::Replay { which, after })
+        asked.json().map(Order::which).map(|(which, after, up_to)| Ask::Replay { which, after, up_to })
     });
     add(Method::POST, "/dead-letters/drop", |asked| {
-        asked.json().map(Order::which).map(|(which, after)| Ask::Drop { which, after })
+        asked.json().map(Order::which).map(|(which, after, up_to)| Ask::Drop { which, after, up_to })
     });
 }
 
@@ -115,11 +117,13 @@ pub(crate) async fn ask(client: &mut Client, ask: &Ask) -> Result<Answer, Client
             let path = format!("/dead-letters/letter?seq={seq}");
             Answer::Show(client.ask(Method::GET, &path, Vec::new()).await?)
         }
-        Ask::Replay { which, after } => {
-            Answer::Done(client.ask(Method::POST, "/dead-letters/replay", Order::of(which, *after)).await?)
+        Ask::Replay { which, after, up_to } => {
+            let order = Order::of(which, *after, *up_to);
+            Answer::Done(client.ask(Method::POST, "/dead-letters/replay", order).await?)
         }
-        Ask::Drop { which, after } => {
-            Answer::Done(client.ask(Method::POST, "/dead-letters/drop", Order::of(which, *after)).await?)
+        Ask::Drop { which, after, up_to } => {
+            let order = Order::of(which, *after, *up_to);
+            Answer::Done(client.ask(Method::POST, "/dead-letters/drop", order).await?)
         }
     })
 }

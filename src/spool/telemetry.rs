@@ -18,6 +18,7 @@ struct Metrics {
     in_flight: Gauge,
     oldest: Gauge,
     disk_bytes: Gauge,
+    disk_full: Gauge,
     dead_letters: Gauge,
     dead_letter_bytes: Gauge,
     appended: Counter,
@@ -25,6 +26,7 @@ struct Metrics {
     resent: Counter,
     died: Family<ByDeath, Counter>,
     dead_letters_dropped: Counter,
+    dead_letters_forgone: Counter,
     refused: Family<ByRefusal, Counter>,
     damaged: Counter,
     commits: Counter,
@@ -39,6 +41,10 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     in_flight: gauge("spool_in_flight", "Messages of the spool that were sent and have no outcome"),
     oldest: gauge("spool_oldest_seconds", "Age of the oldest message that is the first of its queue"),
     disk_bytes: gauge("spool_disk_bytes", "Bytes that the spool's files take"),
+    disk_full: gauge(
+        "spool_disk_full",
+        "1 while the disk, or the bound of the spool's files, has no room for messages",
+    ),
     dead_letters: gauge("spool_dead_letters", "Dead letters that are kept"),
     dead_letter_bytes: gauge("spool_dead_letter_bytes", "Their bytes on the disk"),
     appended: counter("spool_appended", "Messages that were stored"),
@@ -49,6 +55,10 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     ),
     died: counters("spool_died", "Messages that became dead letters"),
     dead_letters_dropped: counter("spool_dead_letters_dropped", "Dead letters that were too many or too old"),
+    dead_letters_forgone: counter(
+        "spool_dead_letters_forgone",
+        "Messages that were refused or too old and went without a dead letter, for want of room",
+    ),
     refused: counters("spool_refused", "Messages that were not stored"),
     damaged: counter("spool_damaged", "Damaged spots of the spool's files"),
     commits: counter("spool_commits", "Writes of the spool with their sync"),
@@ -284,6 +294,21 @@ impl Happening for DeadLetterDropped {
     }
 }
 
+/// Messages went without a dead letter, because there was no room for one and none could be made.
+pub(super) struct LettersForgone {
+    pub(super) messages: u64,
+}
+
+impl Happening for LettersForgone {
+    fn emit(self) {
+        METRICS.dead_letters_forgone.inc_by(self.messages);
+        tracing::error!(
+            messages = self.messages,
+            "the spool is full: messages that the hub refused, or that waited too long, are gone without a dead letter"
+        );
+    }
+}
+
 /// Space could not be given back.
 pub(super) struct TendFailed<'a> {
     pub(super) error: &'a dyn Display,
@@ -304,6 +329,7 @@ pub(super) struct Levels {
     pub(super) in_flight: usize,
     pub(super) oldest_seconds: u64,
     pub(super) disk_bytes: u64,
+    pub(super) disk_full: bool,
     pub(super) dead_letters: usize,
     pub(super) dead_letter_bytes: u64,
 }
@@ -319,6 +345,7 @@ impl Happening for Levels {
         set(&METRICS.in_flight, self.in_flight as u64);
         set(&METRICS.oldest, self.oldest_seconds);
         set(&METRICS.disk_bytes, self.disk_bytes);
+        set(&METRICS.disk_full, self.disk_full.into());
         set(&METRICS.dead_letters, self.dead_letters as u64);
         set(&METRICS.dead_letter_bytes, self.dead_letter_bytes);
     }

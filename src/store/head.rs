@@ -17,6 +17,22 @@ pub(super) struct Head<F> {
     pub(super) file: F,
 }
 
+/// The newest segment after a start, in which the last process ended: it can go on there. Otherwise each start would cost
+/// a segment, and on a full disk some of them the reserve.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Resumable {
+    pub(super) number: u32,
+    /// Where what was committed ends, without the seal.
+    pub(super) end: u32,
+    /// The length of the file.
+    pub(super) bytes: u32,
+    /// Up to here stand records of a commit that was torn. They check, and must not be there when something is written in
+    /// front of them.
+    pub(super) stale: u32,
+    /// The last process has closed the log.
+    pub(super) sealed: bool,
+}
+
 /// What a new head is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
@@ -27,12 +43,51 @@ pub(super) enum Purpose {
 }
 
 impl<D: Disk> Log<D> {
+    /// Makes the newest segment the head again, when the first write after a start is due.
+    pub(super) fn resume(&mut self) {
+        let Some(resumable) = self.resumable.take() else { return };
+        // Where that fails a new one is begun, whose header says where this one ends.
+        let Ok((file, end)) = self.go_on(resumable) else { return };
+        let segment = self.segments.get_mut(&resumable.number).expect("nothing removes the newest segment");
+        (segment.end, segment.broken, segment.to_cut) = (end, false, false);
+        // It may have read the seal.
+        self.reader.forget(resumable.number);
+        self.head = Some(Head { number: resumable.number, file });
+        self.clean_up();
+    }
+
+    /// Opens the newest segment, takes away what is not to come back, and says that a process begins here. Gives where it
+    /// goes on.
+    fn go_on(&mut self, resumable: Resumable) -> io::Result<(D::File, u32)> {
+        let Resumable { number, end, stale, sealed, .. } = resumable;
+        let file = self.disk.open(&segment_name(number))?;
+        let first = self.segments[&number].end;
+        if stale > first {
+            // Durable before anything is written in front of it.
+            file.write_at(&vec![0; (stale - first) as usize], u64::from(first))?;
+            file.sync()?;
+        }
+        if sealed {
+            return Ok((file, end));
+        }
+        let mut batch = Batch::default();
+        let segment = &self.segments[&number];
+        if (segment.bytes - end) as usize <= 2 * RECORD_HEADER {
+            return Err(io::Error::other("the segment is full"));
+        }
+        batch.push(Kind::Settle, segment.salt, end, self.next_delta(segment), &[]);
+        let bytes = batch.len() as u32;
+        file.write_at(batch.padded(RECORD_HEADER), u64::from(end))?;
+        file.sync()?;
+        Ok((file, end + bytes))
+    }
+
     /// Begins a new head. The batch is empty.
     pub(super) fn advance(&mut self, purpose: Purpose) -> Result<(), AppendError> {
         debug_assert!(self.batch.is_empty(), "places in the old head were given out");
-        let needed = if purpose == Purpose::Append { 2 } else { 1 };
+        let needed = if purpose == Purpose::Append { self.spares.reserve + 1 } else { 1 };
         while self.spares.len() < needed {
-            self.add_spare()?;
+            self.add_spare(purpose)?;
         }
         let spare = self.spares.take().expect("there is at least one");
         self.seal();
@@ -120,10 +175,11 @@ impl<D: Disk> Log<D> {
         }
     }
 
-    /// Makes one more spare, within the bounds.
-    pub(super) fn add_spare(&mut self) -> Result<(), AppendError> {
-        let max_bytes = self.settings.max_bytes;
-        if self.bytes() + u64::from(self.settings.segment_bytes) > max_bytes {
+    /// Makes one more spare, within the bounds. What is to make room may have one segment more.
+    pub(super) fn add_spare(&mut self, purpose: Purpose) -> Result<(), AppendError> {
+        let (max_bytes, segment_bytes) = (self.settings.max_bytes, u64::from(self.settings.segment_bytes));
+        let beyond = if purpose == Purpose::Relief { segment_bytes } else { 0 };
+        if self.bytes() + segment_bytes > max_bytes + beyond {
             return Err(AppendError::Full { max_bytes });
         }
         if self.spares.disk_full {

@@ -6,7 +6,7 @@ use super::batch::{Batch, total};
 use super::disk::{Disk, DiskFile};
 use super::error::{AppendError, CommitError, OpenError, ReadError};
 use super::format::{Kind, RECORD_HEADER, RECORDS};
-use super::head::{Head, Purpose};
+use super::head::{Head, Purpose, Resumable};
 use super::live::SeqSet;
 use super::reader::Reader;
 use super::recovery::{Found, Report, recover};
@@ -27,6 +27,8 @@ pub struct Log<D: Disk> {
     pub(super) segments: BTreeMap<u32, Segment>,
     /// The newest segment, if it may still be written.
     pub(super) head: Option<Head<D::File>>,
+    /// The newest segment, until something is to be written for the first time.
+    pub(super) resumable: Option<Resumable>,
     pub(super) spares: Spares,
     pub(super) live: SeqSet,
     pub(super) batch: Batch,
@@ -39,7 +41,7 @@ pub struct Log<D: Disk> {
     /// A segment out of which copies were written and could not be synced. Until a new head makes them void, a crash may
     /// bring them back, and it must not be gone with the settles that nobody wrote for it.
     pub(super) haunted: Option<u32>,
-    /// An append was refused since the last that was not.
+    /// An append was refused since the last that was not, or settles found no room.
     pub(super) refused: bool,
     /// Files that no segment is in: without readable header, or of no use.
     pub(super) unreadable: Vec<String>,
@@ -62,8 +64,10 @@ pub struct Usage {
     pub live_bytes: u64,
     /// The bound of `bytes`.
     pub max_bytes: u64,
-    /// Empty segments that are ready, the reserve being one. Without any, nothing can be appended.
+    /// Empty segments that are ready, the reserve included. Without that, nothing can be appended.
     pub spares: usize,
+    /// There is no room for more records, by the bound or on the disk.
+    pub full: bool,
     /// Damaged spots that were met, in opening and since.
     pub damaged: u64,
     /// Bytes that commits wrote since opening, copies included.
@@ -88,7 +92,7 @@ impl<D: Disk> Log<D> {
     ) -> Result<(Self, Report), OpenError> {
         settings.check()?;
         let files = disk.list()?;
-        let (spares, useless) = Spares::new(&files, settings.segment_bytes);
+        let (spares, useless) = Spares::new(&files, settings.segment_bytes, settings.max_bytes);
         let found = recover(&mut disk, &files, &mut seen)?;
         let id = match found.id {
             Some(id) => id,
@@ -102,6 +106,7 @@ impl<D: Disk> Log<D> {
             next_segment: found.next_segment,
             segments: found.segments,
             head: None,
+            resumable: found.resumable,
             spares,
             live: found.live,
             batch: Batch::default(),
@@ -229,6 +234,7 @@ impl<D: Disk> Log<D> {
             live_bytes: self.segments.values().map(Segment::live_bytes).sum(),
             max_bytes: self.settings.max_bytes,
             spares: self.spares.len(),
+            full: self.is_full(),
             damaged: self.damaged,
             written: self.written,
             commits: self.commits,
@@ -243,6 +249,19 @@ impl<D: Disk> Log<D> {
         self.commit()?;
         self.seal();
         Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        let segment_bytes = u64::from(self.settings.segment_bytes);
+        let left = match (&self.head, &self.resumable) {
+            (Some(head), _) => self.segments[&head.number].bytes - self.segments[&head.number].end,
+            (None, Some(resumable)) => resumable.bytes - resumable.end,
+            (None, None) => 0,
+        };
+        let in_head = self.spares.has_reserve() && u64::from(left) >= segment_bytes / 8;
+        let room = in_head || self.spares.len() > self.spares.reserve;
+        let bound = self.bytes() + segment_bytes > self.settings.max_bytes;
+        !room && (bound || self.spares.disk_full)
     }
 
     /// Bytes of all files.
@@ -269,6 +288,7 @@ impl<D: Disk> Log<D> {
     }
 
     fn make_room(&mut self, body: usize) -> Result<(), AppendError> {
+        self.resume();
         let fits = self.fits(body);
         if !self.batch.is_empty() {
             let whole = self.batch.len() + total(Kind::Record, body);
@@ -279,19 +299,24 @@ impl<D: Disk> Log<D> {
             return self.advance(Purpose::Append);
         }
         // The head may have been the reserve once, and then it is for settles.
-        if self.spares.len() == 0 { self.add_spare() } else { Ok(()) }
+        while !self.spares.has_reserve() {
+            self.add_spare(Purpose::Append)?;
+        }
+        Ok(())
     }
 
     /// Adds settles that wait to the batch, as far as there is room.
     fn push_settles(&mut self) -> Result<Settles, CommitError> {
         let mut pushed = Settles::default();
         while !self.settles.is_empty() {
+            self.resume();
             let mut settles = self.settles.take();
             let body = settles.encode();
             if self.batch.is_empty() && !self.fits(body.len()) {
                 let segment = self.next_segment;
                 if let Err(error) = self.advance(Purpose::Relief) {
                     self.settles.put_back(settles);
+                    self.refused = true;
                     return match error {
                         AppendError::Io(source) => Err(CommitError { segment, written: false, source }),
                         _ => Ok(pushed),

@@ -6,9 +6,10 @@ use std::io;
 use super::disk::{Disk, DiskFile, Entry};
 use super::error::OpenError;
 use super::format::{
-    COPY_PREFIX, HEADER_BYTES, Kind, RECORDS, Recognised, SECOND_HEADER, Salt, SegmentHeader, VERSION,
-    number_in, quarantine_name, segment_name, u64_at,
+    COPY_PREFIX, HEADER_BYTES, Kind, RECORD_HEADER, RECORDS, Recognised, SECOND_HEADER, Salt, SegmentHeader,
+    VERSION, number_in, quarantine_name, segment_name, u64_at,
 };
+use super::head::Resumable;
 use super::live::SeqSet;
 use super::scan::{Item, Scan, scan};
 use super::segment::Segment;
@@ -16,9 +17,11 @@ use super::{Place, settles};
 
 /// Damaged spots that are described one by one and copied; further ones are only counted.
 const DESCRIBED: usize = 64;
-/// How far sequence numbers jump where the log was not sealed, or is damaged: the last ones that were used may be among
+/// How far sequence numbers jump where the newest segment is damaged or missing: the last ones that were used may be among
 /// what is lost, and a number that was seen outside must not name another record.
 const JUMP: u64 = 1 << 28;
+/// Sequence numbers that a segment may have behind its first one when it is written again. They have 32 bits.
+const MAX_DELTA: u64 = 1 << 31;
 /// What is given up at once where the disk cannot read.
 const UNREADABLE_BYTES: usize = 4096;
 
@@ -76,6 +79,8 @@ pub(super) struct Recovered {
     pub(super) shadowed: BTreeMap<u32, SeqSet>,
     /// Files without a readable header.
     pub(super) unreadable: Vec<String>,
+    /// The newest segment, if it can be written again.
+    pub(super) resumable: Option<Resumable>,
     pub(super) report: Report,
 }
 
@@ -104,6 +109,7 @@ pub(super) fn recover<D: Disk>(
         live: SeqSet::default(),
         shadowed: BTreeMap::new(),
         unreadable: Vec::new(),
+        resumable: None,
         report: Report::default(),
     };
     let mut recovery = Recovery {
@@ -120,9 +126,15 @@ pub(super) fn recover<D: Disk>(
     }
     let mut out = recovery.out;
     out.report.records = out.live.len();
-    if out.report.damaged > 0 || !recovery.sealed {
-        out.next_seq += JUMP;
-    }
+    out.next_seq += match &out.resumable {
+        Some(Resumable { sealed: true, .. }) => 0,
+        // What a disk has lost that did not do what it said stood between here and the end of the file.
+        Some(resumable) => u64::from(resumable.bytes - resumable.end) / RECORD_HEADER as u64,
+        None if out.report.damaged > 0 || !recovery.sealed => JUMP,
+        None => 0,
+    };
+    let newest = out.segments.last_key_value().map_or(0, |(_, segment)| segment.base_seq);
+    out.resumable = out.resumable.filter(|_| out.next_seq - newest < MAX_DELTA);
     Ok(out)
 }
 
@@ -195,11 +207,9 @@ impl<D: Disk> Recovery<'_, D> {
         let until = if short { file_bytes as u32 } else { header.bytes };
         let wanted = end.map_or(until, |(end, _)| end).max(RECORDS);
         let file = self.disk.open(&segment_name(number))?;
-        if newest {
-            // A process that was killed may leave in the cache what is not on the disk, and a power cut must not change
-            // later what was found now. What a failure here loses was never acknowledged.
-            let _ = file.sync().and_then(|()| self.disk.sync());
-        }
+        // A process that was killed may leave in the cache what is not on the disk, and a power cut must not change
+        // later what was found now. What a failure here loses was never acknowledged.
+        let synced = newest && file.sync().and_then(|()| self.disk.sync()).is_ok();
         read_what_can_be(&file, &mut self.bytes, wanted as usize)?;
         // What a lost tail held is damage as well.
         self.bytes.resize(wanted as usize, 0);
@@ -237,6 +247,15 @@ impl<D: Disk> Recovery<'_, D> {
         self.out.next_seq = self.out.next_seq.max(header.base_seq);
         self.settles(number, &scan, &mut segment);
         self.records(number, &scan, &mut segment, seen);
+        let sound = damaged == self.out.report.damaged && file_bytes == u64::from(header.bytes);
+        // One with a higher number cannot be read: that was the head.
+        let was_head = end.is_none() && self.out.next_segment - 1 == number;
+        if synced && sound && was_head {
+            // The first commit takes the seal's place.
+            let end = scan.end - if scan.sealed { RECORD_HEADER as u32 } else { 0 };
+            let (bytes, sealed) = (header.bytes, scan.sealed);
+            self.out.resumable = Some(Resumable { number, end, bytes, stale: scan.stale, sealed });
+        }
         self.out.segments.insert(number, segment);
         Ok(())
     }

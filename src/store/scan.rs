@@ -39,11 +39,15 @@ pub(super) struct Scan {
     pub(super) sealed: bool,
     /// Whether something other than zeros stands at the end.
     pub(super) torn: bool,
+    /// Where the last record ends that checks and does not count, because it stands behind a torn commit or behind the
+    /// seal; not behind `end` if there is none.
+    pub(super) stale: u32,
 }
 
 /// Reads the records of a segment. `bytes` is all of it, its header included, up to its end where that is `known`.
 pub(super) fn scan(bytes: &[u8], salt: Salt, known: bool) -> Scan {
-    let mut scan = Scan { items: Vec::new(), holes: Vec::new(), end: RECORDS, sealed: false, torn: false };
+    let mut scan =
+        Scan { items: Vec::new(), holes: Vec::new(), end: RECORDS, sealed: false, torn: false, stale: 0 };
     let limit = bytes.len() as u32;
     let mut offset = RECORDS;
     while offset < limit && !scan.sealed {
@@ -73,6 +77,11 @@ pub(super) fn scan(bytes: &[u8], salt: Salt, known: bool) -> Scan {
     }
     let tail = &bytes[(scan.end.min(limit)) as usize..];
     scan.torn = !scan.sealed && tail.iter().take(RECORD_HEADER).any(|byte| *byte != 0);
+    if scan.sealed && !known {
+        // A commit over the seal of the last process may be there without its first sector.
+        let last = (scan.end..limit).rev().find_map(|at| Some(at + header_at(bytes, salt, at)?.total()));
+        scan.stale = last.unwrap_or(0);
+    }
     scan
 }
 
@@ -102,7 +111,7 @@ impl Scan {
         };
         self.items.retain(|item| item.offset < torn);
         self.holes.retain(|hole| hole.offset < torn);
-        self.end = torn;
+        (self.stale, self.end) = (self.end, torn);
         self.torn = true;
     }
 
@@ -125,11 +134,14 @@ impl Scan {
     }
 
     /// How many records are known to be missing, by the gaps between sequence numbers and by headers without a body.
+    /// Settles without content say that a process began here, with numbers that leave some out.
     pub(super) fn lost(&self) -> u64 {
         let mut lost = 0;
         let mut expected = 0;
         for Item { header, .. } in &self.items {
-            lost += u64::from(header.delta.saturating_sub(expected));
+            if header.kind != Kind::Settle || header.len > 0 {
+                lost += u64::from(header.delta.saturating_sub(expected));
+            }
             expected = header.delta + u32::from(header.kind == Kind::Record);
         }
         let copies =

@@ -5,27 +5,32 @@ use std::io;
 use super::disk::{Disk, Entry};
 use super::format::{number_in, spare_name};
 
-/// Emptied segments that are kept: the reserve, and the next head.
-const KEPT: usize = 2;
+/// Logs of at least so many segments have two of them in reserve: when settles have filled the one, most of what they take
+/// there can be given back by writing them once more, together, into the other.
+const TWO_IN_RESERVE: u64 = 16;
 
 /// The spare files in the directory.
 #[derive(Debug, Default)]
 pub(super) struct Spares {
     free: Vec<u32>,
     next: u32,
+    /// How many are kept for settles.
+    pub(super) reserve: usize,
     /// The disk was full; set back when it is worth another try.
     pub(super) disk_full: bool,
 }
 
 impl Spares {
     /// Those of this length; others are of no use.
-    pub(super) fn new(files: &[Entry], segment_bytes: u32) -> (Self, Vec<String>) {
-        let mut spares = Self::default();
+    pub(super) fn new(files: &[Entry], segment_bytes: u32, max_bytes: u64) -> (Self, Vec<String>) {
+        let segments = max_bytes / u64::from(segment_bytes);
+        let reserve = if segments >= TWO_IN_RESERVE { 2 } else { 1 };
+        let mut spares = Self { reserve, ..Self::default() };
         let mut useless = Vec::new();
         for file in files {
             let Some(number) = number_in(&file.name, ".spare") else { continue };
             spares.next = spares.next.max(number.wrapping_add(1));
-            if file.bytes == u64::from(segment_bytes) && spares.free.len() < KEPT {
+            if file.bytes == u64::from(segment_bytes) && spares.wants_more() {
                 spares.free.push(number);
             } else {
                 useless.push(file.name.clone());
@@ -38,8 +43,14 @@ impl Spares {
         self.free.len()
     }
 
+    /// The reserve, and the next head.
     pub(super) fn wants_more(&self) -> bool {
-        self.free.len() < KEPT
+        self.free.len() < self.reserve + 1
+    }
+
+    /// Whether all of the reserve is there.
+    pub(super) fn has_reserve(&self) -> bool {
+        self.free.len() >= self.reserve
     }
 
     pub(super) fn take(&mut self) -> Option<u32> {

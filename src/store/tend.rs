@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::batch::total;
 use super::disk::Disk;
 use super::error::TendError;
 use super::format::{COPY_PREFIX, Kind, segment_name};
@@ -23,7 +24,16 @@ const SETTLE_BYTES: u64 = 3;
 pub(super) struct Emptying {
     segment: u32,
     /// What is still to be copied, the last first; nothing before it was read.
-    left: Option<Vec<(u64, u32)>>,
+    left: Option<Vec<Living>>,
+}
+
+/// A record that is to be copied.
+#[derive(Clone, Copy, Debug)]
+struct Living {
+    seq: u64,
+    offset: u32,
+    /// What its copy takes.
+    bytes: u32,
 }
 
 impl<D: Disk> Log<D> {
@@ -42,8 +52,10 @@ impl<D: Disk> Log<D> {
         self.remove_dead()?;
         // What is missing shows when something is appended.
         let half_full = self.head.is_some() && !self.fits(self.settings.segment_bytes as usize / 2);
-        if self.spares.len() == 0 || half_full && self.spares.wants_more() {
-            let _ = self.add_spare();
+        while !self.spares.has_reserve() || (half_full || self.refused) && self.spares.wants_more() {
+            if self.add_spare(Purpose::Append).is_err() {
+                break;
+            }
         }
         if self.emptying.is_none() {
             let segment = self.shadowed.keys().next().copied().or_else(|| self.victim());
@@ -83,7 +95,9 @@ impl<D: Disk> Log<D> {
 
     fn is_free(&self, number: u32) -> bool {
         let newest = self.segments.last_key_value().is_some_and(|(newest, _)| *newest == number);
-        let held_back = !self.shadowed.is_empty() && !self.shadowed.contains_key(&number);
+        // What is older than the records that live elsewhere as well settles none of them.
+        let shadowed = self.shadowed.first_key_value().is_some_and(|(first, _)| *first < number);
+        let held_back = shadowed && !self.shadowed.contains_key(&number);
         let held_back = held_back || self.haunted == Some(number);
         !newest && !held_back && !self.is_guard(number) && self.needing(number).next().is_none()
     }
@@ -107,7 +121,9 @@ impl<D: Disk> Log<D> {
         let segment = &self.segments[&number];
         // What is to be cut may be so already, if that failed half-way.
         let usual = segment.bytes == self.settings.segment_bytes && !segment.to_cut;
-        let done = if usual && self.spares.wants_more() {
+        // A reserve that was made beyond the bound is given back when there is another.
+        let within = !self.spares.has_reserve() || self.bytes() <= self.settings.max_bytes;
+        let done = if usual && within && self.spares.wants_more() {
             self.spares.keep(&mut self.disk, &name)
         } else {
             self.disk.remove(&name).and_then(|()| self.disk.sync())
@@ -137,7 +153,8 @@ impl<D: Disk> Log<D> {
         let slack = SLACK_SEGMENTS * u64::from(self.settings.segment_bytes);
         // Bytes written for each byte won, as numerator and denominator.
         let (most, of) = match () {
-            () if self.refused => (4, 5),
+            // Without the reserve nothing else is as urgent.
+            () if self.refused || !self.spares.has_reserve() => (4, 5),
             () if dead > live + slack => (1, 2),
             () if dead > slack => (1, 8),
             () => return None,
@@ -146,9 +163,14 @@ impl<D: Disk> Log<D> {
         sealed()
             .filter(|(number, _)| Some(**number) != newest && !self.is_guard(**number))
             .map(|(number, segment)| (self.cost(*number), u64::from(segment.bytes), *number))
-            .filter(|(cost, gain, _)| cost * of <= gain * most)
+            .filter(|(cost, gain, number)| cost * of <= gain * most && self.has_room_for(*number))
             .min_by_key(|(cost, gain, _)| cost * 1000 / gain.max(&1))
             .map(|(_, _, number)| number)
+    }
+
+    /// Whether what would be written could be.
+    fn has_room_for(&self, number: u32) -> bool {
+        self.spares.len() > 0 || self.resumable.is_some() || self.fits(self.cost(number) as usize)
     }
 
     fn cost(&self, number: u32) -> u64 {
@@ -179,6 +201,10 @@ impl<D: Disk> Log<D> {
             None => self.living(number)?,
         };
         let copies = self.copy(number, &mut left)?;
+        if copies.is_empty() && !left.is_empty() && !self.shadowed.contains_key(&number) {
+            // Another one may have room.
+            return Ok(false);
+        }
         self.commit()?;
         for &(seq, place) in &copies {
             self.shadowed.entry(number).or_default().insert(seq);
@@ -206,7 +232,12 @@ impl<D: Disk> Log<D> {
 
     /// Writes once more what `number` says of the records of an older segment.
     fn settle_again(&mut self, number: u32, other: u32) -> Result<bool, TendError> {
-        for (seq, _) in self.records(other)? {
+        self.commit()?;
+        if !self.settles.is_empty() {
+            // They would gather, from one attempt to the next.
+            return Ok(false);
+        }
+        for Living { seq, .. } in self.records(other)? {
             if !self.live.contains(seq) {
                 self.settles.add(other, seq);
             }
@@ -222,45 +253,44 @@ impl<D: Disk> Log<D> {
     }
 
     /// What lives in a segment and nowhere else, the last first.
-    fn living(&mut self, number: u32) -> io::Result<Vec<(u64, u32)>> {
+    fn living(&mut self, number: u32) -> io::Result<Vec<Living>> {
         let mut living = self.records(number)?;
         let elsewhere = self.shadowed.get(&number);
-        living.retain(|(seq, _)| {
+        living.retain(|Living { seq, .. }| {
             self.live.contains(*seq) && !elsewhere.is_some_and(|elsewhere| elsewhere.contains(*seq))
         });
         living.reverse();
         Ok(living)
     }
 
-    /// All records of a segment that check, with their offsets.
-    fn records(&mut self, number: u32) -> io::Result<Vec<(u64, u32)>> {
+    /// All records of a segment that check.
+    fn records(&mut self, number: u32) -> io::Result<Vec<Living>> {
         let segment = &self.segments[&number];
         let file = self.disk.open(&segment_name(number))?;
         let mut bytes = Vec::new();
         read_what_can_be(&file, &mut bytes, segment.end as usize)?;
         let scan = scan(&bytes, segment.salt, true);
-        let records = scan
-            .items
-            .iter()
-            .filter_map(|item| Some((record(item, segment.base_seq, &bytes)?.0, item.offset)));
+        let records = scan.items.iter().filter_map(|item| {
+            let (seq, body) = record(item, segment.base_seq, &bytes)?;
+            let bytes = total(Kind::Copy, body.len()) as u32;
+            Some(Living { seq, offset: item.offset, bytes })
+        });
         Ok(records.collect())
     }
 
     /// Puts copies into the batch, as many as a step may have.
-    fn copy(&mut self, number: u32, left: &mut Vec<(u64, u32)>) -> Result<Vec<(u64, Place)>, TendError> {
+    fn copy(&mut self, number: u32, left: &mut Vec<Living>) -> Result<Vec<(u64, Place)>, TendError> {
+        self.resume();
         let mut copies = Vec::new();
         let mut body = Vec::new();
-        // Once begun it must be ended, so that it is not begun without room.
+        // Once begun it must be ended, so that it is not begun without room for it and what is settled meanwhile.
         let begun = self.shadowed.contains_key(&number);
-        let live_bytes = self.segments[&number].live_bytes() as usize;
-        if !begun && self.spares.len() == 0 && !self.fits(2 * live_bytes) {
+        left.retain(|record| self.live.contains(record.seq));
+        let needed: usize = left.iter().map(|record| record.bytes as usize).sum();
+        if !begun && self.spares.len() == 0 && !self.fits(needed + needed / 8) {
             return Ok(copies);
         }
-        while let Some(&(seq, offset)) = left.last() {
-            if !self.live.contains(seq) {
-                left.pop();
-                continue;
-            }
+        while let Some(&Living { seq, offset, .. }) = left.last() {
             match self.read(Place { segment: number, offset }, seq, &mut body) {
                 Ok(()) => {}
                 Err(ReadError::Io { source, .. }) => return Err(source.into()),

@@ -4,6 +4,7 @@ mod damage;
 mod files;
 mod lives;
 mod refused;
+mod reserve;
 mod space;
 
 use std::collections::BTreeMap;

@@ -237,7 +237,7 @@ impl Device {
         for outlet in outlets.iter_mut() {
             while let Some((priority, waiting)) = outlet.waiting.pop() {
                 // Dropped, it is released.
-                if !waiting.verdict.is_wanted() {
+                if !waiting.verdict.is_wanted(false) {
                     continue;
                 }
                 let has_credit = path.has_credit(outlet);
@@ -455,13 +455,22 @@ impl Device {
         self.outlets.iter().any(|outlet| !outlet.waiting.is_empty() && !outlet.in_line)
     }
 
+    /// Releases what waits and is not wanted any more.
+    pub(super) fn recall(&mut self) {
+        for outlet in &mut self.outlets {
+            outlet.waiting.retain(|waiting| waiting.verdict.is_wanted(false));
+        }
+    }
+
     /// Releases what waits and is `meant`; with one that is to stay in order, all that are.
     pub(super) fn release_waiting(&mut self, meant: impl Fn(&Patience) -> bool) {
         let all = |outlet: &Outlet| outlet.waiting.patiences().any(|it| it.in_order && meant(it));
         let in_order = self.outlets.iter().any(all);
         for outlet in &mut self.outlets {
             // Dropping the verdict of what was never sent releases it.
-            outlet.waiting.retain(|patience| !(meant(patience) || in_order && patience.in_order));
+            outlet
+                .waiting
+                .retain(|Waiting { patience, .. }| !(meant(patience) || in_order && patience.in_order));
         }
     }
 }

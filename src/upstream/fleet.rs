@@ -369,6 +369,15 @@ impl Fleet {
         }
     }
 
+    /// See [`Upstream::recall`](super::Upstream::recall).
+    pub(super) fn recall(&mut self, id: &DeviceId) {
+        if let Some(Place { hub, uplink, device }) = self.places.get(id).copied()
+            && let Some(line) = self.uplink((hub, uplink))
+        {
+            line.recall(device);
+        }
+    }
+
     /// See [`Subscription::settle`](super::Subscription::settle).
     pub(super) fn settle(&mut self, id: &DeviceId, serial: u64, command: CommandId, outcome: &Outcome) {
         if let Some(uplink) = self.places.get(id).copied()

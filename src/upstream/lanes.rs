@@ -87,11 +87,11 @@ impl Lanes {
     }
 
     /// Keeps what `keep` wants; the rest is dropped, which releases it.
-    pub(super) fn retain(&mut self, mut keep: impl FnMut(&Patience) -> bool) {
+    pub(super) fn retain(&mut self, mut keep: impl FnMut(&Waiting) -> bool) {
         let bytes = &mut self.bytes;
         self.lanes.retain_mut(|(_, lane)| {
             lane.retain(|waiting| {
-                let kept = keep(&waiting.patience);
+                let kept = keep(waiting);
                 *bytes -= if kept { 0 } else { waiting.share.bytes() };
                 kept
             });
@@ -178,7 +178,7 @@ mod tests {
         for ticket in 0..10 {
             lanes.push((ticket % 3) as u8, message(&load, ticket));
         }
-        lanes.retain(|patience| patience.through_outage);
+        lanes.retain(|waiting| waiting.patience.through_outage);
         assert_eq!(lanes.bytes(), load.waiting_bytes());
         let left: Vec<u64> = lanes.drain().map(|waiting| waiting.verdict.ticket()).collect();
         assert_eq!(left, [2, 8, 4, 0, 6]);

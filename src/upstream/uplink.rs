@@ -418,6 +418,13 @@ impl Uplink {
         }
     }
 
+    /// Releases what of a device waits and is not wanted any more.
+    pub(super) fn recall(&mut self, key: Key<Device>) {
+        if let Some(device) = self.devices.get_mut(key) {
+            device.recall();
+        }
+    }
+
     /// See [`Subscription::settle`](super::Subscription::settle).
     pub(super) fn settle(&mut self, key: Key<Device>, serial: u64, command: CommandId, outcome: &Outcome) {
         if command.settled {

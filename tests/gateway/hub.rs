@@ -583,7 +583,8 @@ impl Peer {
                 let mut message = BytesMut::new();
                 put_data(&mut message, &body);
                 let out = OutgoingMessage { message: &message, ..OutgoingMessage::default() };
-                let session = machine.session_of_link(link).unwrap();
+                // The peer may have detached it meanwhile.
+                let Some(session) = machine.session_of_link(link) else { return };
                 let unsettled = self.unsettled.entry(session).or_default();
                 self.senders.get_mut(&link).unwrap().send(machine, unsettled, out, body).unwrap();
             }

@@ -236,7 +236,7 @@ class Watch:
                     raise Failure(f"{device}: {field} is {found[field]!r}, not {wanted[field]!r}")
             for key, value in wanted["system"].items():
                 if found["system"].get(key) != value:
-                    raise Failure(f"{device}: {key} is {message['system'].get(key)!r}, not {value!r}, in {message['system']}")
+                    raise Failure(f"{device}: {key} is {found['system'].get(key)!r}, not {value!r}, in {found['system']}")
 
     def stop(self):
         self._process.kill()

@@ -20,7 +20,7 @@ from processes import Failure, stop_all  # noqa: E402
 from scenario import SCENARIOS  # noqa: E402
 from stacks import Fe2o3  # noqa: E402
 
-MAPPED = ("uplink", "commands", "bad_input", "outage", "startup", "registry", "mapped_brokers", "mqtt")
+MAPPED = ("uplink", "commands", "bad_input", "outage", "startup", "registry", "mapped_brokers", "mqtt", "mqtt_azure")
 ROUTED = ("attaching", "deliveries", "holding", "connectors", "listeners", "stacks", "artemis", "transport", "restart")
 for module in (*MAPPED, *ROUTED):
     importlib.import_module(f"scenarios.{module}")

@@ -59,6 +59,8 @@ enum Answer {
     Again,
     /// The repetition's PUBREL came first: nothing is left to be said.
     Through,
+    /// Nobody has it and nothing is said, until the client sends it again over another connection.
+    Withheld,
 }
 
 /// Taken, and told so by PUBREC.
@@ -113,6 +115,11 @@ impl Incoming {
             .collect();
     }
 
+    /// Whether an earlier connection's message has no verdict.
+    pub(crate) fn awaits_earlier(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| !rare.earlier.is_empty())
+    }
+
     /// Gives the state to a session; nothing is left.
     pub(crate) fn leave(&mut self, session: &mut Session) {
         let waiting = mem::take(&mut self.waiting);
@@ -134,7 +141,7 @@ impl Incoming {
                 // Decided, and not told: the client publishes it again, and then hears of it.
                 Answer::Reply(reply) if reply.code() >= 0x80 => {}
                 Answer::Reply(_) | Answer::Again => session.unreleased.push(waiting.packet_id),
-                Answer::Through => {}
+                Answer::Through | Answer::Withheld => {}
             }
         }
     }
@@ -204,25 +211,35 @@ impl Incoming {
 
     /// Keeps the answer for a PUBLISH; the first answer counts, and an unknown token changes nothing.
     pub(crate) fn settle(&mut self, token: PublishToken, reply: PublishReply, words: Option<&str>) {
-        let token = if token.number() < self.first { self.settle_earlier(token, reply) } else { Some(token) };
-        let Some(token) = token else { return };
-        let index = token.number().checked_sub(self.first).and_then(|index| usize::try_from(index).ok());
-        if let Some(waiting) = index.and_then(|index| self.waiting.get_mut(index))
-            && waiting.answer == Answer::Undecided
+        let is_taken = reply.code() < 0x80;
+        if let Some(token) = self.decide(token, Answer::Reply(reply), is_taken)
+            && let Some(words) = words
         {
-            waiting.answer = Answer::Reply(reply);
-            if let Some(words) = words {
-                self.rare().words.push((token, words.into()));
-            }
+            self.rare().words.push((token, words.into()));
         }
     }
 
+    /// Nobody has the message, and its answer never leaves.
+    pub(crate) fn withhold(&mut self, token: PublishToken) {
+        self.decide(token, Answer::Withheld, false);
+    }
+
+    /// Says under which token the PUBLISH waits, if it does.
+    fn decide(&mut self, token: PublishToken, answer: Answer, is_taken: bool) -> Option<PublishToken> {
+        let is_earlier = token.number() < self.first;
+        let token = if is_earlier { self.decide_earlier(token, is_taken)? } else { token };
+        let index = usize::try_from(token.number().checked_sub(self.first)?).ok()?;
+        let waiting = self.waiting.get_mut(index).filter(|waiting| waiting.answer == Answer::Undecided)?;
+        waiting.answer = answer;
+        Some(token)
+    }
+
     /// The answer to a PUBLISH of an earlier connection; says under which token it waits here.
-    fn settle_earlier(&mut self, token: PublishToken, reply: PublishReply) -> Option<PublishToken> {
+    fn decide_earlier(&mut self, token: PublishToken, is_taken: bool) -> Option<PublishToken> {
         let rare = self.rare.as_mut()?;
         let at = rare.earlier.iter().position(|earlier| earlier.undecided.token == token)?;
         let earlier = rare.earlier.swap_remove(at);
-        if earlier.again.is_none() && reply.code() < 0x80 {
+        if earlier.again.is_none() && is_taken {
             rare.insert(Unreleased { packet_id: earlier.undecided.packet_id, counts: false });
         }
         earlier.again
@@ -233,7 +250,7 @@ impl Incoming {
         loop {
             let Waiting { packet_id, qos, answer } = *self.waiting.front()?;
             let (reply, refused) = match answer {
-                Answer::Undecided => return None,
+                Answer::Undecided | Answer::Withheld => return None,
                 Answer::Reply(reply) => (Some(reply), refusals_end && reply.code() >= 0x80),
                 Answer::Again => (Some(PublishReply::Success), false),
                 Answer::Through => (None, false),
@@ -265,7 +282,7 @@ impl Incoming {
                     waiting.answer = Answer::Through;
                     Ok(true)
                 }
-                Answer::Undecided | Answer::Reply(_) => {
+                Answer::Undecided | Answer::Withheld | Answer::Reply(_) => {
                     Err(Violation::Protocol("PUBREL before PUBREC")) // MQTT 5 4.3.3-5
                 }
             };
@@ -383,5 +400,33 @@ mod tests {
         assert_eq!(std::iter::from_fn(|| pop(&mut incoming)).count(), 100);
         assert_eq!(incoming.waiting.capacity(), 0);
         assert!(incoming.rare.is_none());
+    }
+
+    #[test]
+    fn what_is_withheld_is_never_answered_and_is_new_when_it_comes_again() {
+        let mut incoming = Incoming::default();
+        let withheld = arrive(&mut incoming, 7, QoS::ExactlyOnce);
+        let behind = arrive(&mut incoming, 8, QoS::ExactlyOnce);
+        incoming.withhold(withheld);
+        incoming.settle(behind, PublishReply::Success, None);
+        incoming.settle(withheld, PublishReply::Success, None);
+        assert_eq!(pop(&mut incoming), None);
+        assert!(incoming.release(id(7)).is_err(), "PUBREL before PUBREC");
+        let mut session = Session::default();
+        incoming.leave(&mut session);
+        let mut next = Incoming::default();
+        next.resume(&mut session);
+        assert_eq!(next.release(id(8)), Ok(true));
+        let undecided = arrive(&mut next, 7, QoS::ExactlyOnce);
+        // The same over one more connection.
+        next.leave(&mut session);
+        let mut last = Incoming::default();
+        last.resume(&mut session);
+        let again = last.arrive(id(7), QoS::ExactlyOnce, true, Repeats::AfterReconnect);
+        assert_eq!(again, Ok(Arrived::Known));
+        last.withhold(undecided);
+        assert_eq!(pop(&mut last), None);
+        last.leave(&mut session);
+        assert!(session.is_empty());
     }
 }

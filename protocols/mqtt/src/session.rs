@@ -51,6 +51,11 @@ impl Session {
         self.unreleased.len() + self.undecided.len()
     }
 
+    /// Messages of QoS 2 without a verdict, which [`Session::decide`] awaits.
+    pub fn undecided(&self) -> impl Iterator<Item = PublishToken> {
+        self.undecided.iter().map(|undecided| undecided.token)
+    }
+
     /// The identifiers under which messages were sent to the client and not acknowledged, in their order. Each is
     /// either sent again, by [`Connection::publish_again`](crate::Connection::publish_again), or given up.
     pub fn unacknowledged(&self) -> &[PacketId] {

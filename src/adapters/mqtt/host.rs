@@ -29,6 +29,8 @@ pub(super) trait Host {
     fn prove(&self, device: &DeviceId, token: &Secret, verdict: Verdict);
     /// See [`Outbound::send`](crate::outbound::Outbound::send).
     fn send(&self, message: Message, patience: Patience, verdict: Verdict);
+    /// See [`Outbound::recall`](crate::outbound::Outbound::recall).
+    fn recall(&self, device: &DeviceId);
     /// See [`Upstream::subscribe`](crate::upstream::Upstream::subscribe).
     fn subscribe(
         &self,
@@ -70,6 +72,10 @@ impl Host for Worker {
 
     fn send(&self, message: Message, patience: Patience, verdict: Verdict) {
         self.outbound.send(message, patience, verdict);
+    }
+
+    fn recall(&self, device: &DeviceId) {
+        self.outbound.recall(device);
     }
 
     fn subscribe(

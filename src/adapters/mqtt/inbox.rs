@@ -108,8 +108,29 @@ pub(super) struct Inbox {
     /// The client is gone without a goodbye: it will send again what it has no answer for.
     deserted: Cell<bool>,
     waker: RefCell<Option<Waker>>,
-    /// Where outcomes go when the connection is gone and its session is not.
-    late: RefCell<Option<Arc<Late>>>,
+    /// What is left when the connection is gone and its session is not.
+    heir: RefCell<Option<Box<Heir>>>,
+}
+
+/// The session's next connection, as far as this one's messages are concerned.
+#[derive(Debug)]
+struct Heir {
+    /// Where their outcomes go.
+    late: Arc<Late>,
+    /// QoS 2: where the first attempt got there, these are no new messages when the client sends them again. Sorted.
+    awaited: Box<[PublishToken]>,
+}
+
+impl Heir {
+    fn awaits(&self, token: PublishToken) -> bool {
+        self.awaited.binary_search(&token).is_ok()
+    }
+
+    fn hears(&self, token: PublishToken, outcome: Outcome) {
+        if self.awaits(token) {
+            self.late.put(token, outcome);
+        }
+    }
 }
 
 impl Inbox {
@@ -170,14 +191,17 @@ impl Inbox {
         self.ended.take()
     }
 
-    /// From now on the outcomes are for the session's next connection.
-    pub(super) fn forward(&self, late: &Arc<Late>) {
+    /// From now on the outcomes are for the session's next connection, which waits for some of them.
+    pub(super) fn forward(&self, late: &Arc<Late>, awaited: impl Iterator<Item = PublishToken>) {
+        let mut awaited: Box<[PublishToken]> = awaited.collect();
+        awaited.sort_unstable();
+        let heir = Heir { late: Arc::clone(late), awaited };
         for (ticket, outcome) in self.outcomes.take() {
             if let Some(token) = ticket.token() {
-                late.put(token, outcome);
+                heir.hears(token, outcome);
             }
         }
-        self.late.replace(Some(Arc::clone(late)));
+        self.heir.replace(Some(Box::new(heir)));
     }
 
     fn wake(&self) {
@@ -197,8 +221,8 @@ impl Report for Inbox {
                 telemetry::qos_0_dropped().inc();
             }
         }
-        if let (Some(token), Some(late)) = (ticket.token(), &*self.late.borrow()) {
-            return late.put(token, outcome);
+        if let (Some(token), Some(heir)) = (ticket.token(), &*self.heir.borrow()) {
+            return heir.hears(token, outcome);
         }
         // Of what nobody waits for only a refusal is worth a look.
         if ticket.token().is_some() || matches!(outcome, Outcome::Rejected(_)) {
@@ -207,8 +231,12 @@ impl Report for Inbox {
         }
     }
 
-    fn is_wanted(&self, ticket: u64) -> bool {
-        !(self.deserted.get() && Ticket::from_number(ticket).token().is_some())
+    fn is_wanted(&self, ticket: u64, may_be_there: bool) -> bool {
+        match (Ticket::from_number(ticket).token(), &*self.heir.borrow()) {
+            (Some(token), Some(heir)) if heir.awaits(token) => may_be_there,
+            (Some(_), _) => !self.deserted.get(),
+            (None, _) => true,
+        }
     }
 }
 

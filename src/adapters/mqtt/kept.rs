@@ -11,9 +11,9 @@ use tokio::sync::oneshot;
 
 use super::in_flight::KeptCommand;
 
-/// Outcomes that may wait for a session's next connection, some 60 bytes each. More are dropped: their messages are new
-/// ones when they come again.
-const MAX_LATE: usize = 1024;
+/// Outcomes that may wait for a session's next connection, some 60 bytes each: one for each identifier that a message can
+/// have, so that none is ever dropped.
+const MAX_LATE: usize = u16::MAX as usize;
 
 /// The state of a session between two connections.
 #[derive(Debug, Default)]

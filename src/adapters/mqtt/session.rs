@@ -63,6 +63,8 @@ pub(super) struct Session<H: Host> {
     commands: Option<Box<Commands<H::Subscription>>>,
     /// When the pause is over, and the connection with it.
     paused_until: Option<Instant>,
+    /// How long what an earlier connection has sent is waited for, before anything new is taken.
+    earlier_until: Option<Instant>,
     /// Nothing new is taken: the gateway stops.
     draining: bool,
     /// The client sends nothing more; it may still hear.
@@ -106,6 +108,7 @@ impl<H: Host> Session<H> {
             joining: None,
             commands: None,
             paused_until: None,
+            earlier_until: None,
             draining: false,
             input_ended: false,
             left: false,
@@ -141,6 +144,7 @@ impl<H: Host> Session<H> {
         while let Some((token, outcome)) = self.client.as_ref().and_then(|client| client.late.next()) {
             self.settle_late(token, &outcome, now);
         }
+        self.wait_for_earlier(now);
         while let Some((ticket, outcome)) = self.inbox.next_outcome() {
             self.settle(ticket, &outcome, now);
         }
@@ -193,7 +197,17 @@ impl<H: Host> Session<H> {
     }
 
     fn is_held_back(&self) -> bool {
-        (self.draining || self.paused_until.is_some()) && !self.machine.is_closed()
+        let waits = self.draining || self.paused_until.is_some() || self.earlier_until.is_some();
+        waits && !self.machine.is_closed()
+    }
+
+    /// What an earlier connection has sent, perhaps over another worker, is to be there first; for so long.
+    fn wait_for_earlier(&mut self, now: Instant) {
+        if self.earlier_until.is_some_and(|until| until <= now || !self.machine.awaits_earlier()) {
+            self.earlier_until = None;
+            // There may be input that nobody has been asked for.
+            self.again = true;
+        }
     }
 
     fn handle_event(&mut self, event: Event, now: Instant) {
@@ -303,11 +317,13 @@ impl<H: Host> Session<H> {
         emit(PublishRejected { device: &client.device, rejection: &rejection, first });
     }
 
+    /// The client is told of an outcome, or the connection ends without a word about it. Then the session must not wait
+    /// for an outcome either: what the client sends again is a new message.
     fn answer(&mut self, version: Version, token: PublishToken, outcome: &Outcome, now: Instant) {
         match version {
             Version::V311 => match reply_3(outcome, OnRejected::default()) {
                 Reply3::Acknowledge | Reply3::AcknowledgeAndDeadLetter => {
-                    self.machine.acknowledge(token, PublishReply::Success);
+                    return self.machine.acknowledge(token, PublishReply::Success);
                 }
                 Reply3::Pause => self.pause(now),
                 Reply3::Close => self.close(DisconnectReason::ServerBusy, End::of(outcome)),
@@ -318,12 +334,13 @@ impl<H: Host> Session<H> {
                         Outcome::Rejected(rejection) => Some(&*rejection.description),
                         Outcome::Accepted | Outcome::Released | Outcome::Unknown => None,
                     };
-                    self.machine.acknowledge_because(token, words::puback(code), why);
+                    return self.machine.acknowledge_because(token, words::puback(code), why);
                 }
                 Reply5::Pause => self.pause(now),
                 Reply5::Disconnect(code) => self.close(words::disconnect(code), End::of(outcome)),
             },
         }
+        self.machine.withhold(token);
     }
 
     fn pause(&mut self, now: Instant) {
@@ -463,6 +480,7 @@ impl<H: Host> Machine for Session<H> {
 
     fn poll_timeout(&self) -> Option<Instant> {
         let pause = self.paused_until.filter(|_| !self.machine.is_closed());
-        self.machine.poll_timeout().into_iter().chain(pause).chain(self.door_closes_at()).min()
+        let waits = pause.into_iter().chain(self.earlier_until).chain(self.door_closes_at());
+        self.machine.poll_timeout().into_iter().chain(waits).min()
     }
 }

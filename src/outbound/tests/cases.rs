@@ -6,7 +6,7 @@ use fieldgate_mappings::delivery::OnError;
 use fieldgate_mappings::message::MessageId;
 use fieldgate_mappings::{Delivery, Outcome, Reason};
 
-use super::world::{Mood, World, burying, full, read, rejected, spooling, storing};
+use super::world::{Mood, World, burying, device, full, read, rejected, spooling, storing};
 use crate::outbound::lanes::{MAX_KEPT_BYTES, ROOM_RETRY};
 use crate::outbound::{GRACE, STOP_GRACE};
 use crate::spool::{Entry, Refusal, Stored};
@@ -108,15 +108,36 @@ fn what_a_lost_client_will_send_again_does_not_come_behind_that() {
     world.hub.borrow_mut().mood = Mood::NoCredit;
     world.send(3, spooling(), Hears::Acceptance);
     world.turn();
-    assert!(world.hub.borrow().pending.iter().all(|pending| pending.verdict.as_ref().unwrap().is_wanted()));
+    assert!(
+        world.hub.borrow().pending.iter().all(|pending| pending.verdict.as_ref().unwrap().is_wanted(false))
+    );
     // The client of 1 to 3 is lost, and back at once as another.
     world.ears.deserted.set(3);
-    assert!(world.hub.borrow().pending.iter().all(|pending| !pending.verdict.as_ref().unwrap().is_wanted()));
+    assert!(
+        world.hub.borrow().pending.iter().all(|pending| !pending.verdict.as_ref().unwrap().is_wanted(false))
+    );
     world.send(4, spooling(), Hears::Acceptance);
     world.hub_answers(Outcome::Unknown);
     assert_eq!(world.disk_stores(), [("4".into(), false)]);
     let expected = [Outcome::Unknown, Outcome::Released, Outcome::Released, Outcome::Accepted];
     assert_eq!(world.heard(), [1, 2, 3, 4].into_iter().zip(expected).collect::<Vec<_>>());
+    assert!(world.outbound.shared.notes.lanes.borrow().is_empty());
+}
+
+#[test]
+fn what_is_recalled_has_its_end_at_once() {
+    let world = World::new();
+    world.send(1, spooling(), Hears::Acceptance);
+    world.hub.borrow_mut().mood = Mood::NoCredit;
+    world.send(2, spooling(), Hears::Acceptance);
+    world.send(3, storing(), Hears::Acceptance);
+    world.ears.deserted.set(3);
+    world.outbound.recall(&device("other"));
+    assert_eq!(world.heard(), []);
+    world.outbound.recall(&device("d"));
+    assert_eq!(world.heard(), [(2, Outcome::Released), (3, Outcome::Released)], "the first was sent");
+    world.hub_answers(Outcome::Accepted);
+    assert_eq!(world.heard(), [(1, Outcome::Accepted)]);
     assert!(world.outbound.shared.notes.lanes.borrow().is_empty());
 }
 

@@ -85,7 +85,7 @@ impl Report for Ears {
         self.heard.borrow_mut().push((ticket, outcome));
     }
 
-    fn is_wanted(&self, ticket: u64) -> bool {
+    fn is_wanted(&self, ticket: u64, _: bool) -> bool {
         ticket > self.deserted.get()
     }
 }
@@ -171,6 +171,14 @@ impl Direct for TestHub {
             verdict.sent();
         }
         hub.pending.push_back(Pending { device, body, patience, verdict: Some(verdict), sent });
+    }
+
+    fn recall(&self, device: &DeviceId) {
+        let wanted = |pending: &Pending| {
+            let verdict = pending.verdict.as_ref().expect("it has no outcome");
+            pending.sent || pending.device != device.as_str() || verdict.is_wanted(false)
+        };
+        self.0.borrow_mut().pending.retain(wanted);
     }
 
     fn is_away(&self, _: &DeviceId) -> bool {

@@ -32,8 +32,8 @@ impl<D: Disk> Keeper<D> {
             Ask::Status => Answer::Status(self.status(connects, now)),
             Ask::List { which, after, most } => Answer::List(self.list(which, *after, *most)),
             Ask::Show { seq } => Answer::Show(self.show(*seq).map(Box::new)),
-            Ask::Replay { which, after } => Answer::Done(self.replay(which, *after, now)),
-            Ask::Drop { which, after } => Answer::Done(self.drop_letters(which, *after, now)),
+            Ask::Replay { which, after, up_to } => Answer::Done(self.replay(which, *after, *up_to, now)),
+            Ask::Drop { which, after, up_to } => Answer::Done(self.drop_letters(which, *after, *up_to, now)),
         }
     }
 
@@ -55,6 +55,7 @@ impl<D: Disk> Keeper<D> {
             oldest_seconds: self.oldest_seconds(now),
             dead_letters: self.dead.len(),
             dead_letter_bytes: self.dead.bytes(),
+            dead_letters_forgone: self.tending.forgone,
             disk_bytes: usage.bytes,
             disk_max_bytes: usage.max_bytes,
             damaged: usage.damaged,
@@ -63,7 +64,7 @@ impl<D: Disk> Keeper<D> {
     }
 
     fn list(&mut self, which: &Which, after: u64, most: usize) -> List {
-        let (page, mut next) = self.page(which, after);
+        let (page, mut next) = self.page(which, after, u64::MAX);
         let mut letters = Vec::new();
         for (seq, dead) in page {
             let Some(letter) = self.letter(seq, dead, false).filter(|letter| which.means(letter)) else {
@@ -84,11 +85,12 @@ impl<D: Disk> Keeper<D> {
     }
 
     /// Dead letters to look at, and where to go on if these are not all.
-    fn page(&self, which: &Which, after: u64) -> (Vec<(u64, Dead)>, Option<u64>) {
+    fn page(&self, which: &Which, after: u64, up_to: u64) -> (Vec<(u64, Dead)>, Option<u64>) {
         if let Some(seq) = which.seq {
             return (self.dead.get(seq).map(|dead| (seq, dead)).into_iter().collect(), None);
         }
-        let page: Vec<(u64, Dead)> = self.dead.after(after).take(LOOKED_AT).collect();
+        let page: Vec<(u64, Dead)> =
+            self.dead.after(after).take_while(|(seq, _)| *seq <= up_to).take(LOOKED_AT).collect();
         let next = page.last().map(|(seq, _)| *seq).filter(|_| page.len() == LOOKED_AT);
         (page, next)
     }
@@ -113,9 +115,8 @@ impl<D: Disk> Keeper<D> {
         })
     }
 
-    fn replay(&mut self, which: &Which, after: u64, now: Now) -> Done {
-        let (page, next) = self.page(which, after);
-        let mut done = Done { next, ..Done::default() };
+    fn replay(&mut self, which: &Which, after: u64, up_to: Option<u64>, now: Now) -> Done {
+        let (page, mut done) = self.begin(which, after, up_to);
         // What is asked twice while the first is on its way is not sent twice.
         self.commit(now);
         let before = self.dead.len();
@@ -128,7 +129,7 @@ impl<D: Disk> Keeper<D> {
                 Replayed::Refused => {
                     done.refused += 1;
                     // Further ones would find no room either.
-                    done.next = None;
+                    (done.next, done.up_to) = (None, None);
                     break;
                 }
                 Replayed::Unfit => done.refused += 1,
@@ -185,9 +186,15 @@ impl<D: Disk> Keeper<D> {
         })
     }
 
-    fn drop_letters(&mut self, which: &Which, after: u64, now: Now) -> Done {
-        let (page, next) = self.page(which, after);
-        let mut done = Done { next, ..Done::default() };
+    /// A page to be done, and where to go on and end after it.
+    fn begin(&self, which: &Which, after: u64, up_to: Option<u64>) -> (Vec<(u64, Dead)>, Done) {
+        let up_to = up_to.unwrap_or_else(|| self.dead.newest());
+        let (page, next) = self.page(which, after, up_to);
+        (page, Done { next, up_to: next.map(|_| up_to), ..Done::default() })
+    }
+
+    fn drop_letters(&mut self, which: &Which, after: u64, up_to: Option<u64>, now: Now) -> Done {
+        let (page, mut done) = self.begin(which, after, up_to);
         for (seq, dead) in page {
             if self.is_meant(which, seq, dead) {
                 self.dead.remove(seq);

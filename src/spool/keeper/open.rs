@@ -124,6 +124,7 @@ impl<D: Disk> Keeper<D> {
             torn: report.torn,
             took: begun.elapsed(),
         });
+        let full = log.usage().full;
         let mut keeper = Self {
             log,
             queues,
@@ -133,7 +134,8 @@ impl<D: Disk> Keeper<D> {
             batch: Batch::default(),
             outbox: Outbox::default(),
             settling_since: None,
-            disk: ask::Disk::Good,
+            settles_stuck: false,
+            disk: if full { ask::Disk::Full } else { ask::Disk::Good },
             disk_paused_until: None,
             descriptions: std::collections::HashMap::new(),
             tending: super::tending::Tending::new(now.at),

@@ -1,12 +1,16 @@
 //! What is due by the time alone: commits, dead letters, what has expired, space that is given back.
 
+use std::mem;
 use std::time::{Duration, Instant};
 
 use super::{Keeper, Now, SETTLE_DELAY, What, dead};
 use crate::spool::ask;
 use crate::spool::queues::Dying;
 use crate::spool::record::{Body, Death};
-use crate::spool::telemetry::{Levels, MessagesWait, NothingWaits, ReadFailed, RecordsDamaged, TendFailed};
+use crate::spool::telemetry::{
+    DeadLetterDropped, LettersForgone, Levels, MessagesWait, NothingWaits, ReadFailed, RecordsDamaged,
+    RefusedBy, TendFailed,
+};
 use crate::store::{Disk, Place, ReadError};
 use crate::telemetry::emit;
 
@@ -17,6 +21,12 @@ const TEND: Duration = Duration::from_millis(100);
 const TEND_IDLE: Duration = Duration::from_secs(1);
 /// A message that has been here for so long is told of: something is the matter with the hub, or with its link.
 const WAITS_SECONDS: u64 = 5;
+/// How long dead letters may wait for room before the oldest ones that are kept make some.
+const LETTER_PATIENCE: Duration = Duration::from_secs(5);
+/// How long they may wait where nothing waits for them in turn; where something does, it is [`LETTER_PATIENCE`] twice. A
+/// message that no letter can be written of holds its place in the log and in its queue, which at some point sends nothing
+/// more: what lives comes before a note of what does not.
+const LONG_PATIENCE: Duration = Duration::from_secs(60);
 /// After an attempt to give space back that failed.
 const TEND_PAUSE: Duration = Duration::from_secs(1);
 
@@ -27,6 +37,12 @@ pub(super) struct Tending {
     tend_at: Instant,
     /// Dead letters could not be written: when it is tried again.
     bury_at: Option<Instant>,
+    /// Since when there is no room for dead letters.
+    no_room_since: Option<Instant>,
+    /// Since then old ones have made room.
+    made_room: bool,
+    /// Messages that went without a dead letter.
+    pub(super) forgone: u64,
     /// Places that have changed.
     moved: Vec<(u64, Place)>,
     /// Appended and settled so far, to see whether anything happens.
@@ -37,7 +53,17 @@ pub(super) struct Tending {
 
 impl Tending {
     pub(super) fn new(now: Instant) -> Self {
-        Self { sweep_at: now, tend_at: now, bury_at: None, moved: Vec::new(), seen: (0, 0), told: false }
+        Self {
+            sweep_at: now,
+            tend_at: now,
+            bury_at: None,
+            no_room_since: None,
+            made_room: false,
+            forgone: 0,
+            moved: Vec::new(),
+            seen: (0, 0),
+            told: false,
+        }
     }
 }
 
@@ -45,7 +71,9 @@ impl Tending {
 enum Unburied {
     /// There is nothing left that could be kept.
     Lost,
-    /// No room, or the disk failed.
+    /// The log or the disk is full.
+    NoRoom,
+    /// The disk failed.
     Later,
 }
 
@@ -55,8 +83,10 @@ impl<D: Disk> Keeper<D> {
         let commit = self.batch.since.map(|since| since + self.settings.commit_delay);
         let settle = self.settling_since.map(|since| since + SETTLE_DELAY);
         let settle = settle.map(|at| at.max(self.disk_paused_until.unwrap_or(at)));
-        let due = [commit, settle, self.tending.bury_at, self.queues.poll_timeout()];
-        due.into_iter().flatten().fold(self.tending.sweep_at.min(self.tending.tend_at), Instant::min)
+        // Space is given back between two batches.
+        let tend = Some(self.tending.tend_at).filter(|_| commit.is_none());
+        let due = [commit, settle, tend, self.tending.bury_at, self.queues.poll_timeout()];
+        due.into_iter().flatten().fold(self.tending.sweep_at, Instant::min)
     }
 
     /// Does what is due. True if there is more to do at once.
@@ -76,7 +106,7 @@ impl<D: Disk> Keeper<D> {
     /// one: then everybody who waited for that has come again, most likely.
     fn commit_is_due(&mut self, now: Now) -> bool {
         let settles = self.settling_since.is_some_and(|since| since + SETTLE_DELAY <= now.at)
-            || self.queues.wants_sync() && self.settling_since.is_some();
+            || self.queues.wants_sync() && self.settling_since.is_some() && !self.settles_stuck;
         let batch = self.batch.since.is_some_and(|since| {
             since + self.settings.commit_delay <= now.at
                 || self.batch.appended.0.len() >= self.batch.last
@@ -98,6 +128,7 @@ impl<D: Disk> Keeper<D> {
             in_flight: self.queues.in_flight(),
             oldest_seconds: self.oldest_seconds(now).unwrap_or(0),
             disk_bytes: self.log.usage().bytes,
+            disk_full: self.disk == ask::Disk::Full,
             dead_letters: self.dead.len(),
             dead_letter_bytes: self.dead.bytes(),
         });
@@ -130,33 +161,68 @@ impl<D: Disk> Keeper<D> {
         self.queues.oldest().map(|stored| now.unix_seconds().saturating_sub(stored.into()))
     }
 
-    /// Writes the dead letters of dying messages; they count after the commit.
+    /// Writes the dead letters of dying messages; they count after the commit. Where there is no room for a while, the
+    /// messages go without.
     fn bury(&mut self, now: Now) {
         if !self.queues.has_dying() || self.tending.bury_at.is_some_and(|at| at > now.at) {
             return;
         }
         self.tending.bury_at = None;
+        let mut without = 0;
         while let Some(dying) = self.queues.next_dying() {
             if self.disk_is_paused(now) {
-                self.not_buried_yet(dying, now);
-                return;
+                return self.not_buried_yet(dying, now);
+            }
+            if without > 0 {
+                without += 1;
+                self.go(dying, now);
+                continue;
             }
             match self.write_dead_letter(&dying, now) {
                 Ok((seq, place, bytes)) => {
                     let dead = dead(place, bytes, now);
                     self.appended(seq, place, What::Burial { dead, dying }, now);
                 }
-                Err(Unburied::Lost) => {
-                    self.descriptions.remove(&dying.seq);
-                    self.settle(dying.seq, dying.place, now);
-                    self.queues.buried(dying);
+                Err(Unburied::Lost) => self.go(dying, now),
+                Err(Unburied::NoRoom) if self.letters_have_waited(&dying, now) => {
+                    without += 1;
+                    self.go(dying, now);
                 }
-                Err(Unburied::Later) => {
-                    self.not_buried_yet(dying, now);
-                    return;
-                }
+                Err(Unburied::NoRoom | Unburied::Later) => return self.not_buried_yet(dying, now),
             }
         }
+        if without > 0 {
+            self.tending.forgone += without;
+            emit(LettersForgone { messages: without });
+        } else {
+            (self.tending.no_room_since, self.tending.made_room) = (None, false);
+        }
+    }
+
+    /// A dying message goes without a dead letter.
+    fn go(&mut self, dying: Dying, now: Now) {
+        self.descriptions.remove(&dying.seq);
+        self.settle(dying.seq, dying.place, now);
+        self.queues.buried(dying);
+    }
+
+    /// Whether there was no room for dead letters for as long as they may wait. At half the time the oldest ones that are
+    /// kept make room, as far as a segment may become free by it.
+    fn letters_have_waited(&mut self, dying: &Dying, now: Now) -> bool {
+        let since = *self.tending.no_room_since.get_or_insert(now.at);
+        let waited = now.at.saturating_duration_since(since);
+        if waited >= LETTER_PATIENCE && !mem::replace(&mut self.tending.made_room, true) {
+            let keep = self.dead.bytes().saturating_sub(self.log.max_record() as u64);
+            while keep > 0
+                && self.dead.bytes() > keep
+                && let Some((seq, dead)) = self.dead.take_oldest()
+            {
+                self.settle(seq, dead.place, now);
+                emit(DeadLetterDropped { seq });
+            }
+        }
+        let patience = if self.queues.waits_for_burials(dying) { 2 * LETTER_PATIENCE } else { LONG_PATIENCE };
+        waited >= patience
     }
 
     fn not_buried_yet(&mut self, dying: Dying, now: Now) {
@@ -166,7 +232,7 @@ impl<D: Disk> Keeper<D> {
 
     /// Appends a copy with the reason. Gives its number, place and length.
     fn write_dead_letter(&mut self, dying: &Dying, now: Now) -> Result<(u64, Place, usize), Unburied> {
-        let mut bytes = std::mem::take(&mut self.body);
+        let mut bytes = mem::take(&mut self.body);
         let read = self.log.read(dying.place, dying.seq, &mut bytes);
         let written = match read {
             Ok(()) => self.append_dead_letter(&bytes, dying, now),
@@ -195,13 +261,18 @@ impl<D: Disk> Keeper<D> {
         })?;
         let description = self.description(dying.seq, dying.reason);
         body.death = Some(Death { reason: dying.reason, died_at: now.unix_ms, description: &description });
-        let mut head = std::mem::take(&mut self.head);
+        let mut head = mem::take(&mut self.head);
         head.clear();
         body.encode_head(&mut head);
         let length = head.len() + body.message.len();
         let appended = self.append(&head, body.message, now);
         self.head = head;
-        appended.map(|(seq, place)| (seq, place, length)).map_err(|_| Unburied::Later)
+        appended.map(|(seq, place)| (seq, place, length)).map_err(|by| match by {
+            RefusedBy::Full | RefusedBy::DiskFull => Unburied::NoRoom,
+            // It has become longer than the message was.
+            RefusedBy::TooLarge => Unburied::Lost,
+            RefusedBy::Failing | RefusedBy::Bounds => Unburied::Later,
+        })
     }
 
     /// Lets the log give space back, one step. True if another should follow.
@@ -209,7 +280,7 @@ impl<D: Disk> Keeper<D> {
         if self.tending.tend_at > now.at || self.batch.since.is_some() {
             return false;
         }
-        let mut moved = std::mem::take(&mut self.tending.moved);
+        let mut moved = mem::take(&mut self.tending.moved);
         let tended = self.log.tend(|seq, place| moved.push((seq, place)));
         for (seq, place) in moved.drain(..) {
             self.moved(seq, place);
@@ -217,7 +288,7 @@ impl<D: Disk> Keeper<D> {
         self.tending.moved = moved;
         let usage = self.log.usage();
         let seen = (usage.records, usage.segments);
-        let busy = std::mem::replace(&mut self.tending.seen, seen) != seen;
+        let busy = mem::replace(&mut self.tending.seen, seen) != seen;
         let (pause, more) = match tended {
             Ok(true) => (Duration::ZERO, true),
             Ok(false) => (if busy { TEND } else { TEND_IDLE }, false),
@@ -227,9 +298,11 @@ impl<D: Disk> Keeper<D> {
             }
         };
         self.tending.tend_at = now.at + pause;
-        if self.disk == ask::Disk::Full && usage.spares > 0 {
-            self.disk = ask::Disk::Good;
-        }
+        self.disk = match self.disk {
+            ask::Disk::Failing => ask::Disk::Failing,
+            _ if usage.full => ask::Disk::Full,
+            _ => ask::Disk::Good,
+        };
         more
     }
 

@@ -1,6 +1,7 @@
 //! The keeper on a simulated disk: what workers are told, what goes out, and what a crash leaves.
 
 mod disk;
+mod full;
 mod letters;
 mod lives;
 mod order;

@@ -80,6 +80,11 @@ impl Queues {
         of_queue.min(MAX_DYING.saturating_sub(self.dying_count))
     }
 
+    /// Whether a queue waits for burials, among them that of one that was taken out to be buried.
+    pub(in crate::spool) fn waits_for_burials(&self, taken: &Dying) -> bool {
+        std::iter::once(taken).chain(&self.dying).any(|dying| self.may_die(dying.queue) == 0)
+    }
+
     /// The next message that a dead letter is to be written of.
     pub(in crate::spool) fn next_dying(&mut self) -> Option<Dying> {
         self.dying.pop_front()

@@ -41,7 +41,7 @@ impl Report for Ledger {
         assert_eq!(former, None, "message {ticket} was reported twice");
     }
 
-    fn is_wanted(&self, ticket: u64) -> bool {
+    fn is_wanted(&self, ticket: u64, _: bool) -> bool {
         !self.unwanted.borrow().contains(&ticket)
     }
 }

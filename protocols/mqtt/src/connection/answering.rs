@@ -30,6 +30,17 @@ impl Connection {
         }
     }
 
+    /// Says that nobody has a message and that this is no reason to refuse it: it is never answered, and neither is what
+    /// was published behind it. Once the connection is over, the client sends it again, and then it is a new message.
+    pub fn withhold(&mut self, token: PublishToken) {
+        self.incoming.withhold(token);
+    }
+
+    /// Whether a message of QoS 2 that was published over an earlier connection of the session has no verdict.
+    pub fn awaits_earlier(&self) -> bool {
+        self.incoming.awaits_earlier()
+    }
+
     /// Whether a message of an earlier connection of the session, which has no answer, has been published again over
     /// this one: then the client waits for the answer, and else nobody does.
     pub fn is_repeated(&self, token: PublishToken) -> bool {

@@ -29,6 +29,10 @@ const HAND_OVER: Duration = Duration::from_secs(5);
 /// How long a hub that is asked about a device's token may take, also to come back.
 const JUDGEMENT: Duration = Duration::from_secs(10);
 
+/// How long what the connection before has sent and has no outcome keeps back what this one sends. QoS 2 waits for that
+/// outcome, and the order of first deliveries is the client's (MQTT 5 4.6).
+const EARLIER: Duration = Duration::from_secs(5);
+
 /// A client that may come in.
 pub(super) struct Entry {
     connect: Box<Connect>,
@@ -197,15 +201,18 @@ impl<H: Host> Session<H> {
         }
     }
 
-    /// Who waits for its session and has to go itself: the next one gets what comes.
-    pub(super) fn pass_on(&mut self) {
+    /// Who waits for its session and has to go itself, or is gone: the next one gets what comes.
+    pub(super) fn pass_on(&mut self, now: Instant) {
         let Some(joining) = self.joining.take() else { return };
-        let Joining { mut entry, coming, legacy, .. } = *joining;
-        entry.held.hand_on(match legacy {
+        let Joining { entry: Entry { connect, held, .. }, coming, legacy, .. } = *joining;
+        let legacy = match legacy {
             None => Legacy::Coming(coming),
             Some(None) => Legacy::Nothing,
             Some(Some(kept)) => Legacy::Kept(kept),
-        });
+        };
+        let config = &self.host.config().mqtt;
+        let expiry = Duration::from_secs(expiry_seconds(&connect).into()).min(config.session_expiry_max);
+        held.leave(legacy, now + expiry, config.max_sessions.get(), now);
     }
 
     /// CONNACK, and all that the session brings.
@@ -223,12 +230,7 @@ impl<H: Host> Session<H> {
         self.check(resumed);
 
         let longest = self.host.config().mqtt.session_expiry_max;
-        let asked = match version {
-            // MQTT 3.1.1 3.1.2.4 knows no end of a session.
-            Version::V311 if connect.clean_start => 0,
-            Version::V311 => u32::MAX,
-            Version::V5 => connect.session_expiry_seconds,
-        };
+        let asked = expiry_seconds(&connect);
         let expiry = Duration::from_secs(asked.into()).min(longest);
         let granted = u32::try_from(expiry.as_secs()).unwrap_or(u32::MAX);
         let accepted = self.machine.accept(
@@ -261,7 +263,18 @@ impl<H: Host> Session<H> {
         if let Some(subscribed) = &mut self.commands {
             subscribed.resume(commands);
         }
+        self.earlier_until = self.machine.awaits_earlier().then(|| now + EARLIER);
         // There is more to listen to.
         self.again = true;
+    }
+}
+
+/// How long a client wants its session to be kept.
+fn expiry_seconds(connect: &Connect) -> u32 {
+    match connect.version {
+        // MQTT 3.1.1 3.1.2.4 knows no end of a session.
+        Version::V311 if connect.clean_start => 0,
+        Version::V311 => u32::MAX,
+        Version::V5 => connect.session_expiry_seconds,
     }
 }

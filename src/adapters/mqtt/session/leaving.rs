@@ -8,6 +8,7 @@ use fieldgate_mappings::message::Message;
 use fieldgate_mqtt::Connection;
 use tokio::sync::oneshot;
 
+use crate::adapters::Legacy;
 use crate::shutdown::Shutdown;
 use crate::telemetry::emit;
 use crate::upstream::Hears;
@@ -37,7 +38,7 @@ impl<H: Host> Session<H> {
         if !self.left {
             self.inbox.desert();
         }
-        self.pass_on();
+        self.pass_on(now);
         let window = self.host.config().mqtt.command_window.get();
         let left = self.commands.as_ref().map(|commands| (commands.filters(), commands.in_flight(window)));
         let (filters, mut commands) = left.unwrap_or_default();
@@ -57,13 +58,15 @@ impl<H: Host> Session<H> {
                 }
             }
             if packets.exchanges() > 0 {
-                self.inbox.forward(&late);
+                self.inbox.forward(&late, packets.undecided());
             }
+            // Before the session's next connection begins: what it sends must not overtake what waits here.
+            self.host.recall(&device);
             let (tell, goes_on) = oneshot::channel();
             let waits = will.take_if(|_| !delay.is_zero());
             let kept = Kept { packets, filters, commands, late, will: waits.is_some().then_some(tell) };
             let most = self.host.config().mqtt.max_sessions.get();
-            held.leave(Box::new(kept), now + expiry, most, now);
+            held.leave(Legacy::Kept(Box::new(kept)), now + expiry, most, now);
             waiting = waits.map(|will| WaitingWill {
                 host: Rc::clone(&self.host),
                 inbox: Rc::clone(&self.inbox),

@@ -35,6 +35,8 @@ pub(super) struct Sent {
     pub(super) message: Message,
     pub(super) patience: Patience,
     pub(super) verdict: Verdict,
+    /// It has left the gateway.
+    is_there: bool,
 }
 
 /// What happened to subscriptions.
@@ -56,6 +58,8 @@ pub(super) struct Bench {
     pub(super) sent: RefCell<VecDeque<Sent>>,
     /// Tokens that the hub is asked about.
     pub(super) proofs: RefCell<VecDeque<Verdict>>,
+    /// What is sent leaves the gateway at once.
+    pub(super) is_near: Cell<bool>,
     pub(super) subscribed: RefCell<Vec<Subscribed>>,
     pub(super) ledger: Rc<Ledger>,
 }
@@ -81,6 +85,7 @@ impl Bench {
             roster: Roster::new(gate),
             sent: RefCell::default(),
             proofs: RefCell::default(),
+            is_near: Cell::new(true),
             subscribed: RefCell::default(),
             ledger: Rc::default(),
         })
@@ -147,7 +152,11 @@ impl Host for Bench {
     }
 
     fn send(&self, message: Message, patience: Patience, verdict: Verdict) {
-        self.sent.borrow_mut().push_back(Sent { message, patience, verdict });
+        self.sent.borrow_mut().push_back(Sent { message, patience, verdict, is_there: self.is_near.get() });
+    }
+
+    fn recall(&self, _: &DeviceId) {
+        self.sent.borrow_mut().retain(|sent| sent.is_there || sent.verdict.is_wanted(false));
     }
 
     fn subscribe(&self, _: &DeviceId, address: Address, credit: u32, sink: Rc<dyn CommandSink>) -> Noted {

@@ -283,12 +283,16 @@ fn what_a_lost_client_sends_again_is_not_wanted_any_more() {
         device.publish(1, QoS::AtLeastOnce, EVENTS, b"");
         device.publish(2, QoS::AtMostOnce, EVENTS, b"");
         let [one, other] = [bench.next_sent(), bench.next_sent()];
-        assert!(one.verdict.is_wanted() && other.verdict.is_wanted());
+        assert!(one.verdict.is_wanted(false) && other.verdict.is_wanted(false));
         if goodbye {
             device.say(|out| client::put_disconnect(Version::V5, false, out));
         }
         device.session.finish(device.now);
-        assert_eq!((one.verdict.is_wanted(), other.verdict.is_wanted()), (waited, unwaited), "{goodbye}");
+        assert_eq!(
+            (one.verdict.is_wanted(false), other.verdict.is_wanted(false)),
+            (waited, unwaited),
+            "{goodbye}"
+        );
     }
 }
 

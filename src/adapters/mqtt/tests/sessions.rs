@@ -253,6 +253,116 @@ fn a_take_over_hands_the_session_on() {
     assert_eq!(third.hear(), [ServerPacket::PubComp { packet_id: id(7), reason: 0 }], "not 0x92");
 }
 
+/// Of a client that asks to be let in and is gone before it hears of it, the session is still there.
+#[test]
+fn who_does_not_wait_for_its_session_leaves_it_to_the_next() {
+    for version in BOTH {
+        let bench = Bench::new("");
+        let (mut first, _) = connect(&bench, &lasting(version));
+        let (second, waits) = connect(&bench, &lasting(version));
+        assert_eq!(waits, None, "the first has the session still");
+        lose(second);
+        listen(&mut first);
+        assert!(first.session.is_over());
+        lose(first);
+        let (mut third, answer) = connect(&bench, &lasting(version));
+        assert_eq!(answer, None, "what was handed on comes with the next turn");
+        listen(&mut third);
+        assert!(is_present(connack(&mut third)));
+    }
+}
+
+/// The hub has not taken it, or nobody knows whether it has: the connection ends without an answer, and the session
+/// waits for none.
+#[test]
+fn what_was_not_answered_is_a_new_message_when_it_comes_again() {
+    for version in BOTH {
+        for outcome in [Outcome::Released, Outcome::Unknown] {
+            let bench = Bench::new("");
+            let (mut device, _) = connect(&bench, &lasting(version));
+            device.publish(7, QoS::ExactlyOnce, EVENTS, b"once");
+            bench.answer(outcome.clone());
+            device.hear();
+            lose(device);
+            // What comes again while the former connection's is on its way waits for the same outcome.
+            let (mut device, _) = connect(&bench, &lasting(version));
+            device.publish(7, QoS::ExactlyOnce, EVENTS, b"once");
+            lose(device);
+            let (mut device, _) = connect(&bench, &lasting(version));
+            device.publish(7, QoS::ExactlyOnce, EVENTS, b"once");
+            assert_eq!(bench.sent.borrow().len(), 1);
+            bench.answer(outcome.clone());
+            listen(&mut device);
+            device.hear();
+            lose(device);
+            let (mut device, _) = connect(&bench, &lasting(version));
+            device.publish(7, QoS::ExactlyOnce, EVENTS, b"once");
+            bench.answer(Outcome::Accepted);
+            assert_eq!(device.hear(), [ServerPacket::PubRec { packet_id: id(7), reason: 0 }]);
+        }
+    }
+}
+
+/// A message of QoS 1 is a new one when it comes again, and so is one of QoS 2 that the hub cannot have.
+#[test]
+fn what_the_session_waits_for_is_wanted_when_the_connection_is_gone() {
+    for (options, awaited) in [(lasting(Version::V5), true), (ConnectOptions::new(Version::V5, "d1"), false)]
+    {
+        let bench = Bench::new("");
+        let (mut device, _) = connect(&bench, &options);
+        device.publish(7, QoS::AtLeastOnce, EVENTS, b"again");
+        device.publish(8, QoS::ExactlyOnce, EVENTS, b"once");
+        lose(device);
+        let verdict = bench.next_sent().verdict;
+        assert_eq!((verdict.is_wanted(false), verdict.is_wanted(true)), (false, false));
+        let verdict = bench.next_sent().verdict;
+        assert_eq!((verdict.is_wanted(false), verdict.is_wanted(true)), (false, awaited));
+    }
+}
+
+/// What waits in the gateway goes with its connection, before there is another one; what the hub may have keeps back what
+/// comes behind it.
+#[test]
+fn the_order_of_messages_outlives_their_connection() {
+    for version in BOTH {
+        let bench = Bench::new("");
+        let (mut device, _) = connect(&bench, &lasting(version));
+        device.publish(7, QoS::ExactlyOnce, EVENTS, b"there");
+        bench.is_near.set(false);
+        device.publish(8, QoS::ExactlyOnce, EVENTS, b"here");
+        lose(device);
+        assert_eq!(bench.sent.borrow().len(), 1);
+        bench.is_near.set(true);
+
+        let (mut device, _) = connect(&bench, &lasting(version));
+        device.publish(7, QoS::ExactlyOnce, EVENTS, b"there");
+        device.publish(8, QoS::ExactlyOnce, EVENTS, b"here");
+        device.publish(9, QoS::AtLeastOnce, EVENTS, b"new");
+        assert_eq!(bench.sent.borrow().len(), 1, "the hub has not answered for the first");
+        assert!(!device.session.wants_input());
+        bench.answer(Outcome::Accepted);
+        listen(&mut device);
+        assert!(device.session.wants_input());
+        let bodies: Vec<_> = bench.sent.borrow().iter().map(|sent| sent.message.body.clone()).collect();
+        assert_eq!(bodies, ["here", "new"]);
+        assert_eq!(device.hear(), [ServerPacket::PubRec { packet_id: id(7), reason: 0 }]);
+    }
+}
+
+#[test]
+fn what_has_no_outcome_keeps_nothing_back_for_ever() {
+    let bench = Bench::new("");
+    let (mut device, _) = connect(&bench, &lasting(Version::V5));
+    device.publish(7, QoS::ExactlyOnce, EVENTS, b"there");
+    lose(device);
+    let (mut device, _) = connect(&bench, &lasting(Version::V5));
+    device.publish(9, QoS::AtLeastOnce, EVENTS, b"new");
+    assert_eq!(bench.sent.borrow().len(), 1);
+    device.pass(Duration::from_secs(5));
+    listen(&mut device);
+    assert_eq!(bench.sent.borrow().len(), 2);
+}
+
 #[test]
 fn a_session_that_is_not_handed_on_is_not_waited_for() {
     let bench = Bench::new("");

@@ -48,8 +48,8 @@ fn a_replayed_one_is_sent_with_the_mark_and_one_that_is_dropped_is_gone() {
     let mut world = with_one_dead(2);
     let seq = world.letters()[0].seq;
     let one = Which { seq: Some(seq), ..all() };
-    let replay = Ask::Replay { which: one.clone(), after: 0 };
-    assert_eq!(world.done(&replay), Done { done: 1, refused: 0, next: None });
+    let replay = Ask::Replay { which: one.clone(), after: 0, up_to: None };
+    assert_eq!(world.done(&replay), Done { done: 1, ..Done::default() });
     assert!(world.spool.holds(HUB, &device(0)));
     assert_eq!(world.done(&replay), Done::default(), "it is no dead letter any more");
     world.restart(Loss::All);
@@ -57,8 +57,11 @@ fn a_replayed_one_is_sent_with_the_mark_and_one_that_is_dropped_is_gone() {
     assert_eq!(world.answer(World::rejected()), Some(("b".into(), true)));
     world.turn();
     let seq = world.letters()[0].seq;
-    assert_eq!(world.done(&Ask::Drop { which: Which { seq: Some(seq + 1), ..all() }, after: 0 }).done, 0);
-    assert_eq!(world.done(&Ask::Drop { which: all(), after: 0 }).done, 1);
+    assert_eq!(
+        world.done(&Ask::Drop { which: Which { seq: Some(seq + 1), ..all() }, after: 0, up_to: None }).done,
+        0
+    );
+    assert_eq!(world.done(&Ask::Drop { which: all(), after: 0, up_to: None }).done, 1);
     world.restart(Loss::All);
     assert_eq!((world.letters().len(), world.drain()), (0, vec![]));
 }
@@ -96,13 +99,42 @@ fn they_are_found_by_device_and_reason_and_in_pages() {
     found.dedup();
     assert_eq!(found.len(), 350);
     let none = Which { reason: Some("content".into()), ..all() };
-    assert_eq!(world.done(&Ask::Drop { which: none, after: 0 }).done, 0);
-    let (mut dropped, mut after) = (0, Some(0));
+    assert_eq!(world.done(&Ask::Drop { which: none, after: 0, up_to: None }).done, 0);
+    let (mut dropped, mut after, mut up_to) = (0, Some(0), None);
     while let Some(from) = after {
-        let done = world.done(&Ask::Drop { which: which.clone(), after: from });
-        (dropped, after) = (dropped + done.done, done.next);
+        let done = world.done(&Ask::Drop { which: which.clone(), after: from, up_to });
+        (dropped, after, up_to) = (dropped + done.done, done.next, done.up_to);
     }
     assert_eq!((dropped, world.keeper.dead.len()), (350, 350));
+}
+
+#[test]
+fn replaying_all_ends_though_the_hub_refuses_them_again_at_once() {
+    let mut world = World::new(6);
+    world.settings.dead.max_records = 10_000;
+    world.restart(Loss::None);
+    let refuse_all = |world: &mut World| {
+        for _ in 0..200 {
+            world.send();
+            while world.answer(World::rejected()).is_some() {}
+            world.pass(100);
+            world.turn();
+        }
+        assert_eq!(world.keeper.queues.totals().records, 0);
+    };
+    for n in 0..1_300 {
+        world.submit(record(n % 9, 4, "unwanted"));
+    }
+    refuse_all(&mut world);
+    assert_eq!(world.keeper.dead.len(), 1_300);
+    let (mut replayed, mut pages, mut after, mut up_to) = (0, 0, Some(0), None);
+    while let Some(from) = after {
+        let done = world.done(&Ask::Replay { which: all(), after: from, up_to });
+        (replayed, pages, after, up_to) = (replayed + done.done, pages + 1, done.next, done.up_to);
+        assert!(pages <= 3, "it meets them again: {replayed}");
+        refuse_all(&mut world);
+    }
+    assert_eq!((replayed, world.keeper.dead.len()), (1_300, 1_300));
 }
 
 #[test]

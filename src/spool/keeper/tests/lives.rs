@@ -19,6 +19,10 @@ struct Ledger {
     /// Refused by a disk that has not worked since: of these a crash may leave some.
     failed: BTreeSet<u64>,
     at_hub: BTreeSet<u64>,
+    /// What became a dead letter, whether or not that was kept.
+    dead: BTreeSet<u64>,
+    /// Up to which dead letter `dead` goes.
+    dead_up_to: u64,
     /// The last one that came without a mark.
     last: HashMap<(usize, u8), u64>,
 }
@@ -71,6 +75,7 @@ impl Life {
             30..55 => {
                 self.world.turn();
                 self.listen();
+                self.bury();
             }
             55..65 => self.world.send(),
             65..85 => self.answer(),
@@ -144,6 +149,8 @@ impl Life {
             self.ledger.got(&text, count > 0);
         }
         self.listen();
+        self.bury();
+        assert_eq!(self.world.keeper.tending.forgone, 0, "each has its dead letter");
         for ticket in std::mem::take(&mut self.ledger.failed) {
             self.ledger.refused.remove(&ticket);
         }
@@ -157,6 +164,7 @@ impl Life {
         for _ in 0..400 {
             self.world.turn();
             self.listen();
+            self.bury();
             self.world.pass(1_000);
             self.world.send();
             while let Some((text, marked)) = self.world.answer(Outcome::Accepted) {
@@ -167,7 +175,7 @@ impl Life {
         for of in 0..4 {
             assert!(!self.world.spool.holds(HUB, &device(of)));
         }
-        let dead = self.dead();
+        let dead = &self.ledger.dead;
         let missing: Vec<_> = self
             .ledger
             .stored
@@ -179,10 +187,10 @@ impl Life {
         self
     }
 
-    /// The tickets of all dead letters.
-    fn dead(&mut self) -> BTreeSet<u64> {
-        let seqs: Vec<u64> = self.world.keeper.dead.after(0).map(|(seq, _)| seq).collect();
-        let mut tickets = BTreeSet::new();
+    /// Writes down the tickets of dead letters that are new.
+    fn bury(&mut self) {
+        let after = self.ledger.dead_up_to;
+        let seqs: Vec<u64> = self.world.keeper.dead.after(after).map(|(seq, _)| seq).collect();
         for seq in seqs {
             let dead = self.world.keeper.dead.get(seq).unwrap();
             self.world.keeper.log.read(dead.place, seq, &mut self.world.keeper.body).unwrap();
@@ -190,9 +198,9 @@ impl Life {
             let sections = Bytes::copy_from_slice(body.message);
             let message = amqp::decode(device(0), address(&device(0)), &sections).unwrap();
             let text = String::from_utf8(message.body.to_vec()).unwrap();
-            tickets.insert(text.split_whitespace().next().unwrap().parse().unwrap());
+            self.ledger.dead.insert(text.split_whitespace().next().unwrap().parse().unwrap());
+            self.ledger.dead_up_to = seq;
         }
-        tickets
     }
 }
 
@@ -207,10 +215,10 @@ fn random_lives_keep_the_laws() {
         let random = Random::new(seed);
         let mut life = Life { world, random, ledger: Ledger::default(), given: 0, refused: 0, restarts: 0 };
         (0..1_000).for_each(|_| life.step());
-        let mut life = life.finish();
+        let life = life.finish();
         stored += life.ledger.stored.len();
         (refused, restarts) = (refused + life.refused, restarts + life.restarts);
-        dead += life.dead().len();
+        dead += life.ledger.dead.len();
     }
     let busy = stored > 20_000 && refused > 500 && restarts > 300 && dead > 300;
     assert!(busy, "{stored} {refused} {restarts} {dead}: the lives are too quiet to mean something");
