@@ -1,7 +1,9 @@
-//! A device's commands on their way to one connection: which filters it was granted, what was published and waits for
-//! the device's PUBACK.
+//! Devices' commands on their way to one connection: which filters it was granted, what was published and waits for the
+//! client's PUBACK.
 
-use fieldgate_mappings::address::{Address, DeviceId};
+use std::mem;
+
+use fieldgate_mappings::address::{ActsFor, Address, DeviceId};
 use fieldgate_mappings::mqtt::{self, puback};
 use fieldgate_mappings::outcome::{Outcome, Reason, Rejection};
 use fieldgate_mqtt::{Connection, Misuse, OutgoingPublish, PacketId, PublishError, QoS, filter_matches};
@@ -11,22 +13,30 @@ use crate::upstream::{self, CommandId};
 
 use super::host::Settle;
 use super::in_flight::{InFlight, KeptCommand, Known, Print};
-use super::inbox::Inbox;
+use super::inbox::{Ended, Inbox};
 use super::kept::KeptFilter;
-use super::telemetry::{CommandAcknowledged, CommandPublishError, CommandPublished};
+use super::telemetry::{CommandAcknowledged, CommandPublishError, CommandPublished, CommandsOfAnotherEnded};
 use super::words;
 
-/// The subscription of one connection: a device has one node of commands at the hub, and each command is published
-/// once, to the topic of the oldest grant.
+/// The subscriptions of one connection: its own device's, and those of the devices that it may act for.
 #[derive(Debug)]
 pub(super) struct Commands<S> {
-    subscription: S,
-    source: Address,
     /// Never empty.
-    grants: Vec<Grant>,
+    nodes: Vec<Node<S>>,
     in_flight: InFlight,
     /// Published with QoS 0, and not yet taken by the stream.
-    unwritten: Vec<CommandId>,
+    unwritten: Vec<(DeviceId, CommandId)>,
+}
+
+/// What one device is asked for: it has one node of commands at the hub, and each command is published once, to the
+/// topic of the oldest grant.
+#[derive(Debug)]
+struct Node<S> {
+    device: DeviceId,
+    source: Address,
+    subscription: S,
+    /// Never empty.
+    grants: Vec<Grant>,
 }
 
 /// A topic filter that was granted.
@@ -50,11 +60,6 @@ impl Grant {
     pub(super) fn qos(&self) -> QoS {
         self.qos
     }
-
-    /// The node at the hub.
-    pub(super) fn source(&self) -> &Address {
-        self.rule.source()
-    }
 }
 
 /// What stopped the publishing of commands.
@@ -67,33 +72,46 @@ pub(super) enum Delivered {
 }
 
 impl<S: Settle> Commands<S> {
-    /// The first grant, with the subscription that it needs.
-    pub(super) fn new(grant: Grant, subscription: S) -> Self {
-        Self {
-            subscription,
-            source: grant.source().clone(),
-            grants: vec![grant],
-            in_flight: InFlight::default(),
-            unwritten: Vec::new(),
-        }
+    /// None yet.
+    pub(super) fn new() -> Self {
+        Self { nodes: Vec::new(), in_flight: InFlight::default(), unwritten: Vec::new() }
     }
 
-    /// One more filter; the same one again takes its old place (MQTT 5 3.8.4-3).
+    /// One more filter, with the subscription that it needs; the same one again takes its old place (MQTT 5 3.8.4-3).
     ///
     /// # Errors
-    /// More than `max` filters, or commands from another node than the first filter's.
-    pub(super) fn add(&mut self, grant: Grant, max: usize) -> Result<(), Rejection> {
-        if *grant.source() != self.source {
-            return Err(quota("a connection takes the commands of one node of the hub"));
-        }
-        match self.grants.iter().position(|known| known.filter == grant.filter) {
-            Some(at) => self.grants[at] = grant,
-            None if self.grants.len() >= max => {
-                return Err(quota("as many subscriptions as one connection may have"));
+    /// More than `max` filters, or commands from another node than the device's first filter's.
+    pub(super) fn add(
+        &mut self,
+        grant: Grant,
+        max: usize,
+        subscribe: impl FnOnce(&DeviceId, Address) -> S,
+    ) -> Result<(), Rejection> {
+        let filters: usize = self.nodes.iter().map(|node| node.grants.len()).sum();
+        let rule = &grant.rule;
+        let Some(node) = self.nodes.iter_mut().find(|node| node.device == *rule.device()) else {
+            if filters >= max {
+                return Err(quota(TOO_MANY));
             }
-            None => self.grants.push(grant),
+            let (device, source) = (rule.device().clone(), rule.source().clone());
+            let subscription = subscribe(&device, source.clone());
+            self.nodes.push(Node { device, source, subscription, grants: vec![grant] });
+            return Ok(());
+        };
+        if *rule.source() != node.source {
+            return Err(quota("a device's commands come from one node of the hub"));
+        }
+        match node.grants.iter().position(|known| known.filter == grant.filter) {
+            Some(at) => node.grants[at] = grant,
+            None if filters >= max => return Err(quota(TOO_MANY)),
+            None => node.grants.push(grant),
         }
         Ok(())
+    }
+
+    /// Whether there is no filter.
+    pub(super) fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
     }
 
     /// What the session is to remember of them.
@@ -103,14 +121,33 @@ impl<S: Settle> Commands<S> {
             qos: grant.qos,
             identifier: grant.identifier,
         };
-        self.grants.iter().map(kept).collect()
+        self.nodes.iter().flat_map(|node| &node.grants).map(kept).collect()
     }
 
-    /// Takes a filter away. Says whether it was there, and whether any is left.
-    pub(super) fn remove(&mut self, filter: &str) -> (bool, bool) {
-        let before = self.grants.len();
-        self.grants.retain(|grant| *grant.filter != *filter);
-        (self.grants.len() < before, !self.grants.is_empty())
+    /// Takes a filter away, if it is there; with a device's last one its subscription goes.
+    pub(super) fn remove(&mut self, filter: &str, inbox: &Inbox) -> bool {
+        let has_it = |node: &Node<S>| node.grants.iter().any(|grant| *grant.filter == *filter);
+        let Some(at) = self.nodes.iter().position(has_it) else { return false };
+        self.nodes[at].grants.retain(|grant| *grant.filter != *filter);
+        if self.nodes[at].grants.is_empty() {
+            self.drop_node(at, inbox);
+        }
+        true
+    }
+
+    /// A device's commands are not to be had any more.
+    pub(super) fn end(&mut self, device: &DeviceId, inbox: &Inbox) {
+        if let Some(at) = self.nodes.iter().position(|node| node.device == *device) {
+            self.drop_node(at, inbox);
+        }
+    }
+
+    /// Whatever was not settled the hub keeps.
+    fn drop_node(&mut self, at: usize, inbox: &Inbox) {
+        let Node { device, .. } = self.nodes.remove(at);
+        inbox.forget_commands_of(&device);
+        self.in_flight.lose(&device);
+        self.unwritten.retain(|(of, _)| *of != device);
     }
 
     /// Commands without a PUBACK that the session is to remember: at most so many.
@@ -123,20 +160,33 @@ impl<S: Settle> Commands<S> {
         self.in_flight.resume(kept);
     }
 
-    /// Publishes what has come, as far as the client takes it.
+    /// Publishes what has come, as far as the client takes it. `others` are those that a gateway may act for.
     pub(super) fn deliver(
         &mut self,
-        device: &DeviceId,
         inbox: &Inbox,
         machine: &mut Connection,
+        others: Option<&dyn ActsFor>,
     ) -> Delivered {
         while let Some(command) = inbox.next_command() {
-            match self.publish(&command, machine) {
+            let device = &command.message.device;
+            let Some(at) = self.nodes.iter().position(|node| node.device == *device) else { continue };
+            let is_allowed = |grant: &Grant| match others {
+                Some(others) => grant.rule.is_allowed(others),
+                None => !grant.rule.is_for_another(),
+            };
+            if !self.nodes[at].grants.iter().all(is_allowed) {
+                let rejection =
+                    Rejection::new(Reason::NotPermitted, "it may not act for the device any more");
+                emit(CommandsOfAnotherEnded { device, ended: &Ended::Refused(rejection) });
+                self.drop_node(at, inbox);
+                continue;
+            }
+            match self.publish(at, &command, machine) {
                 Ok(Published::Sent) => emit(CommandPublished { device }),
                 Ok(Published::Known) => {}
                 Err(Unpublished::Never(rejection)) => {
                     emit(CommandPublishError { device, rejection: &rejection });
-                    self.subscription.settle(command.id, &Outcome::Rejected(rejection));
+                    self.nodes[at].subscription.settle(command.id, &Outcome::Rejected(rejection));
                 }
                 Err(Unpublished::Yet(why)) => {
                     inbox.put_back(command);
@@ -150,17 +200,19 @@ impl<S: Settle> Commands<S> {
     /// Publishes a command, or finds that the client has it.
     fn publish(
         &mut self,
+        at: usize,
         command: &upstream::Command,
         machine: &mut Connection,
     ) -> Result<Published, Unpublished> {
-        let Some(oldest) = self.grants.first() else { return Err(Unpublished::Yet(Delivered::All)) };
+        let Node { device, grants, .. } = &self.nodes[at];
+        let Some(oldest) = grants.first() else { return Err(Unpublished::Yet(Delivered::All)) };
         let print = Print::of(&command.message);
         let known = self.in_flight.recognise(print, command.id);
         if known == Known::Sent {
             return Ok(Published::Known);
         }
         let full = machine.publish_window() == 0;
-        if full && self.grants.iter().all(|grant| grant.qos > QoS::AtMostOnce) {
+        if full && grants.iter().all(|grant| grant.qos > QoS::AtMostOnce) {
             return Err(Unpublished::Yet(Delivered::All));
         }
         let said = oldest.rule.command(&command.message).map_err(|rejection| {
@@ -170,7 +222,7 @@ impl<S: Settle> Commands<S> {
             }
             Unpublished::Never(rejection)
         })?;
-        let (qos, identifiers) = asked_for(&self.grants, &said.topic);
+        let (qos, identifiers) = asked_for(grants, &said.topic);
         if full && (qos > QoS::AtMostOnce || known != Known::New) {
             return Err(Unpublished::Yet(Delivered::All));
         }
@@ -187,16 +239,19 @@ impl<S: Settle> Commands<S> {
             properties: properties.as_ref(),
         };
         let published = match known {
-            Known::Earlier(packet_id) => machine.publish_again(packet_id, &publish).map(|()| Some(packet_id)),
+            Known::Earlier(packet_id) => match machine.publish_again(packet_id, &publish) {
+                Err(PublishError::Misuse(Misuse::UnknownMessage)) => machine.publish(&publish),
+                published => published.map(|()| Some(packet_id)),
+            },
             Known::New | Known::Sent => machine.publish(&publish),
         };
         let rejection = match published {
             Ok(Some(packet_id)) => {
-                self.in_flight.sent(packet_id, print, command.id);
+                self.in_flight.sent(packet_id, print, device, command.id);
                 return Ok(Published::Sent);
             }
             Ok(None) => {
-                self.unwritten.push(command.id);
+                self.unwritten.push((device.clone(), command.id));
                 return Ok(Published::Sent);
             }
             Err(PublishError::Full | PublishError::Misuse(Misuse::NotOpen)) => {
@@ -213,21 +268,27 @@ impl<S: Settle> Commands<S> {
     }
 
     /// The client has answered a PUBLISH.
-    pub(super) fn acknowledged(&mut self, device: &DeviceId, packet_id: PacketId, reason: u8) {
-        let Some(id) = self.in_flight.acknowledged(packet_id) else { return };
-        let outcome = puback(reason);
-        emit(CommandAcknowledged { device, outcome: &outcome });
-        self.subscription.settle(id, &outcome);
+    pub(super) fn acknowledged(&mut self, packet_id: PacketId, reason: u8) {
+        if let Some((device, id)) = self.in_flight.acknowledged(packet_id) {
+            self.settle(&device, id, &puback(reason));
+        }
     }
 
     /// All output has been taken by the stream: more cannot be known of QoS 0.
-    pub(super) fn written(&mut self, device: &DeviceId) {
-        for id in self.unwritten.drain(..) {
-            emit(CommandAcknowledged { device, outcome: &Outcome::Accepted });
-            self.subscription.settle(id, &Outcome::Accepted);
+    pub(super) fn written(&mut self) {
+        for (device, id) in mem::take(&mut self.unwritten) {
+            self.settle(&device, id, &Outcome::Accepted);
         }
     }
+
+    fn settle(&self, device: &DeviceId, id: CommandId, outcome: &Outcome) {
+        let Some(node) = self.nodes.iter().find(|node| node.device == *device) else { return };
+        emit(CommandAcknowledged { device, outcome });
+        node.subscription.settle(id, outcome);
+    }
 }
+
+const TOO_MANY: &str = "as many subscriptions as one connection may have";
 
 fn quota(description: &'static str) -> Rejection {
     Rejection::new(Reason::Quota { retry_after: None }, description)

@@ -13,6 +13,7 @@
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
+use fieldgate_mappings::address::DeviceId;
 use fieldgate_mappings::message::Message;
 use fieldgate_mqtt::PacketId;
 
@@ -55,7 +56,7 @@ struct Sent {
     packet_id: PacketId,
     print: Option<Print>,
     /// What the hub calls it; nothing while it has not delivered it again.
-    delivery: Option<CommandId>,
+    delivery: Option<(DeviceId, CommandId)>,
 }
 
 /// In the order in which they were sent. At most as many as the window of commands, and what the session remembers.
@@ -89,12 +90,12 @@ impl InFlight {
     pub(super) fn recognise(&mut self, print: Option<Print>, delivery: CommandId) -> Known {
         let Some(print) = print else { return Known::New };
         for sent in self.0.iter_mut().filter(|sent| sent.print == Some(print)) {
-            match sent.delivery {
+            match &mut sent.delivery {
                 None => return Known::Earlier(sent.packet_id),
                 // Two deliveries over one link are two messages, whatever they are called.
-                Some(former) if former.is_of_the_link_of(delivery) => {}
-                Some(_) => {
-                    sent.delivery = Some(delivery);
+                Some((_, former)) if former.is_of_the_link_of(delivery) => {}
+                Some((_, former)) => {
+                    *former = delivery;
                     return Known::Sent;
                 }
             }
@@ -103,8 +104,8 @@ impl InFlight {
     }
 
     /// It was published under this identifier.
-    pub(super) fn sent(&mut self, packet_id: PacketId, print: Option<Print>, delivery: CommandId) {
-        let delivery = Some(delivery);
+    pub(super) fn sent(&mut self, packet_id: PacketId, print: Option<Print>, of: &DeviceId, id: CommandId) {
+        let delivery = Some((of.clone(), id));
         match self.0.iter_mut().find(|sent| sent.packet_id == packet_id) {
             Some(again) => again.delivery = delivery,
             None => self.0.push(Sent { packet_id, print, delivery }),
@@ -116,8 +117,13 @@ impl InFlight {
         self.0.retain(|sent| sent.packet_id != packet_id);
     }
 
+    /// A device's subscription is gone: what is delivered over its next one is new, and an answer is nobody's.
+    pub(super) fn lose(&mut self, device: &DeviceId) {
+        self.0.retain(|sent| sent.delivery.as_ref().is_none_or(|(of, _)| of != device));
+    }
+
     /// The client has answered. Gives the delivery that waits for it, if there is one.
-    pub(super) fn acknowledged(&mut self, packet_id: PacketId) -> Option<CommandId> {
+    pub(super) fn acknowledged(&mut self, packet_id: PacketId) -> Option<(DeviceId, CommandId)> {
         let at = self.0.iter().position(|sent| sent.packet_id == packet_id)?;
         self.0.remove(at).delivery
     }
@@ -126,7 +132,7 @@ impl InFlight {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use fieldgate_mappings::address::{Address, DeviceId};
+    use fieldgate_mappings::address::Address;
     use fieldgate_mappings::message::{Direction, MessageId};
 
     use super::*;
@@ -158,25 +164,26 @@ mod tests {
 
     #[test]
     fn so_many_are_remembered_and_the_newest() {
+        let device = DeviceId::new("d1").expect("legal");
         let mut in_flight = InFlight::default();
         let prints = ["a", "b", "c"].map(|text| Print::of(&command("d1", Some(text), text)));
         for (number, print) in (1..).zip(prints) {
-            in_flight.sent(id(number), print, CommandId::numbered(number.into()));
+            in_flight.sent(id(number), print, &device, CommandId::numbered(number.into()));
         }
-        in_flight.sent(id(4), None, CommandId::numbered(4));
+        in_flight.sent(id(4), None, &device, CommandId::numbered(4));
         let kept = in_flight.leave(2);
         assert_eq!(kept.iter().map(|kept| kept.packet_id).collect::<Vec<_>>(), [id(2), id(3)]);
         let mut next = InFlight::default();
         next.resume(kept);
         assert_eq!(next.recognise(prints[0], CommandId::numbered(1)), Known::New);
         assert_eq!(next.recognise(prints[2], CommandId::numbered(2)), Known::Earlier(id(3)));
-        next.sent(id(3), prints[2], CommandId::numbered(2));
+        next.sent(id(3), prints[2], &device, CommandId::numbered(2));
         assert_eq!(
             next.recognise(prints[2], CommandId::numbered(3)),
             Known::New,
             "one more, by the same link"
         );
-        assert_eq!(next.acknowledged(id(3)), Some(CommandId::numbered(2)));
+        assert_eq!(next.acknowledged(id(3)), Some((device, CommandId::numbered(2))));
         assert_eq!(next.acknowledged(id(2)), None, "the hub has not delivered it again");
     }
 }

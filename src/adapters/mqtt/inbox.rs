@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
+use fieldgate_mappings::address::DeviceId;
 use fieldgate_mappings::outcome::{Outcome, Rejection, Report, Verdict};
 use fieldgate_mqtt::{PublishToken, QoS};
 
@@ -101,9 +102,9 @@ pub(super) enum Ended {
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     outcomes: RefCell<VecDeque<(Ticket, Outcome)>>,
-    /// At most as many as the subscription's credit.
+    /// At most as many as the credit of each subscription.
     commands: RefCell<VecDeque<Command>>,
-    ended: RefCell<Option<Box<Ended>>>,
+    ended: RefCell<Vec<(DeviceId, Ended)>>,
     qos_0_bytes: Cell<u32>,
     /// The client is gone without a goodbye: it will send again what it has no answer for.
     deserted: Cell<bool>,
@@ -175,7 +176,13 @@ impl Inbox {
         self.commands.borrow_mut().push_front(command);
     }
 
-    /// Forgets what a dropped subscription brought, without an outcome: the hub keeps it.
+    /// Forgets what a device's dropped subscription brought, without an outcome: the hub keeps it.
+    pub(super) fn forget_commands_of(&self, device: &DeviceId) {
+        self.commands.borrow_mut().retain(|command| command.message.device != *device);
+        self.ended.borrow_mut().retain(|(of, _)| of != device);
+    }
+
+    /// The same for all of them.
     pub(super) fn forget_commands(&self) {
         self.commands.take();
         self.ended.take();
@@ -186,9 +193,9 @@ impl Inbox {
         self.deserted.set(true);
     }
 
-    /// The end of the subscription, once.
-    pub(super) fn take_ended(&self) -> Option<Box<Ended>> {
-        self.ended.take()
+    /// The end of a device's subscription, each once.
+    pub(super) fn take_ended(&self) -> Option<(DeviceId, Ended)> {
+        self.ended.borrow_mut().pop()
     }
 
     /// From now on the outcomes are for the session's next connection, which waits for some of them.
@@ -249,16 +256,22 @@ fn lost(outcome: &Outcome) -> bool {
     }
 }
 
-impl CommandSink for Inbox {
+/// Where one device's commands come in.
+pub(super) struct DeviceSink {
+    pub(super) inbox: Rc<Inbox>,
+    pub(super) device: DeviceId,
+}
+
+impl CommandSink for DeviceSink {
     fn command(&self, command: Command) {
-        self.commands.borrow_mut().push_back(command);
-        self.wake();
+        self.inbox.commands.borrow_mut().push_back(command);
+        self.inbox.wake();
     }
 
     fn ended(&self, refused: Option<Rejection>) {
         let ended = refused.map_or(Ended::Withdrawn, Ended::Refused);
-        self.ended.replace(Some(Box::new(ended)));
-        self.wake();
+        self.inbox.ended.borrow_mut().push((self.device.clone(), ended));
+        self.inbox.wake();
     }
 }
 

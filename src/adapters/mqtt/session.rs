@@ -12,7 +12,7 @@ use std::task::Context;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use fieldgate_mappings::address::{DeviceId, Identity};
+use fieldgate_mappings::address::{ActsFor, DeviceId, Identity};
 use fieldgate_mappings::message::Message;
 use fieldgate_mappings::mqtt::{self, OnRejected, Reply3, Reply5, reply_3, reply_5};
 use fieldgate_mappings::outcome::{Outcome, Reason, Rejection};
@@ -23,19 +23,20 @@ use fieldgate_mqtt::{
 
 use crate::adapters::Held;
 use crate::config;
-use crate::devices::Stay;
+use crate::devices::{Devices, Stay};
 use crate::telemetry::emit;
-use crate::upstream::{CommandSink, Hears, Patience};
+use crate::upstream::{Hears, Patience};
 use crate::wire::Machine;
 
 use super::commands::{Commands, Delivered, Grant};
 use super::connect::{Judging, Proving};
 use super::host::Host;
-use super::inbox::{Ended, Inbox, Ticket};
+use super::inbox::{DeviceSink, Ended, Inbox, Ticket};
 use super::kept::Late;
 use super::listener::Guest;
 use super::telemetry::{
-    self, ConnectionEnded, ConnectionPaused, End, FilterJudged, MachineMisused, PublishRejected, QoS0Dropped,
+    self, CommandsOfAnotherEnded, ConnectionEnded, ConnectionPaused, End, FilterJudged, MachineMisused,
+    PublishRejected, QoS0Dropped,
 };
 use super::words;
 use entering::Joining;
@@ -153,8 +154,8 @@ impl<H: Host> Session<H> {
         {
             self.handle_event(event, now);
         }
-        if let Some(ended) = self.inbox.take_ended() {
-            self.commands_ended(&ended);
+        while let Some((device, ended)) = self.inbox.take_ended() {
+            self.commands_ended(&device, &ended);
         }
         self.deliver();
         if self.draining && (self.machine.unacknowledged() == 0 || self.paused_until.is_some()) {
@@ -175,8 +176,8 @@ impl<H: Host> Session<H> {
 
     /// All output has been taken by the stream. True if there is more to do now.
     pub(super) fn written(&mut self) -> bool {
-        if let (Some(client), Some(commands)) = (&self.client, &mut self.commands) {
-            commands.written(&client.device);
+        if let Some(commands) = &mut self.commands {
+            commands.written();
         }
         mem::take(&mut self.again)
     }
@@ -218,8 +219,8 @@ impl<H: Host> Session<H> {
             Event::Subscribe(subscribe) => self.subscribe(&subscribe),
             Event::Unsubscribe(unsubscribe) => self.unsubscribe(&unsubscribe),
             Event::PublishAcknowledged { packet_id, reason } => {
-                if let (Some(client), Some(commands)) = (&self.client, &mut self.commands) {
-                    commands.acknowledged(&client.device, packet_id, reason);
+                if let Some(commands) = &mut self.commands {
+                    commands.acknowledged(packet_id, reason);
                 }
             }
             Event::Disconnected(disconnect) => self.disconnected(&disconnect),
@@ -251,11 +252,7 @@ impl<H: Host> Session<H> {
         let rules = self.host.rules();
         // Most rule sets let nobody act for others: then the registry is not looked at.
         let others = rules.has_via().then(|| self.host.roster().devices());
-        let identity = match &others {
-            Some(others) => Identity::MayActFor(&client.device, &**others),
-            None => Identity::Is(&client.device),
-        };
-        match (rules.map_mqtt(identity, said), token) {
+        match (rules.map_mqtt(identity(&client.device, &others), said), token) {
             (Ok(message), Some(token)) => {
                 let verdict = self.inbox.verdict(Ticket::of(token, qos));
                 let hears = match client.version {
@@ -372,19 +369,18 @@ impl<H: Host> Session<H> {
         let Some(client) = &self.client else { return Ok(QoS::AtMostOnce) };
         let device = &client.device;
         let config = &self.host.config().mqtt;
-        let granted = self.host.rules().command_subscription(device, &asked.filter).and_then(|rule| {
+        let rules = self.host.rules();
+        let others = rules.has_via().then(|| self.host.roster().devices());
+        let granted = rules.command_subscription(identity(device, &others), &asked.filter).and_then(|rule| {
             let grant = Grant::new(&asked.filter, rule, asked.qos, identifier);
             let qos = grant.qos();
-            match &mut self.commands {
-                Some(commands) => commands.add(grant, config.max_subscriptions.get())?,
-                None => {
-                    let credit = u32::from(config.command_window.get());
-                    let sink = Rc::clone(&self.inbox) as Rc<dyn CommandSink>;
-                    let subscription = self.host.subscribe(device, grant.source().clone(), credit, sink);
-                    self.commands = Some(Box::new(Commands::new(grant, subscription)));
-                }
-            }
-            Ok(qos)
+            let commands = self.commands.get_or_insert_with(|| Box::new(Commands::new()));
+            let added = commands.add(grant, config.max_subscriptions.get(), |device, source| {
+                let credit = u32::from(config.command_window.get());
+                let sink = DeviceSink { inbox: Rc::clone(&self.inbox), device: device.clone() };
+                self.host.subscribe(device, source, credit, Rc::new(sink))
+            });
+            added.map(|()| qos)
         });
         emit(FilterJudged { device, filter: &asked.filter, refused: granted.as_ref().err() });
         granted
@@ -397,11 +393,8 @@ impl<H: Host> Session<H> {
     }
 
     fn revoke(&mut self, filter: &str) -> UnsubscribeReply {
-        let (removed, left) = match &mut self.commands {
-            Some(commands) => commands.remove(filter),
-            None => (false, false),
-        };
-        if removed && !left {
+        let removed = self.commands.as_mut().is_some_and(|commands| commands.remove(filter, &self.inbox));
+        if self.commands.as_ref().is_some_and(|commands| commands.is_empty()) {
             self.drop_commands();
         }
         if removed { UnsubscribeReply::Success } else { UnsubscribeReply::NoSubscriptionExisted }
@@ -413,7 +406,15 @@ impl<H: Host> Session<H> {
         self.inbox.forget_commands();
     }
 
-    fn commands_ended(&mut self, ended: &Ended) {
+    /// A device whose commands do not come any more is told to come again; a gateway has others to look after.
+    fn commands_ended(&mut self, device: &DeviceId, ended: &Ended) {
+        if self.client.as_ref().is_some_and(|client| client.device != *device) {
+            emit(CommandsOfAnotherEnded { device, ended });
+            if let Some(commands) = &mut self.commands {
+                commands.end(device, &self.inbox);
+            }
+            return;
+        }
         self.drop_commands();
         let reason = match ended {
             Ended::Refused(rejection) => words::unsubscribed(&rejection.reason),
@@ -426,10 +427,11 @@ impl<H: Host> Session<H> {
         if self.machine.is_closed() || self.is_held_back() {
             return;
         }
-        if let (Some(client), Some(commands)) = (&self.client, &mut self.commands) {
-            let delivered = commands.deliver(&client.device, &self.inbox, &mut self.machine);
-            self.again |= delivered == Delivered::Blocked;
-        }
+        let Some(commands) = &mut self.commands else { return };
+        let others = self.host.rules().has_via().then(|| self.host.roster().devices());
+        let others = others.as_deref().map(|others| others as &dyn ActsFor);
+        let delivered = commands.deliver(&self.inbox, &mut self.machine, others);
+        self.again |= delivered == Delivered::Blocked;
     }
 
     fn close(&mut self, reason: DisconnectReason, end: End<'_>) {
@@ -451,6 +453,14 @@ impl<H: Host> Session<H> {
         if let Err(misuse) = done {
             emit(MachineMisused { peer: self.guest.peer, misuse });
         }
+    }
+}
+
+/// Who a client is: a device, and where rules let it, a gateway for others.
+fn identity<'a>(device: &'a DeviceId, others: &'a Option<Arc<Devices>>) -> Identity<'a> {
+    match others {
+        Some(others) => Identity::MayActFor(device, &**others),
+        None => Identity::Is(device),
     }
 }
 

@@ -66,6 +66,7 @@ struct Metrics {
     pauses: Counter,
     subscribed: Counter,
     subscribe_refused: Family<ByReason, Counter>,
+    subscriptions_ended: Counter,
     commands: Counter,
     commands_acknowledged: Family<ByOutcome, Counter>,
     commands_undeliverable: Family<ByReason, Counter>,
@@ -95,6 +96,10 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         pauses: counter("mqtt_pauses", "MQTT connections no longer read because a message came back untaken"),
         subscribed: counter("mqtt_subscriptions", "Topic filters granted to MQTT clients"),
         subscribe_refused: counters("mqtt_subscriptions_refused", "Topic filters refused to MQTT clients"),
+        subscriptions_ended: counter(
+            "mqtt_subscriptions_ended",
+            "Devices whose commands a gateway's connection does not get any more",
+        ),
         commands: counter("mqtt_commands", "Commands published to MQTT devices"),
         commands_acknowledged: counters("mqtt_commands_acknowledged", "Commands that MQTT devices answered"),
         commands_undeliverable: counters(
@@ -372,6 +377,27 @@ impl Happening for CommandAcknowledged<'_> {
         };
         METRICS.commands_acknowledged.get_or_create(&ByOutcome { outcome: Name(name) }).inc();
         tracing::debug!(%device, outcome = name, "command acknowledged");
+    }
+}
+
+/// A gateway gets no more commands of another device; its connection goes on.
+pub(super) struct CommandsOfAnotherEnded<'a> {
+    pub(super) device: &'a DeviceId,
+    pub(super) ended: &'a Ended,
+}
+
+impl Happening for CommandsOfAnotherEnded<'_> {
+    fn emit(self) {
+        let Self { device, ended } = self;
+        METRICS.subscriptions_ended.inc();
+        match ended {
+            Ended::Refused(rejection) => {
+                tracing::warn!(%device, %rejection, "a gateway gets no more commands of a device");
+            }
+            Ended::Withdrawn => {
+                tracing::info!(%device, "a gateway gets no more commands of a device: it takes them itself, or the hub ended it");
+            }
+        }
     }
 }
 
