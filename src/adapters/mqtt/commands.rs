@@ -21,7 +21,6 @@ use super::words;
 /// The subscriptions of one connection: its own device's, and those of the devices that it may act for.
 #[derive(Debug)]
 pub(super) struct Commands<S> {
-    /// Never empty.
     nodes: Vec<Node<S>>,
     in_flight: InFlight,
     /// Published with QoS 0, and not yet taken by the stream.
