@@ -7,6 +7,7 @@ use fieldgate_mappings::address::DeviceId;
 use fieldgate_mappings::outcome::{Outcome, Reason, Rejection};
 use fieldgate_mqtt::{Misuse, TimeOut, Violation};
 
+use crate::state::StateError;
 use crate::telemetry::{
     Counter, EncodeLabelSet, EncodeLabelValue, Family, Happening, LabelValueEncoder, counter, counters,
 };
@@ -412,6 +413,39 @@ impl Happening for CommandPublishError<'_> {
         let Self { device, rejection } = self;
         METRICS.commands_undeliverable.get_or_create(&by(&rejection.reason)).inc();
         tracing::warn!(%device, %rejection, "a command was rejected: it cannot be published to the device");
+    }
+}
+
+/// Sessions that the last stop had written are there again.
+pub(super) struct SessionsRestored {
+    pub(super) sessions: usize,
+}
+
+impl Happening for SessionsRestored {
+    fn emit(self) {
+        tracing::info!(sessions = self.sessions, "MQTT sessions of the last run go on");
+    }
+}
+
+/// Sessions are written, for the next start.
+pub(super) struct SessionsStored {
+    pub(super) sessions: usize,
+}
+
+impl Happening for SessionsStored {
+    fn emit(self) {
+        tracing::info!(sessions = self.sessions, "MQTT sessions are kept for the next start");
+    }
+}
+
+/// Sessions cannot be kept over a stop.
+pub(super) struct SessionsUnstored<'a> {
+    pub(super) error: &'a StateError,
+}
+
+impl Happening for SessionsUnstored<'_> {
+    fn emit(self) {
+        tracing::warn!(error = %self.error, "MQTT sessions end with the gateway: they cannot be kept");
     }
 }
 
