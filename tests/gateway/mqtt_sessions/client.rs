@@ -21,7 +21,7 @@ pub(super) struct Client {
 /// What was heard in some time.
 #[derive(Debug)]
 pub(super) enum Heard {
-    Packet(ServerPacket),
+    Packet(Box<ServerPacket>),
     Silence,
     End,
 }
@@ -83,7 +83,7 @@ impl Client {
 
     pub(super) async fn packet_within(&mut self, time: Duration) -> Heard {
         match tokio::time::timeout(time, self.packet()).await {
-            Ok(Some(packet)) => Heard::Packet(packet),
+            Ok(Some(packet)) => Heard::Packet(Box::new(packet)),
             Ok(None) => Heard::End,
             Err(_) => Heard::Silence,
         }

@@ -400,9 +400,9 @@ impl Device {
                 Heard::Silence => break,
                 Heard::End => drop(self.part()),
                 Heard::Packet(packet) => {
-                    let is_received = matches!(packet, ServerPacket::PubRec { .. });
+                    let is_received = matches!(*packet, ServerPacket::PubRec { .. });
                     let mut out = BytesMut::new();
-                    self.hear(packet, &mut out);
+                    self.hear(*packet, &mut out);
                     if is_received && self.chance(12) {
                         self.world.happened("gone without PUBREL");
                         self.link().client.say("! gone");

@@ -195,7 +195,7 @@ pub(super) async fn run(hub: &mut Hub, world: &Rc<World>, mut rng: Rng) {
     let mut thinks = tokio::time::interval(THINKS);
     loop {
         tokio::select! {
-            () = hub.wait(|seen| Some(note(seen, world))) => {}
+            () = hub.wait(|seen| { note(seen, world); Some(()) }) => {}
             _ = thinks.tick() => {
                 let mut book = world.book.borrow_mut();
                 for _ in 0..rng.below(8) {
