@@ -5,7 +5,7 @@
 //! |---|---|
 //! | Content Type | content-type |
 //! | Response Topic | reply-to |
-//! | Correlation Data | correlation-id: see [`correlation`](super::correlation) |
+//! | Correlation Data | correlation-id: see [`correlation`] |
 //! | Message Expiry Interval | ttl |
 //! | Payload Format Indicator 1 | application property `mqtt-payload-format` = `utf-8` |
 //! | the retain flag | application property `mqtt-retain` = `true`, as Azure has it |

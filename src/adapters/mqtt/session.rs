@@ -4,6 +4,7 @@
 
 mod entering;
 mod leaving;
+mod subscribing;
 
 use std::mem;
 use std::rc::Rc;
@@ -12,13 +13,13 @@ use std::task::Context;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use fieldgate_mappings::address::{ActsFor, DeviceId, Identity};
+use fieldgate_mappings::address::{DeviceId, Identity};
 use fieldgate_mappings::message::Message;
 use fieldgate_mappings::mqtt::{self, OnRejected, Reply3, Reply5, reply_3, reply_5};
 use fieldgate_mappings::outcome::{Outcome, Reason, Rejection};
 use fieldgate_mqtt::{
     Config, Connection, Disconnect, DisconnectReason, Event, Misuse, Publish, PublishReply, PublishToken,
-    QoS, Subscribe, SubscribeFilter, SubscribeRefusal, Unsubscribe, UnsubscribeReply, Version,
+    Version,
 };
 
 use crate::adapters::Held;
@@ -28,15 +29,14 @@ use crate::telemetry::emit;
 use crate::upstream::{Hears, Patience};
 use crate::wire::Machine;
 
-use super::commands::{Commands, Delivered, Grant};
+use super::commands::Commands;
 use super::connect::{Judging, Proving};
 use super::host::Host;
-use super::inbox::{DeviceSink, Ended, Inbox, Ticket};
+use super::inbox::{Inbox, Ticket};
 use super::kept::Late;
 use super::listener::Guest;
 use super::telemetry::{
-    self, CommandsOfAnotherEnded, ConnectionEnded, ConnectionPaused, End, FilterJudged, MachineMisused,
-    PublishRejected, QoS0Dropped,
+    self, ConnectionEnded, ConnectionPaused, End, MachineMisused, PublishRejected, QoS0Dropped,
 };
 use super::words;
 use entering::Joining;
@@ -345,93 +345,6 @@ impl<H: Host> Session<H> {
             emit(ConnectionPaused { device: &client.device });
             self.paused_until = Some(now + PAUSE.min(self.host.config().upstream.hold));
         }
-    }
-
-    fn subscribe(&mut self, subscribe: &Subscribe) {
-        let client_version = self.machine.version();
-        let mut why = None;
-        let mut grant = |filter: &SubscribeFilter| {
-            if client_version == Some(Version::V5) && filter.filter.starts_with("$share/") {
-                return Err(SubscribeRefusal::SharedSubscriptionsNotSupported);
-            }
-            self.grant(filter, subscribe.identifier).map_err(|rejection| {
-                let refusal = words::suback(&rejection.reason);
-                why.get_or_insert(rejection.description);
-                refusal
-            })
-        };
-        let replies: Vec<_> = subscribe.filters.iter().map(&mut grant).collect();
-        let answered = self.machine.suback_because(subscribe.packet_id, &replies, why.as_deref());
-        self.check(answered);
-    }
-
-    fn grant(&mut self, asked: &SubscribeFilter, identifier: Option<u32>) -> Result<QoS, Rejection> {
-        let Some(client) = &self.client else { return Ok(QoS::AtMostOnce) };
-        let device = &client.device;
-        let config = &self.host.config().mqtt;
-        let rules = self.host.rules();
-        let others = rules.has_via().then(|| self.host.roster().devices());
-        let granted = rules.command_subscription(identity(device, &others), &asked.filter).and_then(|rule| {
-            let grant = Grant::new(&asked.filter, rule, asked.qos, identifier);
-            let qos = grant.qos();
-            let commands = self.commands.get_or_insert_with(|| Box::new(Commands::new()));
-            let added = commands.add(grant, config.max_subscriptions.get(), |device, source| {
-                let credit = u32::from(config.command_window.get());
-                let sink = DeviceSink { inbox: Rc::clone(&self.inbox), device: device.clone() };
-                self.host.subscribe(device, source, credit, Rc::new(sink))
-            });
-            added.map(|()| qos)
-        });
-        emit(FilterJudged { device, filter: &asked.filter, refused: granted.as_ref().err() });
-        granted
-    }
-
-    fn unsubscribe(&mut self, unsubscribe: &Unsubscribe) {
-        let replies: Vec<_> = unsubscribe.filters.iter().map(|filter| self.revoke(filter)).collect();
-        let answered = self.machine.unsuback(unsubscribe.packet_id, &replies);
-        self.check(answered);
-    }
-
-    fn revoke(&mut self, filter: &str) -> UnsubscribeReply {
-        let removed = self.commands.as_mut().is_some_and(|commands| commands.remove(filter, &self.inbox));
-        if self.commands.as_ref().is_some_and(|commands| commands.is_empty()) {
-            self.drop_commands();
-        }
-        if removed { UnsubscribeReply::Success } else { UnsubscribeReply::NoSubscriptionExisted }
-    }
-
-    /// Whatever was not settled the hub keeps.
-    fn drop_commands(&mut self) {
-        self.commands = None;
-        self.inbox.forget_commands();
-    }
-
-    /// A device whose commands do not come any more is told to come again; a gateway has others to look after.
-    fn commands_ended(&mut self, device: &DeviceId, ended: &Ended) {
-        if self.client.as_ref().is_some_and(|client| client.device != *device) {
-            emit(CommandsOfAnotherEnded { device, ended });
-            if let Some(commands) = &mut self.commands {
-                commands.end(device, &self.inbox);
-            }
-            return;
-        }
-        self.drop_commands();
-        let reason = match ended {
-            Ended::Refused(rejection) => words::unsubscribed(&rejection.reason),
-            Ended::Withdrawn => DisconnectReason::ServerBusy,
-        };
-        self.close(reason, End::CommandsEnded(ended));
-    }
-
-    fn deliver(&mut self) {
-        if self.machine.is_closed() || self.is_held_back() {
-            return;
-        }
-        let Some(commands) = &mut self.commands else { return };
-        let others = self.host.rules().has_via().then(|| self.host.roster().devices());
-        let others = others.as_deref().map(|others| others as &dyn ActsFor);
-        let delivered = commands.deliver(&self.inbox, &mut self.machine, others);
-        self.again |= delivered == Delivered::Blocked;
     }
 
     fn close(&mut self, reason: DisconnectReason, end: End<'_>) {
