@@ -143,15 +143,15 @@ async fn what_was_stored_for_one_hub_does_not_go_to_another() {
         gateway.until_spooled(1).await;
 
         // It belongs to the other hub, and the one that it was for is there again.
-        registry.write(&(entry("") + &with_password("second probe", PASSWORD)));
-        in_force(&gateway, "second probe").await;
+        registry.write(&(entry("") + &with_password("probe-2", PASSWORD)));
+        in_force(&gateway, "probe-2").await;
         let live = pump.send("kept/pump", b"for here", QoS::AtLeastOnce).await;
         let message = here.message().await;
         assert_eq!(message.body, "for here");
         here.settle(&message, &Answer::Accept);
         assert_eq!(pump.told(live).await, Told::PubAck(0));
         there.behave(|manner| manner.takes = usize::MAX);
-        gateway.until_metric("spool_held_for_former_hub_total").await;
+        while gateway.metric("fieldgate_spool_held_for_former_hub_total").await == 0 {}
         gateway.until_spooled(1).await;
         let state = Arc::clone(&gateway.state);
         gateway.stop().await;
