@@ -7,12 +7,14 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread;
+use std::time::Instant;
 
 use fieldgate_mappings::rules::RuleSet;
 use thiserror::Error;
 use tokio::sync::Notify;
 
 use crate::adapters::Directory;
+use crate::adapters::mqtt::SessionStore;
 use crate::config::{Config, ConfigError, MappingsError, Target};
 use crate::console::{self, Component, Health, Status};
 use crate::control;
@@ -142,12 +144,19 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
     let ended = Arc::new(Notify::new());
     // What it holds is known before any device is served, so that nothing overtakes it.
     let spool = start_spool(&config, &rules, &hubs, &health, shutdown, &ended)?;
-    let setups = setups(&config, &rules, &hubs, &gate, &health, spool.as_ref().map(Running::spool))?;
+    let directory = Arc::new(Directory::default());
+    let setups =
+        setups(&config, &rules, &hubs, &gate, &health, spool.as_ref().map(Running::spool), &directory)?;
     let files = hubs.files().chain(setups.iter().take(1).flat_map(Setup::files)).collect();
     let console = console::bind(&config.admin)?;
     let listening = listening(&setups, &console)?;
     tracing::info!(hub = %hubs.addresses(), workers = setups.len(), "gateway started");
 
+    // Nothing but the system can keep the gateway from its start any more: what is taken is used.
+    let sessions = SessionStore::open(&config);
+    if let Some(sessions) = &sessions {
+        sessions.restore(&directory, Instant::now());
+    }
     let workers: Vec<_> = setups
         .into_iter()
         .map(|setup| {
@@ -185,6 +194,9 @@ pub fn run_and_tell(config: Config, shutdown: &Shutdown, tell: impl FnOnce(Start
             Ok(Err(error)) => Err(error.into()),
             Err(_) => Err(AppError::Worker),
         };
+    }
+    if let Some(sessions) = sessions {
+        sessions.store(&directory, Instant::now());
     }
     if watching.join().is_err() {
         outcome = Err(AppError::Worker);
@@ -380,9 +392,9 @@ fn setups(
     gate: &Arc<Gate>,
     health: &Arc<Health>,
     spool: Option<&Spool>,
+    directory: &Arc<Directory>,
 ) -> Result<Vec<Setup>, AppError> {
     let workers = config.runtime.workers();
-    let directory = Arc::new(Directory::default());
     let mut setups: Vec<Setup> = (0..workers.get())
         .map(|index| Setup {
             index,
@@ -391,7 +403,7 @@ fn setups(
             mapped: hubs.mapped.clone(),
             hubs: Arc::clone(&hubs.connectors),
             spool: spool.cloned(),
-            directory: Arc::clone(&directory),
+            directory: Arc::clone(directory),
             gate: Arc::clone(gate),
             health: Arc::clone(health),
             amqp: Vec::new(),

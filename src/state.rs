@@ -282,7 +282,7 @@ impl LockedState {
     }
 
     /// Replaces a file as a whole: a crash leaves the old one or the new one, never half of one.
-    fn write(&self, name: &str, text: &str) -> Result<(), StateError> {
+    pub(crate) fn write(&self, name: &str, text: &str) -> Result<(), StateError> {
         let path = self.path.join(name);
         let new = self.path.join(format!("{name}.new"));
         let write = || {

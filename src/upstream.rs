@@ -39,7 +39,7 @@ use std::time::Instant;
 use fieldgate_mappings::address::{Address, DeviceId};
 use fieldgate_mappings::delivery::NORMAL_PRIORITY;
 use fieldgate_mappings::message::Message;
-use fieldgate_mappings::outcome::{Outcome, Rejection, Verdict};
+use fieldgate_mappings::outcome::{Outcome, Reason, Rejection, Verdict};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -180,6 +180,18 @@ impl Upstream {
         match OwnToken::read(device, token.expose()) {
             Ok(token) => self.fleet.borrow_mut().present(device, token, Instant::now()),
             Err(error) => emit(OwnTokenUnfit { device, error: &error }),
+        }
+    }
+
+    /// The same, where the device waits to be let in: `verdict` is reported with what the hub says to the token. While
+    /// the hub is away, or cannot judge it, nothing is said; whoever waits has to know for how long.
+    pub(crate) fn prove(&self, device: &DeviceId, token: &Secret, verdict: Verdict) {
+        match OwnToken::read(device, token.expose()) {
+            Ok(token) => self.fleet.borrow_mut().prove(device, token, verdict, Instant::now()),
+            Err(error) => {
+                emit(OwnTokenUnfit { device, error: &error });
+                verdict.report(Outcome::Rejected(Rejection::new(Reason::Credentials, error.to_string())));
+            }
         }
     }
 

@@ -113,7 +113,7 @@ impl Loader {
                 convention,
                 place: source.place(pattern.text.span().start),
                 device: device_slot(&pattern.template),
-                via: via(source, rule, pattern)?,
+                via: via(source, rule, &pattern.template)?,
                 address: address(source, target, &pattern.template)?,
                 properties: properties(source, rule, &pattern.template)?,
                 system: System::compile(source, rule, &pattern.template)?,
@@ -132,12 +132,6 @@ impl Loader {
 
     fn downlink(&mut self, source: &Source<'_>, rule: &RuleText) -> Result<(), Fault> {
         let convention = convention(source, rule)?;
-        if let Some(device) = &rule.device {
-            return Err(source.error(
-                device.span(),
-                "`device` is for messages from devices: commands go to the device itself",
-            ));
-        }
         delivery::refuse(source, rule)?;
         if let Some((name, _)) = rule.properties.iter().next() {
             return Err(source.error(name.span(), "properties are set on the way to the hub only"));
@@ -275,10 +269,12 @@ impl Loader {
             max_qos,
             place: source.place(text.span().start),
             device,
+            via: via(source, rule, &topic)?,
             address: address(source, hub, &topic)?,
             topic: topic.clone(),
             tail,
         };
+        self.set.has_via |= downlink.via.is_some();
         table(&mut self.set.commands, syntax.key, "").insert(&topic, false, Arc::new(downlink)).map_err(
             |earlier| {
                 let message = ambiguous(rule, &earlier.place);
@@ -398,7 +394,7 @@ fn template(
 }
 
 /// The group of gateways that may act for the device of a rule.
-fn via(source: &Source<'_>, rule: &RuleText, pattern: &Pattern) -> Result<Option<Box<str>>, Fault> {
+fn via(source: &Source<'_>, rule: &RuleText, pattern: &Template) -> Result<Option<Box<str>>, Fault> {
     let Some(device) = &rule.device else { return Ok(None) };
     if let Some(id) = device.get_ref().id.as_ref().filter(|id| id.get_ref() != "{device}") {
         return Err(source.error(id.span(), "the device is the one that the pattern names: `{device}`"));
@@ -409,7 +405,7 @@ fn via(source: &Source<'_>, rule: &RuleText, pattern: &Pattern) -> Result<Option
             source.error(via.span(), "`via` is the name of a group of gateways, as in the device registry")
         );
     }
-    if device_slot(&pattern.template).is_none() {
+    if device_slot(pattern).is_none() {
         return Err(source.error(
             via.span(),
             "a gateway can act for a device that the pattern names only: `{device}` is missing in one",

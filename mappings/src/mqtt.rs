@@ -4,6 +4,7 @@
 //! MQTT 3.1.1 and MQTT 5 publish by the same rules; what version 5 says beside the topic (content type, correlation
 //! data, user properties) becomes the model's own properties.
 
+mod correlation;
 mod properties;
 
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use bytestring::ByteString;
 
-use crate::address::{Address, DeviceId, Identity};
+use crate::address::{ActsFor, Address, DeviceId, Identity};
 use crate::azure;
 use crate::hono;
 use crate::message::{Message, MessageId};
@@ -99,11 +100,16 @@ impl RuleSet {
         Ok(message)
     }
 
-    /// The commands that `device` asks for with a subscription to `filter`.
+    /// The commands that somebody asks for with a subscription to `filter`: a device for its own, a gateway for those of
+    /// a device that it may act for.
     ///
     /// # Errors
     /// No rule sends commands there, or the filter reaches for another device's.
-    pub fn command_subscription(&self, device: &DeviceId, filter: &str) -> Result<Subscription, Rejection> {
+    pub fn command_subscription<'i>(
+        &self,
+        identity: impl Into<Identity<'i>>,
+        filter: &str,
+    ) -> Result<Subscription, Rejection> {
         let found = self.commands(SYNTAX.key, Joined(Some(filter)))?;
         let rule = found.value;
         let mut topic = String::with_capacity(filter.len());
@@ -134,8 +140,13 @@ impl RuleSet {
                 (_, segment) => topic.push_str(segment.unwrap_or_default()),
             }
         }
-        let source = rule.source(&found, device)?;
-        Ok(Subscription { rule: Arc::clone(rule), device: device.clone(), source, topic: topic.into() })
+        let identity = identity.into();
+        let (device, source) = rule.source(&found, identity)?;
+        let gateway = match identity {
+            Identity::MayActFor(gateway, _) if *gateway != device => Some(gateway.clone()),
+            Identity::Is(_) | Identity::MayActFor(..) | Identity::Claimed => None,
+        };
+        Ok(Subscription { rule: Arc::clone(rule), device, gateway, source, topic: topic.into() })
     }
 }
 
@@ -161,6 +172,8 @@ fn takes_all<'a>(mut filter: impl Iterator<Item = &'a str>, names: usize) -> boo
 pub struct Subscription {
     rule: Arc<Downlink>,
     device: DeviceId,
+    /// Who takes them for the device.
+    gateway: Option<DeviceId>,
     source: Address,
     /// The topic up to the convention's properties.
     topic: ByteString,
@@ -178,6 +191,25 @@ pub struct Command {
 }
 
 impl Subscription {
+    /// Whose commands they are.
+    pub fn device(&self) -> &DeviceId {
+        &self.device
+    }
+
+    /// Whether it takes the commands of a device that is not the subscriber.
+    pub fn is_for_another(&self) -> bool {
+        self.gateway.is_some()
+    }
+
+    /// Whether a gateway may still take the device's commands; a device may always take its own.
+    pub fn is_allowed(&self, others: &dyn ActsFor) -> bool {
+        match (&self.gateway, &self.rule.via) {
+            (None, _) => true,
+            (Some(gateway), Some(group)) => others.may_act(gateway, group, &self.device),
+            (Some(_), None) => false,
+        }
+    }
+
     /// The hub's node that the commands come from.
     pub fn source(&self) -> &Address {
         &self.source

@@ -108,6 +108,8 @@ pub(crate) struct Downlink {
     pub(crate) place: Place,
     /// The slot of the topic's device, where it names one.
     pub(crate) device: Option<usize>,
+    /// The group of gateways that may take the device's commands for it.
+    pub(crate) via: Option<Box<str>>,
     pub(crate) address: AddressTemplate,
 }
 
@@ -254,15 +256,16 @@ impl Uplink {
 }
 
 impl Downlink {
-    /// The hub's node that the commands of a match come from.
+    /// Whose commands a match asks for, and the hub's node that they come from.
     pub(crate) fn source<'a, P: Path<'a>>(
         &self,
         found: &Found<'_, 'a, Arc<Self>, P>,
-        device: &DeviceId,
-    ) -> Result<Address, Rejection> {
+        identity: Identity<'_>,
+    ) -> Result<(DeviceId, Address), Rejection> {
         let captured = self.device.map(|slot| found.captures.get(slot));
-        identify(Identity::Is(device), captured, None)?;
-        self.address.resolve(device, &found.captures, found.rest)
+        let device = identify(identity, captured, self.via.as_deref())?;
+        let address = self.address.resolve(&device, &found.captures, found.rest)?;
+        Ok((device, address))
     }
 }
 

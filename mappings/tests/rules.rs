@@ -91,6 +91,44 @@ fn a_gateway_may_act_for_devices_of_its_group_where_the_rule_says_so() {
     assert!(errors(&nameless)[0].contains("`{device}` is missing"), "{:?}", errors(&nameless));
 }
 
+#[test]
+fn a_gateway_takes_the_commands_of_devices_of_its_group_where_the_rule_says_so() {
+    let down = |name: &str, topic: &str, more: &str| {
+        format!(
+            "[[rule]]\nname = \"{name}\"\ndirection = \"downlink\"\nfrom.hub = \"devices/{{device}}/c\"\n\
+             to.mqtt = {{ topic = \"{topic}\" }}\n{more}"
+        )
+    };
+    let rules =
+        load(&(down("own", "own/{device}", "") + &down("line", "line/{device}", "device.via = \"line\"\n")));
+    assert!(rules.has_via());
+    let subscribe =
+        |who: &str, filter: &str| rules.command_subscription(Identity::MayActFor(&id(who), &Line), filter);
+    let granted = subscribe("gw1", "line/p1").unwrap();
+    assert_eq!((granted.device().as_str(), granted.source().as_str()), ("p1", "devices/p1/c"));
+    assert!(granted.is_for_another() && granted.is_allowed(&Line) && !granted.is_allowed(&Nobody));
+    for (who, filter) in [("gw1", "line/gw1"), ("p1", "line/p1"), ("p1", "own/p1")] {
+        let own = subscribe(who, filter).unwrap();
+        assert!(own.device().as_str() == who && !own.is_for_another() && own.is_allowed(&Nobody), "{filter}");
+    }
+    for (who, filter) in
+        [("gw1", "own/p1"), ("gw1", "line/x1"), ("p1", "line/gw1"), ("gw1", "line/+"), ("gw1", "line/#")]
+    {
+        assert!(subscribe(who, filter).is_err(), "{who} {filter}");
+    }
+    let nameless = down("a", "a/b", "device.via = \"line\"\n");
+    assert!(errors(&nameless)[0].contains("`{device}` is missing"), "{:?}", errors(&nameless));
+}
+
+#[derive(Debug)]
+struct Nobody;
+
+impl ActsFor for Nobody {
+    fn may_act(&self, _: &DeviceId, _: &str, _: &DeviceId) -> bool {
+        false
+    }
+}
+
 fn property<'m>(message: &'m Message, name: &str) -> &'m str {
     message.application_property(name).and_then(Value::as_str).unwrap()
 }

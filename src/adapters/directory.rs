@@ -91,6 +91,27 @@ impl Directory {
         (Held { directory: Arc::clone(self), client, serial, taken_over, heir: None }, legacy)
     }
 
+    /// A session that is there before its client, until then.
+    pub(crate) fn put_back(&self, client: &str, kept: Box<Kept>, until: Instant) {
+        let client: Arc<str> = client.into();
+        let mut clients = self.clients();
+        // A name that is there twice is there once.
+        let former = clients.take_away(&client);
+        clients.ends.insert((until, Arc::clone(&client)));
+        clients.away.insert(client, Away { until, legacy: Legacy::Kept(kept) });
+        drop(clients);
+        drop(former);
+    }
+
+    /// The sessions whose clients are away, each with its end; nothing is left.
+    pub(crate) fn take_all(&self) -> impl Iterator<Item = (Arc<str>, Legacy, Instant)> + use<> {
+        let mut clients = self.clients();
+        clients.ends.clear();
+        let away = std::mem::take(&mut clients.away);
+        drop(clients);
+        away.into_iter().map(|(client, Away { until, legacy })| (client, legacy, until))
+    }
+
     fn clients(&self) -> MutexGuard<'_, Clients> {
         // Every update is whole before anything else can fail: a panic elsewhere leaves the tables as they were.
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)

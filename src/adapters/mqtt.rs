@@ -4,10 +4,12 @@
 mod commands;
 mod connect;
 mod host;
+mod in_flight;
 mod inbox;
 mod kept;
 mod listener;
 mod session;
+mod stored;
 mod telemetry;
 #[cfg(test)]
 mod tests;
@@ -35,6 +37,7 @@ pub(crate) use kept::Kept;
 use listener::Guest;
 pub(crate) use listener::Listener;
 use session::Session;
+pub(crate) use stored::SessionStore;
 
 /// What the machines of one worker share.
 pub(crate) fn machine_config(config: &MqttConfig) -> Arc<Config> {

@@ -2,17 +2,18 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use std::{io, thread};
+use std::{fs, io, thread};
 
 use fieldgate_mappings::AZURE_IOT_HUB;
 use fieldgate_mappings::rules::RuleSet;
 
 use crate::config::Config;
 use crate::console::Health;
-use crate::devices::{Gate, GateSettings, LimitSettings, Registry};
+use crate::devices::{Gate, GateSettings, Known, LimitSettings, Registry};
 use crate::listener;
 use crate::shutdown::{self, Trigger};
 use crate::state::{StateDir, tests::Scratch};
@@ -21,6 +22,9 @@ use crate::worker::{self, Setup};
 
 use super::Directory;
 
+const LIMITS: LimitSettings =
+    LimitSettings { per_device: 5, per_address: 50, longest: Duration::from_secs(60) };
+
 /// The rules that are used when no file is named.
 pub(super) fn rules() -> Arc<RuleSet> {
     Arc::new(RuleSet::load(&[AZURE_IOT_HUB]).unwrap())
@@ -28,8 +32,17 @@ pub(super) fn rules() -> Arc<RuleSet> {
 
 /// A gate to a registry without devices.
 pub(super) fn gate() -> Arc<Gate> {
-    let limits = LimitSettings { per_device: 5, per_address: 50, longest: Duration::from_secs(60) };
-    Gate::new(Registry::empty(), GateSettings { hosts: Vec::new(), limits })
+    Gate::new(Registry::empty(), GateSettings { hosts: Vec::new(), limits: LIMITS })
+}
+
+/// A gate to these devices, whose hub is `hub.example`.
+pub(super) fn gate_to(devices: &str) -> Arc<Gate> {
+    let scratch = Scratch::new();
+    let path = scratch.0.join("devices.toml");
+    fs::write(&path, devices).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+    let registry = Registry::load(&path, Known::default()).unwrap_or_else(|error| panic!("{error}"));
+    Gate::new(registry, GateSettings { hosts: vec!["hub.example".into()], limits: LIMITS })
 }
 
 /// A configuration from the text of its file.

@@ -32,6 +32,7 @@ use super::telemetry::{
     BatchCommitted, CommitFailed, DeadLetterDropped, DiskRecovered, MessageDied, MessageRefused, RefusedBy,
 };
 
+pub(super) use asking::Hubs;
 pub(super) use open::KeeperError;
 pub(super) use sending::Sending;
 

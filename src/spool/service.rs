@@ -12,7 +12,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use fieldgate_mappings::outcome::{Outcome, Report, Verdict};
+use fieldgate_mappings::address::DeviceId;
+use fieldgate_mappings::outcome::{Outcome, Reason, Rejection, Report, Verdict};
 use thiserror::Error;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::{JoinHandle, LocalSet};
@@ -23,11 +24,13 @@ use crate::output;
 use crate::shutdown::Shutdown;
 use crate::state::{StateDir, StateError};
 use crate::store::{self, Files, FilesError};
+use crate::telemetry::emit;
 use crate::upstream::{Hears, MappedHubs, Patience, Upstream};
 
 use super::handle::Shared;
-use super::keeper::{Keeper, KeeperError, Now, Sending, Settings};
+use super::keeper::{Hubs, Keeper, KeeperError, Now, Sending, Settings};
 use super::queues::Bounds;
+use super::telemetry::MeantForAnother;
 use super::{Spool, ask, dead::DeadBounds};
 
 /// Messages of one device and priority that are in flight: what is sent again after one of them was not taken.
@@ -38,6 +41,8 @@ const MAX_IN_FLIGHT_BYTES: u64 = 8 * 1024 * 1024;
 const TURN: usize = 128;
 /// How long a message may wait for the hub's credit. Too long does no harm: what waits blocks its own queue only.
 const PATIENCE: Duration = Duration::from_secs(600);
+/// How long what was stored for one hub waits when its device belongs to another: it is nobody else's, and may come back.
+const ELSEWHERE: Duration = Duration::from_secs(30);
 /// How long the hub may answer for what is in flight when the stop was asked for. What it has not answered for stays in
 /// the log, and is sent again after the next start, marked.
 const STOP_GRACE: Duration = Duration::from_secs(2);
@@ -177,7 +182,7 @@ impl Offline {
 
     /// Answers.
     pub(crate) fn ask(&mut self, ask: &ask::Ask) -> ask::Answer {
-        self.keeper.answer(ask, false, self.clock.now())
+        self.keeper.answer(ask, Hubs::Nobody, self.clock.now())
     }
 
     /// Lets it go.
@@ -313,7 +318,8 @@ impl Service {
         let now = self.clock.now();
         for (ask, answer) in self.keeper.take(inbox, now) {
             // Whoever asked may have gone.
-            let _ = answer.send(self.keeper.answer(&ask, true, now));
+            let hub_of = |device: &DeviceId| self.upstream.hub_of(device);
+            let _ = answer.send(self.keeper.answer(&ask, Hubs::Of(&hub_of), now));
         }
     }
 
@@ -332,7 +338,14 @@ impl Service {
         let patience = Patience { until, through_outage: false, in_order: true, hears: Hears::Nothing };
         for _ in 0..TURN {
             let Some(sending) = self.keeper.next(now) else { return true };
-            let Sending { flight, device, address, encoded, .. } = sending;
+            let Sending { flight, device, hub, address, encoded } = sending;
+            if self.upstream.hub_of(&device) != hub {
+                emit(MeantForAnother { device: &device, hub: &hub });
+                let later = Reason::Quota { retry_after: Some(ELSEWHERE) };
+                let outcome = Outcome::Rejected(Rejection::new(later, "its device belongs to another hub"));
+                self.keeper.report(flight, outcome, now);
+                continue;
+            }
             let verdict = Verdict::new(Rc::clone(&self.ledger) as Rc<dyn Report>, flight);
             self.upstream.send_encoded(&device, &address, encoded, patience, verdict);
         }

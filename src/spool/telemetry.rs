@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use fieldgate_mappings::address::DeviceId;
+
 use crate::telemetry::{
     Counter, EncodeLabelSet, EncodeLabelValue, Family, Gauge, Happening, Histogram, LabelValueEncoder,
     counter, counters, gauge, histogram,
@@ -24,6 +26,7 @@ struct Metrics {
     appended: Counter,
     drained: Counter,
     resent: Counter,
+    elsewhere: Counter,
     died: Family<ByDeath, Counter>,
     dead_letters_dropped: Counter,
     dead_letters_forgone: Counter,
@@ -49,6 +52,10 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| Metrics {
     dead_letter_bytes: gauge("spool_dead_letter_bytes", "Their bytes on the disk"),
     appended: counter("spool_appended", "Messages that were stored"),
     drained: counter("spool_drained", "Messages of the spool that the hub accepted"),
+    elsewhere: counter(
+        "spool_held_for_former_hub",
+        "Times that a message was not sent because its device belongs to another hub than it was stored for",
+    ),
     resent: counter(
         "spool_resent",
         "Messages of the spool that were sent with the mark of a possible repeat",
@@ -243,6 +250,24 @@ impl Happening for MessageRefused<'_> {
         let Self { device, by } = self;
         METRICS.refused.get_or_create(&ByRefusal { by }).inc();
         tracing::debug!(%device, by = by.name(), "the spool refused a message");
+    }
+}
+
+/// A message waits for a hub that its device does not belong to any more.
+pub(super) struct MeantForAnother<'a> {
+    pub(super) device: &'a DeviceId,
+    pub(super) hub: &'a str,
+}
+
+impl Happening for MeantForAnother<'_> {
+    fn emit(self) {
+        let Self { device, hub } = self;
+        let what = "messages were stored for a hub that the device does not belong to any more: they wait until it does";
+        // Once: it comes again as long as they wait.
+        match METRICS.elsewhere.inc() {
+            0 => tracing::warn!(%device, hub, "{what}"),
+            _ => tracing::debug!(%device, hub, "{what}"),
+        }
     }
 }
 

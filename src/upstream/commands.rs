@@ -21,11 +21,23 @@ pub(crate) struct CommandId {
     pub(super) settled: bool,
 }
 
+impl CommandId {
+    /// Whether both came over the same of the subscription's links.
+    pub(crate) fn is_of_the_link_of(self, other: Self) -> bool {
+        self.attachment == other.attachment
+    }
+}
+
 #[cfg(test)]
 impl CommandId {
     /// For the tests of those who take commands.
     pub(crate) fn numbered(delivery_id: u32) -> Self {
         Self { attachment: 0, delivery_id, settled: false }
+    }
+
+    /// The same, over a link that was attached later.
+    pub(crate) fn over_the_next_link(self) -> Self {
+        Self { attachment: self.attachment + 1, ..self }
     }
 }
 

@@ -92,13 +92,19 @@ impl Device {
 
     /// Whether it could be forgotten without anybody noticing.
     pub(super) fn is_idle(&self) -> bool {
-        self.commands.is_none() && self.unsettled.is_empty() && self.relayed == 0 && !self.waits()
+        let nothing_waits = self.commands.is_none() && !self.waits() && !self.is_asked();
+        nothing_waits && self.unsettled.is_empty() && self.relayed == 0
     }
 
     /// Whether nothing is known of it that would be missed.
     pub(super) fn is_forgettable(&self, now: Instant) -> bool {
         let refused = self.grant.as_ref().is_some_and(|grant| grant.refused(now).is_some());
         self.is_idle() && self.paused_until(now).is_none() && !refused
+    }
+
+    /// Whether anybody waits to hear what the hub says to its token.
+    pub(super) fn is_asked(&self) -> bool {
+        self.grant.as_ref().is_some_and(|grant| grant.is_asked())
     }
 
     /// Whether any message waits.

@@ -238,6 +238,18 @@ impl Fleet {
         }
     }
 
+    /// See [`Upstream::prove`](super::Upstream::prove).
+    pub(super) fn prove(&mut self, id: &DeviceId, token: OwnToken, verdict: Verdict, now: Instant) {
+        self.present(id, token, now);
+        match self.place(id, now) {
+            Ok(_) if self.closing => {}
+            Ok(Place { hub, uplink, device }) => {
+                self.drive((hub, uplink), now, |uplink| uplink.ask(device, verdict, now));
+            }
+            Err(outcome) => verdict.report(outcome),
+        }
+    }
+
     /// What is known of devices has changed: those that belong elsewhere, or are spoken for otherwise, begin anew.
     pub(super) fn review(&mut self, now: Instant) {
         let known: Vec<(DeviceId, Place)> = self.places.iter().map(|(id, at)| (id.clone(), *at)).collect();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use fieldgate_amqp::performative::DeliveryState;
 use fieldgate_mappings::amqp;
-use fieldgate_mappings::outcome::{Outcome, Reason, Rejection};
+use fieldgate_mappings::outcome::{Outcome, Reason, Rejection, Verdict};
 
 use crate::config::Secret;
 use crate::router::claims::Reply;
@@ -51,6 +51,8 @@ pub(super) struct Grant {
     state: State,
     /// Of the token that was put last.
     serial: u32,
+    /// Who waits for the hub's judgement.
+    asking: Vec<Verdict>,
 }
 
 /// `Wanted -> Put -> Held -> Renewing -> Held -> …`; `Later` and `Refused` go back to `Wanted`.
@@ -95,7 +97,7 @@ pub(super) enum Heard {
 impl Grant {
     /// Nothing was put yet.
     pub(super) fn new(source: Source) -> Self {
-        Self { source, state: State::Wanted, serial: 0 }
+        Self { source, state: State::Wanted, serial: 0, asking: Vec::new() }
     }
 
     /// Whether links may be attached.
@@ -113,6 +115,29 @@ impl Grant {
         match &self.state {
             State::Refused { until, rejection } if *until > now => Some(rejection),
             _ => None,
+        }
+    }
+
+    /// Somebody wants to know what the hub says to the token that is there now. Told at once where that is known.
+    pub(super) fn ask(&mut self, verdict: Verdict, now: Instant) {
+        self.asking.push(verdict);
+        self.tell(now);
+    }
+
+    /// Whether anybody waits for that.
+    pub(super) fn is_asked(&self) -> bool {
+        !self.asking.is_empty()
+    }
+
+    /// Tells those who wait, if it is known. That the hub could not judge tells them nothing.
+    pub(super) fn tell(&mut self, now: Instant) {
+        let outcome = match self.refused(now) {
+            Some(rejection) => Outcome::Rejected(rejection.clone()),
+            None if matches!(self.state, State::Held { .. }) => Outcome::Accepted,
+            None => return,
+        };
+        for verdict in std::mem::take(&mut self.asking) {
+            verdict.report(outcome.clone());
         }
     }
 

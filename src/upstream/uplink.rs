@@ -396,6 +396,8 @@ impl Uplink {
         }
         device.used_at = now;
         if let Some(former) = device.commands.replace(Box::new(commands)) {
+            // Nobody is to wait for commands that another one gets.
+            former.sink.ended(None);
             self.drop_commands(*former);
         }
         self.attach(key, now);

@@ -3,20 +3,21 @@
 use std::path::Path;
 
 use fe2o3_amqp::sasl_profile::SaslProfile;
-use fe2o3_amqp::types::messaging::{ApplicationProperties, Body, Data, Message, Properties};
+use fe2o3_amqp::types::messaging::{ApplicationProperties, Body, Data, Message, MessageId, Properties};
 use fe2o3_amqp::types::primitives::Value;
 use fieldgate::sas::ConnectionString;
 use fieldgate::tls::{self, Roots};
 use fieldgate_mqtt::Version::{V5, V311};
-use fieldgate_mqtt::{PublishReply, Version};
+use fieldgate_mqtt::client::{ConnectOptions, ServerPacket};
+use fieldgate_mqtt::{PacketId, PublishProperties, PublishReply, QoS, Version};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::client::{Client, body, data};
 use super::hub::{Answer, Hub, Seen};
-use super::mqtt::Told;
-use super::world::{Gateway, Lines, within};
+use super::mqtt::{Mqtt, Told};
+use super::world::{Directory, Gateway, Lines, within};
 
 fn filter(id: &str) -> String {
     format!("devices/{id}/messages/devicebound/#")
@@ -124,14 +125,14 @@ async fn a_subscription_that_the_hub_ends_is_the_devices_end() {
                 hub.detach(link, "amqp:link:detach-forced");
             }
             let told = device.packet().await;
-            assert_eq!(told, Some(fieldgate_mqtt::client::ServerPacket::Disconnect { reason: 0x89 }));
+            assert_eq!(told, Some(ServerPacket::Disconnect { reason: 0x89 }));
             assert_eq!(device.packet().await, None);
         }
         hub.behave(|manner| manner.refuses = Some(super::hub::error("amqp:not-allowed")));
         let mut device = gateway.mqtt(V5, "dev").await;
         device.subscribe(&filter("dev")).await;
         let told = device.packet().await;
-        assert_eq!(told, Some(fieldgate_mqtt::client::ServerPacket::Disconnect { reason: 0x87 }));
+        assert_eq!(told, Some(ServerPacket::Disconnect { reason: 0x87 }));
     })
     .await;
 }
@@ -209,6 +210,128 @@ async fn a_command_survives_devices_that_leave() {
         let records: serde_json::Value = serde_json::from_slice(&body(&heard)).unwrap();
         assert_eq!(records[0]["originalMessageId"], "c-1");
         assert_eq!(records[0]["statusCode"], "Success");
+    })
+    .await;
+}
+
+/// A client that comes back to its session gets what it has not acknowledged under the identifier that it had.
+#[tokio::test]
+async fn a_command_in_flight_comes_again_under_its_packet_identifier() {
+    within(async {
+        let gateway = Gateway::embedded(Lines::default()).await;
+        let mut service = service(gateway.state.path()).await;
+        let mut sender = service.sender("/messages/devicebound").await;
+        for (version, id) in [(V311, "valve-3"), (V5, "valve-5")] {
+            let options = ConnectOptions {
+                clean_start: false,
+                session_expiry_seconds: 60,
+                ..ConnectOptions::new(version, id)
+            };
+            let (mut device, _) = Mqtt::ask(gateway.ports.mqtt, &options).await;
+            let packet_id = device.event(id, b"x").await;
+            assert_eq!(device.told(packet_id).await, Told::PubAck(0));
+            assert_eq!(device.subscribe(&filter(id)).await, 1);
+            for name in ["c-1", "c-2", "c-3"] {
+                assert!(sender.send(command(name, id)).await.unwrap().is_accepted());
+            }
+            let mut sent = Vec::new();
+            for _ in 0..3 {
+                let (packet_id, topic, _) = device.command().await;
+                sent.push((packet_id, topic));
+            }
+            device.acknowledge(sent.remove(1).0, PublishReply::Success).await;
+            device.ping().await;
+            for _ in 0..2 {
+                let connack;
+                (device, connack) = Mqtt::ask(gateway.ports.mqtt, &options).await;
+                assert!(connack.session_present);
+                for (id, name) in &sent {
+                    match device.packet().await {
+                        Some(ServerPacket::Publish { packet_id: Some(packet_id), topic, dup, .. }) => {
+                            assert_eq!((packet_id, topic.as_str(), dup), (*id, &**name, true));
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+            for (packet_id, _) in &sent {
+                device.acknowledge(*packet_id, PublishReply::Success).await;
+            }
+            device.ping().await;
+            // All through: the next one has an identifier of its own.
+            let (mut device, _) = Mqtt::ask(gateway.ports.mqtt, &options).await;
+            assert!(sender.send(command("c-1", id)).await.unwrap().is_accepted());
+            match device.packet().await {
+                Some(ServerPacket::Publish { packet_id, dup: false, .. }) => {
+                    assert_eq!(packet_id, PacketId::new(4));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        gateway.stop().await;
+    })
+    .await;
+}
+
+/// A service asks a device, and hears the answer with the name that it has given to its question.
+#[tokio::test]
+async fn a_device_answers_a_request_with_its_correlation_id() {
+    within(async {
+        let directory = Directory::new();
+        std::fs::create_dir_all(directory.path()).unwrap();
+        let mapping = directory.path().join("ask.toml");
+        let text = "version = 1\n[[rule]]\nname = \"ask\"\ndirection = \"downlink\"\n\
+                    from.hub = \"devices/{device}/messages/devicebound\"\n\
+                    to.mqtt = { topic = \"ask/{device}\", qos = 1 }\n\
+                    [[rule]]\nname = \"answer\"\ndirection = \"uplink\"\n\
+                    from.mqtt = \"answer/{device}\"\nto.address = \"devices/{device}/messages/events\"\n";
+        std::fs::write(&mapping, text).unwrap();
+        let more = format!("[mappings]\nfiles = [{mapping:?}]\n");
+        let gateway = Gateway::embedded(Lines { more: &more, ..Lines::default() }).await;
+        let mut service = service(gateway.state.path()).await;
+        let mut sender = service.sender("/messages/devicebound").await;
+        let mut log = service.receiver("messages/events/ConsumerGroups/$Default/Partitions/0").await;
+        let mut device = gateway.mqtt(V5, "pump").await;
+        let packet_id = device.send("answer/pump", b"I am here", QoS::AtLeastOnce).await;
+        assert_eq!(device.told(packet_id).await, Told::PubAck(0));
+        let event = log.recv::<Body<Value>>().await.unwrap();
+        log.accept(&event).await.unwrap();
+        assert_eq!(device.subscribe("ask/pump").await, 1);
+        for id in [
+            MessageId::String("r-1".into()),
+            MessageId::Ulong(7),
+            MessageId::Uuid([0xab; 16].into()),
+            MessageId::Binary(b"\x00\xff".to_vec().into()),
+            MessageId::Binary(b"r".to_vec().into()),
+        ] {
+            let question = Message::builder()
+                .properties(
+                    Properties::builder()
+                        .to("/devices/pump/messages/devicebound".to_owned())
+                        .reply_to("answer/pump".to_owned())
+                        .correlation_id(id.clone())
+                        .build(),
+                )
+                .body(data(*b"how full?").body)
+                .build();
+            assert!(sender.send(question).await.unwrap().is_accepted());
+            let (packet_id, topic, correlation_data) = match device.packet().await {
+                Some(ServerPacket::Publish { packet_id: Some(packet_id), properties, .. }) => {
+                    (packet_id, properties.response_topic.unwrap(), properties.correlation_data)
+                }
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(topic, "answer/pump");
+            device.acknowledge(packet_id, PublishReply::Success).await;
+            let properties = PublishProperties { correlation_data, ..PublishProperties::default() };
+            let packet_id = device.say(&topic, b"half", &properties).await;
+            assert_eq!(device.told(packet_id).await, Told::PubAck(0));
+            let event = log.recv::<Body<Value>>().await.unwrap();
+            log.accept(&event).await.unwrap();
+            let answered = event.message().properties.as_ref().and_then(|it| it.correlation_id.clone());
+            assert_eq!(answered, Some(id));
+        }
+        gateway.stop().await;
     })
     .await;
 }

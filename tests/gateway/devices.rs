@@ -7,17 +7,20 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use fe2o3_amqp::sasl_profile::SaslProfile;
+use fe2o3_amqp::types::messaging::Body;
+use fe2o3_amqp::types::primitives::Value;
 use fe2o3_amqp::{Connection, Receiver, Sender, Session};
 use fieldgate::hub::device_key;
 use fieldgate::sas::{SharedKey, Signer};
 use fieldgate_mappings::DeviceId;
 use fieldgate_mqtt::client::{ConnectOptions, ServerPacket};
-use fieldgate_mqtt::{QoS, Version, Will};
+use fieldgate_mqtt::{PublishReply, QoS, Version, Will};
 use ring::digest::{SHA256, digest};
 use tokio::net::TcpStream;
 
 use super::certificates::Certificates;
-use super::client::{Client, data};
+use super::client::{Client, body, data};
+use super::commands::command;
 use super::hub::Hub;
 use super::mqtt::{Mqtt, Told};
 use super::requests::{Http, HttpAnswer};
@@ -799,6 +802,93 @@ async fn a_gateway_of_the_group_acts_for_its_devices() {
                 told => break assert_eq!(told, Told::PubAck(0x87)),
             }
         }
+        gateway.stop().await;
+    })
+    .await;
+}
+
+/// Over one connection it takes the commands of several devices, each with a subscription of its own at the hub.
+#[tokio::test]
+async fn a_gateway_of_the_group_takes_commands_for_its_devices() {
+    within(async {
+        let entries = |groups: &str| {
+            let mut text = with_password("gw", PASSWORD) + groups;
+            for device in ["p", "r"] {
+                text += &with_password(device, PASSWORD);
+                text += "via = [\"line\"]\n";
+            }
+            text + &with_password("q", "of q")
+        };
+        let registry = Registry::new(&entries("groups = [\"line\"]\n"));
+        let mapping = registry.directory.path().join("line.toml");
+        let text = "version = 1\n[[rule]]\nname = \"up\"\ndirection = \"uplink\"\nfrom.mqtt = \"line/{device}\"\n\
+                    to.address = \"devices/{device}/messages/events\"\ndevice.via = \"line\"\n\
+                    [[rule]]\nname = \"down\"\ndirection = \"downlink\"\n\
+                    from.hub = \"devices/{device}/messages/devicebound\"\n\
+                    to.mqtt = { topic = \"line/{device}/cmd\", qos = 1 }\ndevice.via = \"line\"\n";
+        std::fs::write(&mapping, text).unwrap();
+        let more = format!("{}[mappings]\nfiles = [{mapping:?}]\n", registry.section());
+        let gateway = Gateway::embedded(Lines { more: &more, ..STRICT }).await;
+        let mut service = super::commands::service(gateway.state.path()).await;
+        let mut sender = service.sender("/messages/devicebound").await;
+        let session = ConnectOptions {
+            username: Some("gw"),
+            password: Some(PASSWORD.as_bytes()),
+            clean_start: false,
+            session_expiry_seconds: 60,
+            ..ConnectOptions::new(Version::V5, "gw")
+        };
+        let (mut gw, _) = Mqtt::ask(gateway.ports.mqtt, &session).await;
+        for device in ["p", "r", "gw"] {
+            // It exists at the hub from its first message on.
+            let sent = gw.send(&format!("line/{device}"), b"x", QoS::AtLeastOnce).await;
+            assert_eq!(gw.told(sent).await, Told::PubAck(0));
+            assert_eq!(gw.subscribe(&format!("line/{device}/cmd")).await, 1);
+        }
+        for (filter, code) in [("line/q/cmd", 0x87), ("line/stranger/cmd", 0x87), ("line/+/cmd", 0x87)] {
+            assert_eq!(gw.subscribe(filter).await, code, "{filter}");
+        }
+        let mut feedback = service.receiver("/messages/serviceBound/feedback").await;
+        for device in ["p", "gw", "r", "p"] {
+            assert!(sender.send(command(device, device)).await.unwrap().is_accepted());
+            let (packet_id, topic, _) = gw.command().await;
+            assert_eq!(topic, format!("line/{device}/cmd"));
+            gw.acknowledge(packet_id, PublishReply::Success).await;
+            let heard = feedback.recv::<Body<Value>>().await.unwrap();
+            feedback.accept(&heard).await.unwrap();
+            let records: serde_json::Value = serde_json::from_slice(&body(&heard)).unwrap();
+            assert_eq!((&records[0]["deviceId"], &records[0]["statusCode"]), (&device.into(), &"Success".into()));
+        }
+        // One less: the others stay. What is in flight comes again over the session's next connection.
+        assert_eq!(gw.unsubscribe("line/r/cmd").await, 0);
+        for name in ["p", "r"] {
+            assert!(sender.send(command("c-1", name)).await.unwrap().is_accepted());
+        }
+        let (packet_id, ..) = gw.command().await;
+        let (mut gw, connack) = Mqtt::ask(gateway.ports.mqtt, &session).await;
+        assert!(connack.session_present);
+        match gw.packet().await {
+            Some(ServerPacket::Publish { packet_id: again, topic, dup: true, .. }) => {
+                assert_eq!((again, topic.as_str()), (Some(packet_id), "line/p/cmd"));
+            }
+            other => panic!("{other:?}"),
+        }
+        // It may no longer: the command is the device's own, and the connection goes on.
+        registry.write(&entries(""));
+        loop {
+            let sent = gw.send("line/p", b"x", QoS::AtLeastOnce).await;
+            match gw.told(sent).await {
+                Told::PubAck(0) => tokio::time::sleep(Duration::from_millis(50)).await,
+                told => break assert_eq!(told, Told::PubAck(0x87)),
+            }
+        }
+        gw.acknowledge(packet_id, PublishReply::Success).await;
+        assert!(sender.send(command("c-2", "p")).await.unwrap().is_accepted());
+        let (mut p, _) = connect(&gateway, Version::V5, "p", "", PASSWORD).await;
+        assert_eq!(p.subscribe("line/p/cmd").await, 1);
+        assert_eq!(p.command().await.1, "line/p/cmd");
+        gw.ping().await;
+        assert_eq!(gw.subscribe("line/p/cmd").await, 0x87);
         gateway.stop().await;
     })
     .await;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use bytes::{Bytes, BytesMut};
 use fieldgate_mqtt::client::{self, ConnAck, ConnectOptions, Decoder, ServerPacket};
-use fieldgate_mqtt::{OutgoingPublish, PacketId, PublishReply, QoS, Version};
+use fieldgate_mqtt::{OutgoingPublish, PacketId, PublishProperties, PublishReply, QoS, Version};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -76,8 +76,17 @@ impl Mqtt {
 
     /// Publishes, and does not wait.
     pub(crate) async fn send(&mut self, topic: &str, payload: &[u8], qos: QoS) -> PacketId {
+        self.put(OutgoingPublish { topic, payload, qos, dup: false, retain: false, properties: None }).await
+    }
+
+    /// The same with QoS 1 and what MQTT 5 says besides.
+    pub(crate) async fn say(&mut self, topic: &str, payload: &[u8], said: &PublishProperties) -> PacketId {
+        let (qos, properties) = (QoS::AtLeastOnce, Some(said));
+        self.put(OutgoingPublish { topic, payload, qos, dup: false, retain: false, properties }).await
+    }
+
+    async fn put(&mut self, publish: OutgoingPublish<'_>) -> PacketId {
         let packet_id = self.next_id();
-        let publish = OutgoingPublish { topic, payload, qos, dup: false, retain: false, properties: None };
         let mut out = BytesMut::new();
         client::put_publish(self.version, packet_id, &publish, &mut out).unwrap();
         self.stream.write_all(&out).await.unwrap();

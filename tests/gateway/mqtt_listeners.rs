@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use super::certificates::Certificates;
+use super::devices::{PASSWORD, with_password};
 use super::mqtt::Mqtt;
 use super::world::{Gateway, Lines, within};
 
@@ -57,8 +58,19 @@ async fn speak<S: AsyncRead + AsyncWrite + Unpin>(
     version: Version,
     id: &str,
 ) -> io::Result<u8> {
+    speak_as(stream, &ConnectOptions::new(version, id)).await
+}
+
+/// The same, with what else CONNECT says.
+async fn speak_as<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: &mut S,
+    options: &ConnectOptions<'_>,
+) -> io::Result<u8> {
+    let ConnectOptions { version, client_id: id, .. } = *options;
     let mut decoder = Decoder::new(version);
-    stream.write_all(&connect(version, id)).await?;
+    let mut out = BytesMut::new();
+    client::put_connect(options, &mut out).unwrap();
+    stream.write_all(&out).await?;
     let code = match packet(stream, &mut decoder).await? {
         Some(ServerPacket::ConnAck(connack)) => connack.code,
         other => return Err(io::Error::other(format!("{other:?}"))),
@@ -99,8 +111,11 @@ async fn a_certificate_is_a_proof_and_another_devices_is_none() {
     within(async {
         let certificates = Certificates::new();
         let registry = certificates.file("devices.toml");
-        certificates
-            .write("devices.toml", "version = 1\n[[device]]\nid = \"d1\"\ncertificates = [\"CN=d1\"]\n");
+        let devices = String::from("version = 1\n[[device]]\nid = \"d1\"\ncertificates = [\"CN=d1\"]\n")
+            + &with_password("p", PASSWORD)
+            + &with_password("both", PASSWORD)
+            + "certificates = [\"CN=both\"]\n";
+        certificates.write("devices.toml", &devices);
         let profile = "client_certificates = \"required\"";
         let more = format!(
             "{}[devices]\nfile = {registry:?}\n",
@@ -117,6 +132,24 @@ async fn a_certificate_is_a_proof_and_another_devices_is_none() {
                 let code = speak(&mut stream, version, id).await.unwrap();
                 assert_ne!(code, 0, "{certificate} as {id}");
             }
+        }
+        // What it says counts, and not what it shows besides: a wrong password is wrong whoever has the certificate,
+        // and a right one is right.
+        for (certificate, id, password, code) in [
+            ("d1", "d1", "wrong", 0x86),
+            ("d1", "d1", PASSWORD, 0x86),
+            ("d1", "p", PASSWORD, 0),
+            ("d2", "p", PASSWORD, 0),
+            ("d1", "p", "wrong", 0x86),
+            ("d1", "both", PASSWORD, 0),
+            ("both", "both", PASSWORD, 0),
+            ("both", "both", "wrong", 0x86),
+        ] {
+            let mut stream = certificates.connect_to(gateway.mqtt[1], tls, Some(certificate)).await.unwrap();
+            let options =
+                ConnectOptions { password: Some(password.as_bytes()), ..ConnectOptions::new(V5, id) };
+            let told = speak_as(&mut stream, &options).await.unwrap();
+            assert_eq!(told, code, "{certificate} as {id} with {password}");
         }
         // In TLS 1.3 the client has finished before it learns that it should have shown one.
         if let Ok(mut stream) = certificates.connect_to(gateway.mqtt[1], tls, None).await {

@@ -1,6 +1,7 @@
 //! Where mapped devices belong, and what the hub is shown for them, as the registry says it.
 
 use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -27,7 +28,7 @@ fn text(value: Option<Value>) -> String {
 }
 
 /// Waits until the registry is in force that has this device: until then everybody is believed.
-async fn in_force(gateway: &Gateway, device: &str) {
+pub(crate) async fn in_force(gateway: &Gateway, device: &str) {
     while connect(gateway, Version::V5, device, "", "no password").await.1 == 0 {}
 }
 
@@ -55,7 +56,7 @@ async fn the_hub_is_shown_what_the_registry_says() {
         in_force(&gateway, "keyed").await;
         let own = token("own", &own);
         let own_wrong = token("own-wrong", KEY);
-        let shown = [("keyed", PASSWORD), ("wrong", PASSWORD), ("own", &own), ("own-wrong", &own_wrong)];
+        let shown = [("keyed", PASSWORD), ("wrong", PASSWORD), ("own", &own)];
         let mut answers = Vec::new();
         for (id, password) in shown.into_iter().chain([("policy", PASSWORD), ("stranger", "")]) {
             let (mut device, code) = connect(&gateway, Version::V5, id, "", password).await;
@@ -64,9 +65,12 @@ async fn the_hub_is_shown_what_the_registry_says() {
             answers.push((id, device.told(sent).await));
         }
         let (done, refused) = (Told::PubAck(0), Told::Disconnect(0x87));
-        let expected = [("keyed", done), ("wrong", refused), ("own", done), ("own-wrong", refused)];
-        assert_eq!(answers[..4], expected);
-        assert_eq!(answers[4..], [("policy", done), ("stranger", done)]);
+        assert_eq!(answers[..3], [("keyed", done), ("wrong", refused), ("own", done)]);
+        assert_eq!(answers[3..], [("policy", done), ("stranger", done)]);
+        // What the hub says to a device's own token is known before CONNACK.
+        for (version, code) in [(Version::V311, 5), (Version::V5, 0x87)] {
+            assert_eq!(connect(&gateway, version, "own-wrong", "", &own_wrong).await.1, code);
+        }
         // Each request brings its own, and one device's refusal is nobody else's.
         assert_eq!(post(&gateway, "own", &own).await.status, 204);
         assert_eq!(post(&gateway, "own-wrong", &own_wrong).await.status, 401);
@@ -86,6 +90,32 @@ async fn the_hub_is_shown_what_the_registry_says() {
         };
         assert_eq!((count("keyed", "device"), count("own", "device")), (1, 2), "{by:?}");
         assert_eq!((count("policy", "hub"), count("stranger", "hub")), (1, 2), "{by:?}");
+        gateway.stop().await;
+    })
+    .await;
+}
+
+/// A device whose token its hub has to judge is not let in while there is no hub, and waits for it no longer than it may.
+#[tokio::test]
+async fn a_device_with_its_own_token_waits_for_its_hub() {
+    within(async {
+        let hub = Hub::start();
+        hub.behave(|manner| manner.takes = 0);
+        let registry = Registry::new(&(with_key("own", KEY) + "speaks_with = \"own-token\"\n"));
+        let more = registry.section();
+        let gateway = Gateway::away(&hub, Lines { more: &more, ..Lines::NONE }).await;
+        let token = token("own", KEY);
+        let waiting = connect(&gateway, Version::V5, "own", "", &token);
+        let waiting_3 = connect(&gateway, Version::V311, "own", "", &token);
+        let begun = Instant::now();
+        // Others have nothing to wait for.
+        let others = async {
+            gateway.mqtt(Version::V5, "other").await;
+            assert!(begun.elapsed() < Duration::from_secs(10));
+        };
+        let ((_, code), (_, code_3), ()) = tokio::join!(waiting, waiting_3, others);
+        assert_eq!((code, code_3), (0x88, 3));
+        assert!(begun.elapsed() >= Duration::from_secs(10));
         gateway.stop().await;
     })
     .await;

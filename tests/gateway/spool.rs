@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use fieldgate_mqtt::Version::{V5, V311};
 use fieldgate_mqtt::{QoS, Version};
 
+use super::devices::{PASSWORD, Registry, connect, with_password};
 use super::hub::{Answer, Hub, Message};
 use super::mqtt::Told;
+use super::pools::in_force;
 use super::world::{Directory, Gateway, Lines, within};
 
 const RULES: &str = r#"
@@ -121,6 +123,44 @@ async fn outage_and_restart(version: Version) {
     // An older client cannot be told why: for it there is the dead letter.
     let code = if version == V5 { 0x87 } else { 0 };
     assert_eq!(device.told(packet).await, Told::PubAck(code));
+}
+
+#[tokio::test]
+async fn what_was_stored_for_one_hub_does_not_go_to_another() {
+    within(async {
+        let (_directory, section) = rules();
+        let (mut here, mut there) = (Hub::start(), Hub::start());
+        let probe = with_password("probe", PASSWORD);
+        let entry = |hub: &str| with_password("pump", PASSWORD) + hub + &probe;
+        let registry = Registry::new(&entry("hub = \"there\"\n"));
+        let more = section + &registry.section() + &there.connector("there", "");
+        let lines = Lines { more: &more, ..Lines::NONE };
+        let gateway = Gateway::scripted(&here, lines).await;
+        there.behave(|manner| manner.takes = 0);
+        let (mut pump, _) = connect(&gateway, V5, "pump", "", PASSWORD).await;
+        let stored = pump.send("kept/pump", b"for there", QoS::AtLeastOnce).await;
+        assert_eq!(pump.told(stored).await, Told::PubAck(0));
+        gateway.until_spooled(1).await;
+
+        // It belongs to the other hub, and the one that it was for is there again.
+        registry.write(&(entry("") + &with_password("probe-2", PASSWORD)));
+        in_force(&gateway, "probe-2").await;
+        let live = pump.send("kept/pump", b"for here", QoS::AtLeastOnce).await;
+        let message = here.message().await;
+        assert_eq!(message.body, "for here");
+        here.settle(&message, &Answer::Accept);
+        assert_eq!(pump.told(live).await, Told::PubAck(0));
+        there.behave(|manner| manner.takes = usize::MAX);
+        while gateway.metric("fieldgate_spool_held_for_former_hub_total").await == 0 {}
+        gateway.until_spooled(1).await;
+        let state = Arc::clone(&gateway.state);
+        gateway.stop().await;
+
+        registry.write(&entry("hub = \"there\"\n"));
+        let _gateway = Gateway::after(&state, &here, lines).await;
+        assert_eq!(next(&mut there).await.body, "for there");
+    })
+    .await;
 }
 
 #[tokio::test]

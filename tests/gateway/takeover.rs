@@ -1,4 +1,6 @@
-//! One client identifier, one connection: the newest, on whatever worker it is.
+//! One client identifier, one connection: the newest, on whatever worker it is; and one session, also after a restart.
+
+use std::sync::Arc;
 
 use fieldgate_mqtt::Version::{V5, V311};
 use fieldgate_mqtt::client::{ConnectOptions, ServerPacket};
@@ -6,7 +8,7 @@ use fieldgate_mqtt::{PublishReply, QoS};
 
 use super::hub::{Answer, Hub};
 use super::mqtt::{Mqtt, Told};
-use super::world::{Gateway, Lines, within};
+use super::world::{Directory, Gateway, Lines, within};
 
 /// So many connections that it would be a wonder if one of two workers had them all.
 const CONNECTIONS: usize = 24;
@@ -121,6 +123,54 @@ async fn a_session_goes_on_over_any_worker() {
         let (packet_id, ..) = device.command().await;
         device.acknowledge(packet_id, PublishReply::Success).await;
         assert_eq!(hub.outcome_of("open").await, "accepted");
+    })
+    .await;
+}
+
+/// A stop is not the end of a session: what was subscribed is heard without asking again, and a message of QoS 2 that was
+/// received before is released after. Only one start goes on with it.
+#[tokio::test]
+async fn a_session_goes_on_after_a_restart() {
+    within(async {
+        let mut hub = Hub::start();
+        let state = Arc::new(Directory::new());
+        let topic = "devices/dev/messages/events";
+        let options = |version| ConnectOptions {
+            clean_start: false,
+            session_expiry_seconds: 60,
+            ..ConnectOptions::new(version, "dev")
+        };
+        let gateway = Gateway::after(&state, &hub, Lines::default()).await;
+        let (mut device, connack) = Mqtt::ask(gateway.ports.mqtt, &options(V311)).await;
+        assert!(!connack.session_present);
+        assert_eq!(device.subscribe("devices/dev/messages/devicebound/#").await, 1);
+        hub.subscription("dev").await;
+        let packet_id = device.send(topic, b"once", QoS::ExactlyOnce).await;
+        let message = hub.message_of("once").await;
+        hub.settle(&message, &Answer::Accept);
+        assert_eq!(device.packet().await, Some(ServerPacket::PubRec { packet_id, reason: 0 }));
+        gateway.stop().await;
+        for clean in [false, true] {
+            let gateway = Gateway::after(&state, &hub, Lines::default()).await;
+            let (mut device, connack) = Mqtt::ask(gateway.ports.mqtt, &options(V5)).await;
+            assert!(connack.session_present);
+            let link = hub.subscription("dev").await;
+            hub.send(link, "open");
+            let (command, ..) = device.command().await;
+            device.acknowledge(command, PublishReply::Success).await;
+            assert_eq!(hub.outcome_of("open").await, "accepted");
+            if clean {
+                device.release(packet_id).await;
+                assert_eq!(device.packet().await, Some(ServerPacket::PubComp { packet_id, reason: 0 }));
+                let options = ConnectOptions { clean_start: true, session_expiry_seconds: 0, ..options(V5) };
+                Mqtt::ask(gateway.ports.mqtt, &options).await;
+            }
+            gateway.stop().await;
+        }
+        let gateway = Gateway::after(&state, &hub, Lines::default()).await;
+        let (_device, connack) = Mqtt::ask(gateway.ports.mqtt, &options(V5)).await;
+        assert!(!connack.session_present);
+        gateway.stop().await;
     })
     .await;
 }

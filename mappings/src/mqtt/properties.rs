@@ -5,7 +5,7 @@
 //! |---|---|
 //! | Content Type | content-type |
 //! | Response Topic | reply-to |
-//! | Correlation Data | correlation-id, binary |
+//! | Correlation Data | correlation-id: see [`correlation`] |
 //! | Message Expiry Interval | ttl |
 //! | Payload Format Indicator 1 | application property `mqtt-payload-format` = `utf-8` |
 //! | the retain flag | application property `mqtt-retain` = `true`, as Azure has it |
@@ -23,6 +23,8 @@ use crate::azure;
 use crate::message::{Message, MessageId, Properties, Value};
 use crate::outcome::{Reason, Rejection};
 use crate::time;
+
+use super::correlation;
 
 /// Says that a PUBLISH had the retain flag.
 const RETAIN: &str = "mqtt-retain";
@@ -95,7 +97,7 @@ pub(super) fn read(
         known.content_type = Some(azure::symbol(content_type)?);
     }
     if let (None, Some(correlation)) = (&known.correlation_id, correlation_data) {
-        known.correlation_id = Some(MessageId::Binary(correlation));
+        known.correlation_id = Some(correlation::read(correlation, response_topic.is_some()));
     }
     known.reply_to = response_topic.or(known.reply_to.take());
     if retain {
@@ -157,10 +159,8 @@ pub(super) fn write(message: &Message) -> PublishProperties {
     let properties = &message.properties;
     let mut out = write_beside(message);
     out.content_type.clone_from(&properties.content_type);
-    out.correlation_data = properties.correlation_id.as_ref().map(|id| match id {
-        MessageId::Binary(bytes) => bytes.clone(),
-        other => id_text(other).into_bytes(),
-    });
+    let is_request = out.response_topic.is_some();
+    out.correlation_data = properties.correlation_id.as_ref().map(|id| correlation::write(id, is_request));
     for (name, named) in NAMED {
         let value = match named {
             Named::MessageId => properties.message_id.as_ref().map(id_text),

@@ -57,4 +57,4 @@ pub use reason::{
     UnsubscribeReply, Violation,
 };
 pub use session::Session;
-pub use text::{Text, is_topic_filter, is_topic_name};
+pub use text::{Text, filter_matches, is_topic_filter, is_topic_name};

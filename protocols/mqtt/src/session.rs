@@ -36,6 +36,19 @@ impl Session {
         self.unreleased.is_empty() && self.undecided.is_empty() && self.unacknowledged.is_empty()
     }
 
+    /// A session of which no more is known than the messages of QoS 2 that were taken.
+    pub fn of_unreleased(packet_ids: impl IntoIterator<Item = PacketId>) -> Self {
+        let mut unreleased: Vec<PacketId> = packet_ids.into_iter().collect();
+        unreleased.sort_unstable();
+        unreleased.dedup();
+        Self { unreleased, ..Self::default() }
+    }
+
+    /// Messages of QoS 2 from the client that were taken, and not released.
+    pub fn unreleased(&self) -> &[PacketId] {
+        &self.unreleased
+    }
+
     /// The verdict on a message while no connection is there: whether somebody else has it now. What nobody has is
     /// forgotten, and is a new message when it comes again.
     pub fn decide(&mut self, token: PublishToken, taken: bool) {

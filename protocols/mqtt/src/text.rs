@@ -116,6 +116,24 @@ pub fn is_topic_filter(filter: &str) -> bool {
     true
 }
 
+/// Whether a message with this topic name is what `filter` asks for (MQTT 5 4.7.1, 4.7.2).
+pub fn filter_matches(filter: &str, topic: &str) -> bool {
+    let mut levels = topic.split('/');
+    // MQTT 5 4.7.2-1.
+    if topic.starts_with('$') && filter.starts_with(['+', '#']) {
+        return false;
+    }
+    for asked in filter.split('/') {
+        match (asked, levels.next()) {
+            ("#", _) => return true,
+            ("+", Some(_)) => {}
+            (asked, Some(level)) if asked == level => {}
+            _ => return false,
+        }
+    }
+    levels.next().is_none()
+}
+
 /// Whether `filter`, if it asks for a shared subscription, has a name for it and a filter (MQTT 5 4.8.2-1, 4.8.2-2).
 pub(crate) fn is_shared_filter(filter: &str) -> bool {
     match filter.strip_prefix("$share/") {
@@ -148,6 +166,39 @@ mod tests {
         }
         for bad in ["", "a#", "a/#/b", "#/", "a+", "+a/b", "a/b+/c", "a/\0", "a/\u{85}", "##", "++"] {
             assert!(!is_topic_filter(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn filters_match_topic_names() {
+        // The examples of MQTT 5 4.7.1.2, 4.7.1.3, 4.7.2 and 4.7.3.
+        for (filter, topic) in [
+            ("sport/tennis/player1/#", "sport/tennis/player1"),
+            ("sport/tennis/player1/#", "sport/tennis/player1/ranking"),
+            ("sport/#", "sport"),
+            ("#", "a/b"),
+            ("sport/tennis/+", "sport/tennis/player1"),
+            ("sport/+", "sport/"),
+            ("+/+", "/finance"),
+            ("/+", "/finance"),
+            ("$SYS/#", "$SYS/a"),
+            ("$SYS/monitor/+", "$SYS/monitor/Clients"),
+            ("a//b", "a//b"),
+        ] {
+            assert!(filter_matches(filter, topic), "{filter} {topic}");
+        }
+        for (filter, topic) in [
+            ("sport/tennis/+", "sport/tennis/player1/ranking"),
+            ("sport/+", "sport"),
+            ("+", "/finance"),
+            ("#", "$SYS/a"),
+            ("+/monitor/Clients", "$SYS/monitor/Clients"),
+            ("ACCOUNTS", "Accounts"),
+            ("/finance", "finance"),
+            ("a/b", "a"),
+            ("a", "a/b"),
+        ] {
+            assert!(!filter_matches(filter, topic), "{filter} {topic}");
         }
     }
 

@@ -1,13 +1,18 @@
 //! Who a client is: what CONNECT says about that, and what it shows. Who is let in the gate decides
 //! ([`crate::devices`]).
 
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Instant;
+
 use bytes::Bytes;
 use fieldgate_mappings::address::DeviceId;
 use fieldgate_mappings::message::Message;
 use fieldgate_mappings::mqtt::Publish;
-use fieldgate_mappings::outcome::{Reason, Rejection};
+use fieldgate_mappings::outcome::{Outcome, Reason, Rejection, Report, Verdict};
 use fieldgate_mappings::rules::RuleSet;
 use fieldgate_mqtt::{Connect, Will};
+use tokio::sync::oneshot;
 
 use crate::devices::{Certificate, Denied, Pass, Pending, Shown};
 
@@ -53,6 +58,31 @@ pub(super) struct Judging {
     pub(super) connect: Box<Connect>,
     pub(super) pending: Pending,
     pub(super) answer: Option<Result<Pass, Denied>>,
+}
+
+/// A client whose token its hub is to judge.
+pub(super) struct Proving {
+    pub(super) connect: Box<Connect>,
+    pub(super) pass: Pass,
+    pub(super) word: oneshot::Receiver<Outcome>,
+    pub(super) answer: Option<Outcome>,
+    /// When it is not waited for any longer.
+    pub(super) until: Instant,
+}
+
+/// A verdict, and where it is heard.
+pub(super) fn word() -> (Verdict, oneshot::Receiver<Outcome>) {
+    let (sender, receiver) = oneshot::channel();
+    (Verdict::new(Rc::new(Word(Cell::new(Some(sender)))), 0), receiver)
+}
+
+struct Word(Cell<Option<oneshot::Sender<Outcome>>>);
+
+impl Report for Word {
+    fn report(&self, _: u64, outcome: Outcome) {
+        // An error: the client is gone.
+        let _ = self.0.take().map(|sender| sender.send(outcome));
+    }
 }
 
 /// The device that a user name in Azure's form is about: `hub/device/?api-version=…`, in older clients without the

@@ -9,8 +9,8 @@ use fieldgate_mappings::outcome::{Outcome, Verdict};
 use fieldgate_mappings::rules::RuleSet;
 
 use crate::adapters::Directory;
-use crate::config::Config;
-use crate::devices::{Pass, Roster};
+use crate::config::{Config, Secret};
+use crate::devices::Roster;
 use crate::upstream::{CommandId, CommandSink, Patience, Subscription};
 use crate::worker::Worker;
 
@@ -24,8 +24,9 @@ pub(super) trait Host {
     fn directory(&self) -> &Arc<Directory>;
     /// Who is let in, and who is in.
     fn roster(&self) -> &Rc<Roster>;
-    /// A device was let in. Where it brought a token that its hub is to see, that is kept for it.
-    fn let_in(&self, pass: &Pass);
+    /// Asks the device's hub what it says to the token that the device brought.
+    /// See [`Upstream::prove`](crate::upstream::Upstream::prove).
+    fn prove(&self, device: &DeviceId, token: &Secret, verdict: Verdict);
     /// See [`Outbound::send`](crate::outbound::Outbound::send).
     fn send(&self, message: Message, patience: Patience, verdict: Verdict);
     /// See [`Outbound::recall`](crate::outbound::Outbound::recall).
@@ -65,8 +66,8 @@ impl Host for Worker {
         &self.roster
     }
 
-    fn let_in(&self, pass: &Pass) {
-        Worker::let_in(self, pass);
+    fn prove(&self, device: &DeviceId, token: &Secret, verdict: Verdict) {
+        self.outbound.upstream().prove(device, token, verdict);
     }
 
     fn send(&self, message: Message, patience: Patience, verdict: Verdict) {

@@ -7,8 +7,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
+use fieldgate_mappings::address::DeviceId;
 use fieldgate_mappings::outcome::{Outcome, Rejection, Report, Verdict};
-use fieldgate_mqtt::PublishToken;
+use fieldgate_mqtt::{PublishToken, QoS};
 
 use crate::upstream::{Command, CommandSink};
 
@@ -27,6 +28,8 @@ const KEPT_OUTCOMES: usize = 8;
 pub(super) enum Ticket {
     /// QoS 1: the device waits for an answer.
     Waiting(PublishToken),
+    /// QoS 2: the same.
+    WaitingForOne(PublishToken),
     /// QoS 0, and what it costs in bytes.
     Unwaited(u32),
     /// The will.
@@ -36,20 +39,40 @@ pub(super) enum Ticket {
 impl Ticket {
     const UNWAITED: u64 = 1 << 63;
     const WILL: u64 = 1 << 62;
+    const ONE: u64 = 1 << 61;
+
+    /// Of a message of this QoS, for whose answer the device waits.
+    pub(super) fn of(token: PublishToken, qos: QoS) -> Self {
+        match qos {
+            QoS::ExactlyOnce => Self::WaitingForOne(token),
+            QoS::AtMostOnce | QoS::AtLeastOnce => Self::Waiting(token),
+        }
+    }
+
+    /// What the device's answer is for, if it waits for one.
+    pub(super) fn token(self) -> Option<PublishToken> {
+        match self {
+            Self::Waiting(token) | Self::WaitingForOne(token) => Some(token),
+            Self::Unwaited(_) | Self::Will => None,
+        }
+    }
 
     fn number(self) -> u64 {
         match self {
             Self::Waiting(token) => token.number(),
+            Self::WaitingForOne(token) => Self::ONE | token.number(),
             Self::Unwaited(bytes) => Self::UNWAITED | u64::from(bytes),
             Self::Will => Self::WILL,
         }
     }
 
-    fn from_number(number: u64) -> Self {
+    pub(super) fn from_number(number: u64) -> Self {
         if number & Self::UNWAITED != 0 {
             Self::Unwaited(u32::try_from(number & !Self::UNWAITED).unwrap_or(u32::MAX))
         } else if number & Self::WILL != 0 {
             Self::Will
+        } else if number & Self::ONE != 0 {
+            Self::WaitingForOne(PublishToken::from_number(number & !Self::ONE))
         } else {
             Self::Waiting(PublishToken::from_number(number))
         }
@@ -59,6 +82,7 @@ impl Ticket {
     pub(super) fn kind(self) -> Kind {
         match self {
             Self::Waiting(_) => Kind::QoS1,
+            Self::WaitingForOne(_) => Kind::QoS2,
             Self::Unwaited(_) => Kind::QoS0,
             Self::Will => Kind::Will,
         }
@@ -78,9 +102,9 @@ pub(super) enum Ended {
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     outcomes: RefCell<VecDeque<(Ticket, Outcome)>>,
-    /// At most as many as the subscription's credit.
+    /// At most as many as the credit of each subscription.
     commands: RefCell<VecDeque<Command>>,
-    ended: RefCell<Option<Box<Ended>>>,
+    ended: RefCell<Vec<(DeviceId, Ended)>>,
     qos_0_bytes: Cell<u32>,
     /// The client is gone without a goodbye: it will send again what it has no answer for.
     deserted: Cell<bool>,
@@ -111,7 +135,7 @@ impl Heir {
 }
 
 impl Inbox {
-    /// A verdict on a message of QoS 1, or on the will.
+    /// A verdict on a message of QoS 1 or 2, or on the will.
     pub(super) fn verdict(self: &Rc<Self>, ticket: Ticket) -> Verdict {
         Verdict::new(Rc::clone(self) as Rc<dyn Report>, ticket.number())
     }
@@ -152,7 +176,13 @@ impl Inbox {
         self.commands.borrow_mut().push_front(command);
     }
 
-    /// Forgets what a dropped subscription brought, without an outcome: the hub keeps it.
+    /// Forgets what a device's dropped subscription brought, without an outcome: the hub keeps it.
+    pub(super) fn forget_commands_of(&self, device: &DeviceId) {
+        self.commands.borrow_mut().retain(|command| command.message.device != *device);
+        self.ended.borrow_mut().retain(|(of, _)| of != device);
+    }
+
+    /// The same for all of them.
     pub(super) fn forget_commands(&self) {
         self.commands.take();
         self.ended.take();
@@ -163,9 +193,9 @@ impl Inbox {
         self.deserted.set(true);
     }
 
-    /// The end of the subscription, once.
-    pub(super) fn take_ended(&self) -> Option<Box<Ended>> {
-        self.ended.take()
+    /// The end of a device's subscription, each once.
+    pub(super) fn take_ended(&self) -> Option<(DeviceId, Ended)> {
+        self.ended.borrow_mut().pop()
     }
 
     /// From now on the outcomes are for the session's next connection, which waits for some of them.
@@ -174,7 +204,7 @@ impl Inbox {
         awaited.sort_unstable();
         let heir = Heir { late: Arc::clone(late), awaited };
         for (ticket, outcome) in self.outcomes.take() {
-            if let Ticket::Waiting(token) = ticket {
+            if let Some(token) = ticket.token() {
                 heir.hears(token, outcome);
             }
         }
@@ -198,21 +228,21 @@ impl Report for Inbox {
                 telemetry::qos_0_dropped().inc();
             }
         }
-        if let (Ticket::Waiting(token), Some(heir)) = (ticket, &*self.heir.borrow()) {
+        if let (Some(token), Some(heir)) = (ticket.token(), &*self.heir.borrow()) {
             return heir.hears(token, outcome);
         }
         // Of what nobody waits for only a refusal is worth a look.
-        if matches!(ticket, Ticket::Waiting(_)) || matches!(outcome, Outcome::Rejected(_)) {
+        if ticket.token().is_some() || matches!(outcome, Outcome::Rejected(_)) {
             self.outcomes.borrow_mut().push_back((ticket, outcome));
             self.wake();
         }
     }
 
     fn is_wanted(&self, ticket: u64, may_be_there: bool) -> bool {
-        match (Ticket::from_number(ticket), &*self.heir.borrow()) {
-            (Ticket::Waiting(token), Some(heir)) if heir.awaits(token) => may_be_there,
-            (Ticket::Waiting(_), _) => !self.deserted.get(),
-            (Ticket::Unwaited(_) | Ticket::Will, _) => true,
+        match (Ticket::from_number(ticket).token(), &*self.heir.borrow()) {
+            (Some(token), Some(heir)) if heir.awaits(token) => may_be_there,
+            (Some(_), _) => !self.deserted.get(),
+            (None, _) => true,
         }
     }
 }
@@ -226,16 +256,22 @@ fn lost(outcome: &Outcome) -> bool {
     }
 }
 
-impl CommandSink for Inbox {
+/// Where one device's commands come in.
+pub(super) struct DeviceSink {
+    pub(super) inbox: Rc<Inbox>,
+    pub(super) device: DeviceId,
+}
+
+impl CommandSink for DeviceSink {
     fn command(&self, command: Command) {
-        self.commands.borrow_mut().push_back(command);
-        self.wake();
+        self.inbox.commands.borrow_mut().push_back(command);
+        self.inbox.wake();
     }
 
     fn ended(&self, refused: Option<Rejection>) {
         let ended = refused.map_or(Ended::Withdrawn, Ended::Refused);
-        self.ended.replace(Some(Box::new(ended)));
-        self.wake();
+        self.inbox.ended.borrow_mut().push((self.device.clone(), ended));
+        self.inbox.wake();
     }
 }
 
@@ -249,7 +285,8 @@ mod tests {
     fn a_ticket_comes_back_as_it_was() {
         for ticket in [
             Ticket::Waiting(PublishToken::from_number(0)),
-            Ticket::Waiting(PublishToken::from_number(u64::MAX >> 2)),
+            Ticket::Waiting(PublishToken::from_number(u64::MAX >> 3)),
+            Ticket::WaitingForOne(PublishToken::from_number(u64::MAX >> 3)),
             Ticket::Unwaited(0),
             Ticket::Unwaited(u32::MAX),
             Ticket::Will,

@@ -9,6 +9,8 @@ use fieldgate_mappings::outcome::Outcome;
 use fieldgate_mqtt::{PublishToken, QoS};
 use tokio::sync::oneshot;
 
+use super::in_flight::KeptCommand;
+
 /// Outcomes that may wait for a session's next connection, some 60 bytes each: one for each identifier that a message can
 /// have, so that none is ever dropped.
 const MAX_LATE: usize = u16::MAX as usize;
@@ -20,6 +22,8 @@ pub(crate) struct Kept {
     pub(super) packets: fieldgate_mqtt::Session,
     /// What the client has subscribed to, in its order.
     pub(super) filters: Vec<KeptFilter>,
+    /// Commands without a PUBACK, those of `packets` that can be recognised.
+    pub(super) commands: Vec<KeptCommand>,
     /// Outcomes of messages of earlier connections.
     pub(super) late: Arc<Late>,
     /// The will, while its delay lasts: told, the session goes on and it is not sent. Dropped, the session is over, and

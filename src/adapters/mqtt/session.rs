@@ -4,6 +4,7 @@
 
 mod entering;
 mod leaving;
+mod subscribing;
 
 use std::mem;
 use std::rc::Rc;
@@ -18,24 +19,24 @@ use fieldgate_mappings::mqtt::{self, OnRejected, Reply3, Reply5, reply_3, reply_
 use fieldgate_mappings::outcome::{Outcome, Reason, Rejection};
 use fieldgate_mqtt::{
     Config, Connection, Disconnect, DisconnectReason, Event, Misuse, Publish, PublishReply, PublishToken,
-    QoS, Subscribe, SubscribeFilter, SubscribeRefusal, Unsubscribe, UnsubscribeReply, Version,
+    Version,
 };
 
 use crate::adapters::Held;
 use crate::config;
-use crate::devices::Stay;
+use crate::devices::{Devices, Stay};
 use crate::telemetry::emit;
-use crate::upstream::{CommandSink, Hears, Patience};
+use crate::upstream::{Hears, Patience};
 use crate::wire::Machine;
 
-use super::commands::{Commands, Delivered, Grant};
-use super::connect::Judging;
+use super::commands::Commands;
+use super::connect::{Judging, Proving};
 use super::host::Host;
-use super::inbox::{Ended, Inbox, Ticket};
+use super::inbox::{Inbox, Ticket};
 use super::kept::Late;
 use super::listener::Guest;
 use super::telemetry::{
-    self, ConnectionEnded, ConnectionPaused, End, FilterJudged, MachineMisused, PublishRejected, QoS0Dropped,
+    self, ConnectionEnded, ConnectionPaused, End, MachineMisused, PublishRejected, QoS0Dropped,
 };
 use super::words;
 use entering::Joining;
@@ -56,6 +57,8 @@ pub(super) struct Session<H: Host> {
     client: Option<Client>,
     /// Who wants to be let in, while its password is verified.
     judging: Option<Box<Judging>>,
+    /// Whose token its hub is to judge.
+    proving: Option<Box<Proving>>,
     /// Who waits for the session that another connection still has.
     joining: Option<Box<Joining>>,
     commands: Option<Box<Commands<H::Subscription>>>,
@@ -102,6 +105,7 @@ impl<H: Host> Session<H> {
             inbox: Rc::default(),
             client: None,
             judging: None,
+            proving: None,
             joining: None,
             commands: None,
             paused_until: None,
@@ -150,8 +154,8 @@ impl<H: Host> Session<H> {
         {
             self.handle_event(event, now);
         }
-        if let Some(ended) = self.inbox.take_ended() {
-            self.commands_ended(&ended);
+        while let Some((device, ended)) = self.inbox.take_ended() {
+            self.commands_ended(&device, &ended);
         }
         self.deliver();
         if self.draining && (self.machine.unacknowledged() == 0 || self.paused_until.is_some()) {
@@ -172,8 +176,8 @@ impl<H: Host> Session<H> {
 
     /// All output has been taken by the stream. True if there is more to do now.
     pub(super) fn written(&mut self) -> bool {
-        if let (Some(client), Some(commands)) = (&self.client, &mut self.commands) {
-            commands.written(&client.device);
+        if let Some(commands) = &mut self.commands {
+            commands.written();
         }
         mem::take(&mut self.again)
     }
@@ -215,8 +219,8 @@ impl<H: Host> Session<H> {
             Event::Subscribe(subscribe) => self.subscribe(&subscribe),
             Event::Unsubscribe(unsubscribe) => self.unsubscribe(&unsubscribe),
             Event::PublishAcknowledged { packet_id, reason } => {
-                if let (Some(client), Some(commands)) = (&self.client, &mut self.commands) {
-                    commands.acknowledged(&client.device, packet_id, reason);
+                if let Some(commands) = &mut self.commands {
+                    commands.acknowledged(packet_id, reason);
                 }
             }
             Event::Disconnected(disconnect) => self.disconnected(&disconnect),
@@ -248,13 +252,9 @@ impl<H: Host> Session<H> {
         let rules = self.host.rules();
         // Most rule sets let nobody act for others: then the registry is not looked at.
         let others = rules.has_via().then(|| self.host.roster().devices());
-        let identity = match &others {
-            Some(others) => Identity::MayActFor(&client.device, &**others),
-            None => Identity::Is(&client.device),
-        };
-        match (rules.map_mqtt(identity, said), token) {
+        match (rules.map_mqtt(identity(&client.device, &others), said), token) {
             (Ok(message), Some(token)) => {
-                let verdict = self.inbox.verdict(Ticket::Waiting(token));
+                let verdict = self.inbox.verdict(Ticket::of(token, qos));
                 let hears = match client.version {
                     Version::V311 => Hears::Acceptance,
                     Version::V5 => Hears::Everything,
@@ -268,7 +268,7 @@ impl<H: Host> Session<H> {
                 None => emit(QoS0Dropped { device: &client.device }),
             },
             (Err(rejection), token) => {
-                let ticket = token.map_or(Ticket::Unwaited(0), Ticket::Waiting);
+                let ticket = token.map_or(Ticket::Unwaited(0), |token| Ticket::of(token, qos));
                 let outcome = Outcome::Rejected(rejection);
                 telemetry::published(ticket.kind(), &outcome).inc();
                 self.settle(ticket, &outcome, now);
@@ -283,7 +283,7 @@ impl<H: Host> Session<H> {
             let first = !mem::replace(&mut self.rejected, true);
             emit(PublishRejected { device: &client.device, rejection, first });
         }
-        if let Ticket::Waiting(token) = ticket {
+        if let Some(token) = ticket.token() {
             self.answer(client.version, token, outcome, now);
         }
     }
@@ -292,7 +292,7 @@ impl<H: Host> Session<H> {
     fn settle_late(&mut self, token: PublishToken, outcome: &Outcome, now: Instant) {
         let Some(client) = &self.client else { return };
         if self.machine.is_repeated(token) {
-            return self.settle(Ticket::Waiting(token), outcome, now);
+            return self.settle(Ticket::WaitingForOne(token), outcome, now);
         }
         let is_taken = match client.version {
             Version::V311 => matches!(
@@ -347,88 +347,6 @@ impl<H: Host> Session<H> {
         }
     }
 
-    fn subscribe(&mut self, subscribe: &Subscribe) {
-        let client_version = self.machine.version();
-        let mut why = None;
-        let mut grant = |filter: &SubscribeFilter| {
-            if client_version == Some(Version::V5) && filter.filter.starts_with("$share/") {
-                return Err(SubscribeRefusal::SharedSubscriptionsNotSupported);
-            }
-            self.grant(filter, subscribe.identifier).map_err(|rejection| {
-                let refusal = words::suback(&rejection.reason);
-                why.get_or_insert(rejection.description);
-                refusal
-            })
-        };
-        let replies: Vec<_> = subscribe.filters.iter().map(&mut grant).collect();
-        let answered = self.machine.suback_because(subscribe.packet_id, &replies, why.as_deref());
-        self.check(answered);
-    }
-
-    fn grant(&mut self, asked: &SubscribeFilter, identifier: Option<u32>) -> Result<QoS, Rejection> {
-        let Some(client) = &self.client else { return Ok(QoS::AtMostOnce) };
-        let device = &client.device;
-        let config = &self.host.config().mqtt;
-        let granted = self.host.rules().command_subscription(device, &asked.filter).and_then(|rule| {
-            let grant = Grant::new(&asked.filter, rule, asked.qos, identifier);
-            let qos = grant.qos();
-            match &mut self.commands {
-                Some(commands) => commands.add(grant, config.max_subscriptions.get())?,
-                None => {
-                    let credit = u32::from(config.command_window.get());
-                    let sink = Rc::clone(&self.inbox) as Rc<dyn CommandSink>;
-                    let subscription = self.host.subscribe(device, grant.source().clone(), credit, sink);
-                    self.commands = Some(Box::new(Commands::new(grant, subscription)));
-                }
-            }
-            Ok(qos)
-        });
-        emit(FilterJudged { device, filter: &asked.filter, refused: granted.as_ref().err() });
-        granted
-    }
-
-    fn unsubscribe(&mut self, unsubscribe: &Unsubscribe) {
-        let replies: Vec<_> = unsubscribe.filters.iter().map(|filter| self.revoke(filter)).collect();
-        let answered = self.machine.unsuback(unsubscribe.packet_id, &replies);
-        self.check(answered);
-    }
-
-    fn revoke(&mut self, filter: &str) -> UnsubscribeReply {
-        let (removed, left) = match &mut self.commands {
-            Some(commands) => commands.remove(filter),
-            None => (false, false),
-        };
-        if removed && !left {
-            self.drop_commands();
-        }
-        if removed { UnsubscribeReply::Success } else { UnsubscribeReply::NoSubscriptionExisted }
-    }
-
-    /// Whatever was not settled the hub keeps.
-    fn drop_commands(&mut self) {
-        self.commands = None;
-        self.inbox.forget_commands();
-    }
-
-    fn commands_ended(&mut self, ended: &Ended) {
-        self.drop_commands();
-        let reason = match ended {
-            Ended::Refused(rejection) => words::unsubscribed(&rejection.reason),
-            Ended::Withdrawn => DisconnectReason::ServerBusy,
-        };
-        self.close(reason, End::CommandsEnded(ended));
-    }
-
-    fn deliver(&mut self) {
-        if self.machine.is_closed() || self.is_held_back() {
-            return;
-        }
-        if let (Some(client), Some(commands)) = (&self.client, &mut self.commands) {
-            let delivered = commands.deliver(&client.device, &self.inbox, &mut self.machine);
-            self.again |= delivered == Delivered::Blocked;
-        }
-    }
-
     fn close(&mut self, reason: DisconnectReason, end: End<'_>) {
         if !self.machine.is_closed() {
             self.tell(end);
@@ -448,6 +366,14 @@ impl<H: Host> Session<H> {
         if let Err(misuse) = done {
             emit(MachineMisused { peer: self.guest.peer, misuse });
         }
+    }
+}
+
+/// Who a client is: a device, and where rules let it, a gateway for others.
+fn identity<'a>(device: &'a DeviceId, others: &'a Option<Arc<Devices>>) -> Identity<'a> {
+    match others {
+        Some(others) => Identity::MayActFor(device, &**others),
+        None => Identity::Is(device),
     }
 }
 
@@ -477,8 +403,7 @@ impl<H: Host> Machine for Session<H> {
 
     fn poll_timeout(&self) -> Option<Instant> {
         let pause = self.paused_until.filter(|_| !self.machine.is_closed());
-        let joining = self.joining.as_ref().map(|joining| joining.until);
-        let waits = pause.into_iter().chain(self.earlier_until).chain(joining);
+        let waits = pause.into_iter().chain(self.earlier_until).chain(self.door_closes_at());
         self.machine.poll_timeout().into_iter().chain(waits).min()
     }
 }

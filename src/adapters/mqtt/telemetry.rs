@@ -5,8 +5,9 @@ use std::sync::LazyLock;
 
 use fieldgate_mappings::address::DeviceId;
 use fieldgate_mappings::outcome::{Outcome, Reason, Rejection};
-use fieldgate_mqtt::{Misuse, TimeOut, Version, Violation};
+use fieldgate_mqtt::{Misuse, TimeOut, Violation};
 
+use crate::state::StateError;
 use crate::telemetry::{
     Counter, EncodeLabelSet, EncodeLabelValue, Family, Happening, LabelValueEncoder, counter, counters,
 };
@@ -18,6 +19,7 @@ use super::inbox::Ended;
 pub(super) enum Kind {
     QoS0,
     QoS1,
+    QoS2,
     Will,
 }
 
@@ -58,13 +60,14 @@ struct Metrics {
     ended: Family<ByReason, Counter>,
     violations: Counter,
     /// By kind of message and outcome, each in the order of its enum.
-    publishes: [[Counter; 4]; 3],
+    publishes: [[Counter; 4]; 4],
     rejected: Family<ByReason, Counter>,
     qos_0_dropped: Counter,
     wills: Counter,
     pauses: Counter,
     subscribed: Counter,
     subscribe_refused: Family<ByReason, Counter>,
+    subscriptions_ended: Counter,
     commands: Counter,
     commands_acknowledged: Family<ByOutcome, Counter>,
     commands_undeliverable: Family<ByReason, Counter>,
@@ -79,7 +82,7 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         refused: counters("mqtt_connects_refused", "MQTT clients not let in"),
         ended: counters("mqtt_connections_ended", "Ends of MQTT connections that had been let in"),
         violations: counter("mqtt_violations", "MQTT clients that broke the protocol's rules"),
-        publishes: ["qos-0", "qos-1", "will"].map(|message| {
+        publishes: ["qos-0", "qos-1", "qos-2", "will"].map(|message| {
             ["accepted", "rejected", "released", "unknown"].map(|outcome| {
                 let labels = ByMessage { message: Name(message), outcome: Name(outcome) };
                 publishes.get_or_create(&labels).clone()
@@ -94,6 +97,10 @@ static METRICS: LazyLock<Metrics> = LazyLock::new(|| {
         pauses: counter("mqtt_pauses", "MQTT connections no longer read because a message came back untaken"),
         subscribed: counter("mqtt_subscriptions", "Topic filters granted to MQTT clients"),
         subscribe_refused: counters("mqtt_subscriptions_refused", "Topic filters refused to MQTT clients"),
+        subscriptions_ended: counter(
+            "mqtt_subscriptions_ended",
+            "Devices whose commands a gateway's connection does not get any more",
+        ),
         commands: counter("mqtt_commands", "Commands published to MQTT devices"),
         commands_acknowledged: counters("mqtt_commands_acknowledged", "Commands that MQTT devices answered"),
         commands_undeliverable: counters(
@@ -128,15 +135,17 @@ fn by(reason: &Reason) -> ByReason {
 pub(super) struct ClientConnected<'a> {
     pub(super) peer: SocketAddr,
     pub(super) device: &'a DeviceId,
-    pub(super) version: Version,
+    /// As CONNECT has it: 3, 4 or 5.
+    pub(super) level: u8,
 }
 
 impl Happening for ClientConnected<'_> {
     fn emit(self) {
-        let Self { peer, device, version } = self;
-        let version = match version {
-            Version::V311 => "3.1.1",
-            Version::V5 => "5",
+        let Self { peer, device, level } = self;
+        let version = match level {
+            3 => "3.1",
+            4 => "3.1.1",
+            _ => "5",
         };
         METRICS.connects.get_or_create(&ByVersion { version: Name(version) }).inc();
         tracing::info!(%peer, %device, version, "MQTT device connected");
@@ -155,6 +164,20 @@ impl Happening for ClientRefused<'_> {
         let Self { peer, client_id, rejection } = self;
         METRICS.refused.get_or_create(&by(&rejection.reason)).inc();
         tracing::warn!(%peer, ?client_id, %rejection, "MQTT client refused");
+    }
+}
+
+/// A client was not let in for now: its hub has not said what it thinks of the client's token.
+pub(super) struct ClientUnjudged<'a> {
+    pub(super) peer: SocketAddr,
+    pub(super) client_id: &'a str,
+}
+
+impl Happening for ClientUnjudged<'_> {
+    fn emit(self) {
+        let Self { peer, client_id } = self;
+        METRICS.refused.get_or_create(&ByReason { reason: Name("hub-away") }).inc();
+        tracing::warn!(%peer, ?client_id, "MQTT client refused for now: its hub has not judged its token in time");
     }
 }
 
@@ -358,6 +381,27 @@ impl Happening for CommandAcknowledged<'_> {
     }
 }
 
+/// A gateway gets no more commands of another device; its connection goes on.
+pub(super) struct CommandsOfAnotherEnded<'a> {
+    pub(super) device: &'a DeviceId,
+    pub(super) ended: &'a Ended,
+}
+
+impl Happening for CommandsOfAnotherEnded<'_> {
+    fn emit(self) {
+        let Self { device, ended } = self;
+        METRICS.subscriptions_ended.inc();
+        match ended {
+            Ended::Refused(rejection) => {
+                tracing::warn!(%device, %rejection, "a gateway gets no more commands of a device");
+            }
+            Ended::Withdrawn => {
+                tracing::info!(%device, "a gateway gets no more commands of a device: it takes them itself, or the hub ended it");
+            }
+        }
+    }
+}
+
 /// A command cannot be published to this device.
 pub(super) struct CommandPublishError<'a> {
     pub(super) device: &'a DeviceId,
@@ -372,6 +416,39 @@ impl Happening for CommandPublishError<'_> {
     }
 }
 
+/// Sessions that the last stop had written are there again.
+pub(super) struct SessionsRestored {
+    pub(super) sessions: usize,
+}
+
+impl Happening for SessionsRestored {
+    fn emit(self) {
+        tracing::info!(sessions = self.sessions, "MQTT sessions of the last run go on");
+    }
+}
+
+/// Sessions are written, for the next start.
+pub(super) struct SessionsStored {
+    pub(super) sessions: usize,
+}
+
+impl Happening for SessionsStored {
+    fn emit(self) {
+        tracing::info!(sessions = self.sessions, "MQTT sessions are kept for the next start");
+    }
+}
+
+/// Sessions cannot be kept over a stop.
+pub(super) struct SessionsUnstored<'a> {
+    pub(super) error: &'a StateError,
+}
+
+impl Happening for SessionsUnstored<'_> {
+    fn emit(self) {
+        tracing::warn!(error = %self.error, "MQTT sessions end with the gateway: they cannot be kept");
+    }
+}
+
 /// The machine could not do what it was told: a bug of ours.
 pub(super) struct MachineMisused {
     pub(super) peer: SocketAddr,
@@ -383,5 +460,36 @@ impl Happening for MachineMisused {
         let Self { peer, misuse } = self;
         METRICS.misuses.inc();
         tracing::error!(%peer, %misuse, "the MQTT machine could not do what it was told: please report this");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use crate::telemetry::{emit, render};
+
+    use super::*;
+
+    #[test]
+    fn clients_are_counted_by_version_and_messages_by_qos() {
+        let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
+        let device = DeviceId::new("d1").unwrap();
+        for level in [3, 4, 5] {
+            emit(ClientConnected { peer, device: &device, level });
+        }
+        for kind in [Kind::QoS0, Kind::QoS1, Kind::QoS2, Kind::Will] {
+            published(kind, &Outcome::Accepted).inc();
+        }
+        let text = render();
+        for version in ["3.1", "3.1.1", "5"] {
+            let line = format!("fieldgate_mqtt_connects_total{{version=\"{version}\"}} ");
+            assert!(text.contains(&line), "{line}");
+        }
+        for message in ["qos-0", "qos-1", "qos-2", "will"] {
+            let line =
+                format!("fieldgate_mqtt_publishes_total{{message=\"{message}\",outcome=\"accepted\"}} ");
+            assert!(text.contains(&line), "{line}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod commands;
+mod entering;
 mod messages;
 mod sessions;
 mod stream;

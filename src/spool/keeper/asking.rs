@@ -1,5 +1,7 @@
 //! What people ask: how the spool is, and what is to become of dead letters.
 
+use std::sync::Arc;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -24,15 +26,27 @@ enum Replayed {
     Unfit,
 }
 
+/// Who would send to hubs.
+#[derive(Clone, Copy)]
+pub(in crate::spool) enum Hubs<'a> {
+    /// Nobody: what is there is only looked at.
+    Nobody,
+    /// A gateway, which stops.
+    Stopping,
+    /// A gateway, which knows what hub a device belongs to now: what is replayed goes there.
+    Of(&'a dyn Fn(&DeviceId) -> Arc<str>),
+}
+
 impl<D: Disk> Keeper<D> {
-    /// Answers, after the commit if something is changed. `connected` says whether there is somebody who would connect
-    /// to hubs.
-    pub(in crate::spool) fn answer(&mut self, ask: &Ask, connects: bool, now: Now) -> Answer {
+    /// Answers, after the commit if something is changed.
+    pub(in crate::spool) fn answer(&mut self, ask: &Ask, hubs: Hubs<'_>, now: Now) -> Answer {
         match ask {
-            Ask::Status => Answer::Status(self.status(connects, now)),
+            Ask::Status => Answer::Status(self.status(!matches!(hubs, Hubs::Nobody), now)),
             Ask::List { which, after, most } => Answer::List(self.list(which, *after, *most)),
             Ask::Show { seq } => Answer::Show(self.show(*seq).map(Box::new)),
-            Ask::Replay { which, after, up_to } => Answer::Done(self.replay(which, *after, *up_to, now)),
+            Ask::Replay { which, after, up_to } => {
+                Answer::Done(self.replay(which, *after, *up_to, hubs, now))
+            }
             Ask::Drop { which, after, up_to } => Answer::Done(self.drop_letters(which, *after, *up_to, now)),
         }
     }
@@ -115,7 +129,7 @@ impl<D: Disk> Keeper<D> {
         })
     }
 
-    fn replay(&mut self, which: &Which, after: u64, up_to: Option<u64>, now: Now) -> Done {
+    fn replay(&mut self, which: &Which, after: u64, up_to: Option<u64>, hubs: Hubs<'_>, now: Now) -> Done {
         let (page, mut done) = self.begin(which, after, up_to);
         // What is asked twice while the first is on its way is not sent twice.
         self.commit(now);
@@ -124,7 +138,7 @@ impl<D: Disk> Keeper<D> {
             if !self.is_meant(which, seq, dead) {
                 continue;
             }
-            match self.replay_one(seq, dead, now) {
+            match self.replay_one(seq, dead, hubs, now) {
                 Replayed::Appended => {}
                 Replayed::Refused => {
                     done.refused += 1;
@@ -140,11 +154,14 @@ impl<D: Disk> Keeper<D> {
         done
     }
 
-    fn replay_one(&mut self, seq: u64, dead: Dead, now: Now) -> Replayed {
+    fn replay_one(&mut self, seq: u64, dead: Dead, hubs: Hubs<'_>, now: Now) -> Replayed {
         if self.disk_is_paused(now) {
             return Replayed::Refused;
         }
-        let Some(record) = self.record_of(seq, dead, now) else { return Replayed::Unfit };
+        let Some(mut record) = self.record_of(seq, dead, now) else { return Replayed::Unfit };
+        if let Hubs::Of(hub_of) = hubs {
+            record.hub = hub_of(&record.device);
+        }
         let entry = Entry::Message(record);
         let record = entry.record();
         let mut head = Vec::new();

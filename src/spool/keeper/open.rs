@@ -155,7 +155,7 @@ impl<D: Disk> Keeper<D> {
     /// The last commit. What is in flight stays in the log.
     pub(in crate::spool) fn close(mut self, now: Now) {
         for (ask, answer) in self.take(self.shared.take(), now) {
-            let _ = answer.send(self.answer(&ask, true, now));
+            let _ = answer.send(self.answer(&ask, super::Hubs::Stopping, now));
         }
         self.commit(now);
         self.shared.close();

@@ -24,6 +24,8 @@ const READ_PAUSE: Duration = Duration::from_secs(1);
 pub(in crate::spool) struct Sending<'a> {
     pub(in crate::spool) flight: u64,
     pub(in crate::spool) device: DeviceId,
+    /// The hub that it was stored for.
+    pub(in crate::spool) hub: Arc<str>,
     pub(in crate::spool) address: Address,
     /// The sections of the message.
     pub(in crate::spool) encoded: &'a [u8],
@@ -54,8 +56,8 @@ impl<D: Disk> Keeper<D> {
         if send.marked {
             emit(MessageResent);
         }
-        let Send { flight, device, .. } = send;
-        Some(Sending { flight, device, address, encoded: &self.encoded })
+        let Send { flight, device, hub, .. } = send;
+        Some(Sending { flight, device, hub, address, encoded: &self.encoded })
     }
 
     /// Reads and encodes a message; or ends it.

@@ -29,6 +29,8 @@ struct World {
     now: Now,
     settings: Settings,
     tickets: u64,
+    /// The hub that devices belong to.
+    hub_of: &'static str,
     /// What was sent and has no outcome: the flight, and what the hub reads.
     in_flight: VecDeque<(u64, Message, u32)>,
 }
@@ -100,6 +102,7 @@ impl World {
             now,
             settings,
             tickets: 0,
+            hub_of: HUB,
             in_flight: VecDeque::new(),
         };
         world.open(true);
@@ -223,12 +226,12 @@ use crate::spool::ask::{Answer, Ask, Done, Letter, Which};
 impl World {
     fn letters(&mut self) -> Vec<Letter> {
         let ask = Ask::List { which: all(), after: 0, most: 100 };
-        let Answer::List(list) = self.keeper.answer(&ask, true, self.now) else { panic!() };
+        let Answer::List(list) = self.keeper.answer(&ask, Hubs::Stopping, self.now) else { panic!() };
         list.letters
     }
 
     fn done(&mut self, ask: &Ask) -> Done {
-        match self.keeper.answer(ask, true, self.now) {
+        match self.keeper.answer(ask, Hubs::Of(&|_| self.hub_of.into()), self.now) {
             Answer::Done(done) => done,
             other => panic!("{other:?}"),
         }

@@ -24,6 +24,8 @@ pub(in crate::spool) struct Send {
     /// It may have been sent before.
     pub(in crate::spool) marked: bool,
     pub(in crate::spool) device: DeviceId,
+    /// The hub that it was stored for.
+    pub(in crate::spool) hub: Arc<str>,
 }
 
 impl Queues {
@@ -75,6 +77,7 @@ impl Queues {
             hub.turns.sent(entry.bytes());
             hub.in_flight += 1;
             hub.in_flight_bytes += entry.bytes();
+            let name = Arc::clone(&hub.name);
             let flight = self.flights.insert(InFlight { queue: number, seq: entry.seq() }) as u64;
             return Some(Send {
                 flight,
@@ -82,6 +85,7 @@ impl Queues {
                 place: entry.place(),
                 marked: entry.is_marked(),
                 device: self.devices[queue.device as usize].id.clone(),
+                hub: name,
             });
         }
     }

@@ -19,7 +19,7 @@ use crate::config::{Config, Connector, Profile};
 use crate::devices::{Changes, Registry, SpeaksWith};
 use crate::testing::{Random, Stream};
 use crate::upstream::fleet::{Counts, Fleet, Line};
-use crate::upstream::hubs::{Belongs, HubSettings, MappedHub, MappedHubs, Roster};
+use crate::upstream::hubs::{Belongs, HubSettings, MappedHub, MappedHubs, OwnToken, Roster};
 use crate::upstream::lanes::Priority;
 use crate::upstream::pace::Pace;
 use crate::upstream::target;
@@ -438,6 +438,15 @@ impl Bench {
         };
         message.delivery = (priority != NORMAL_PRIORITY).then(|| Arc::new(rule));
         self.fleet.send(&message, patience, verdict, self.now);
+        ticket
+    }
+
+    /// A device waits for what the hub says to its token.
+    pub(super) fn prove(&mut self, device: &str, token: OwnToken) -> u64 {
+        let ticket = self.sent;
+        self.sent += 1;
+        let verdict = Verdict::new(Rc::clone(&self.ledger) as Rc<dyn Report>, ticket);
+        self.fleet.prove(&id(device), token, verdict, self.now);
         ticket
     }
 

@@ -192,6 +192,49 @@ fn the_token_that_a_device_brings_is_passed_on_as_it_is_and_good_until_it_expire
 }
 
 #[test]
+fn who_waits_for_the_hubs_word_on_a_token_hears_it_before_anything_is_sent() {
+    let roster = Roll::default();
+    ["d", "wrong", "late"].into_iter().for_each(|device| roster.set(device, None, SpeaksWith::OwnToken));
+    let script = Script { unwanted: vec![(audience("wrong"), 401)], ..Script::default() };
+    let mut bench = Bench::ready(Setup { roster, script, token: false, ..Setup::default() });
+    let token =
+        |text: &str| OwnToken { text: Secret::new(text), expiry: START + 600, host: "hub-a.example".into() };
+    let right = bench.prove("d", token("right"));
+    let wrong = bench.prove("wrong", token("wrong"));
+    bench.run();
+    assert_eq!(bench.outcome(right), ACCEPTED);
+    assert_eq!(reason(bench.outcome(wrong)), Reason::Credentials);
+    assert_eq!((bench.records.attaches, bench.records.tokens), (0, 2));
+    // The same once more: known. Another one is judged like the first.
+    let known = bench.prove("d", token("right"));
+    let refused = bench.prove("wrong", token("wrong"));
+    assert_eq!(bench.outcome(known), ACCEPTED);
+    assert_eq!(reason(bench.outcome(refused)), Reason::Credentials);
+    assert_eq!(bench.records.tokens, 2);
+    let next = bench.prove("d", token("next"));
+    assert_eq!(bench.outcome(next), None);
+    bench.run();
+    assert_eq!((bench.outcome(next), bench.records.tokens), (ACCEPTED, 3));
+    // The hub goes before it has answered: what it says when it is back counts.
+    bench.setup.script.cbs = Cbs::SaysNothing;
+    let late = bench.prove("late", token("late"));
+    bench.run();
+    bench.disconnect();
+    bench.wait(Duration::from_secs(3));
+    assert_eq!(bench.outcome(late), None);
+    bench.setup.script.cbs = Cbs::Accepts;
+    bench.connect();
+    bench.run();
+    assert_eq!(bench.outcome(late), ACCEPTED);
+    // Nobody stays asked when the gateway ends.
+    bench.setup.script.cbs = Cbs::SaysNothing;
+    let never = bench.prove("late", token("newer"));
+    bench.fleet.close();
+    bench.disconnect();
+    assert_eq!(bench.outcome(never), Some(Outcome::Released));
+}
+
+#[test]
 fn a_roster_that_has_changed_counts_at_once() {
     let roster = keyed(4);
     let mut bench = Bench::ready(Setup { roster: roster.clone(), ..Setup::default() });

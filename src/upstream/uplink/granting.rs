@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use fieldgate_mappings::outcome::Outcome;
+use fieldgate_mappings::outcome::{Outcome, Verdict};
 
 use crate::router::arena::Key;
 use crate::router::claims::{Answer, Reply};
@@ -77,6 +77,25 @@ impl Uplink {
                 Heard::Refused(rejection) => self.refuse(key, &Outcome::Rejected(rejection), now),
                 Heard::Nothing | Heard::Wanted => {}
             }
+            self.tell(key, now);
+        }
+    }
+
+    /// Somebody wants to know what the hub says to a device's token, before the device has sent anything.
+    pub(in crate::upstream) fn ask(&mut self, key: Key<Device>, verdict: Verdict, now: Instant) {
+        let Some(device) = self.devices.get_mut(key) else { return };
+        device.used_at = now;
+        match &mut device.grant {
+            Some(grant) => grant.ask(verdict, now),
+            // It is spoken for without one.
+            None => return verdict.report(Outcome::Accepted),
+        }
+        self.attach(key, now);
+    }
+
+    fn tell(&mut self, key: Key<Device>, now: Instant) {
+        if let Some(grant) = self.devices.get_mut(key).and_then(|device| device.grant.as_mut()) {
+            grant.tell(now);
         }
     }
 
@@ -88,6 +107,7 @@ impl Uplink {
             emit(DeviceTokenRefused { device: &device.id, rejection });
         }
         device.turn_away(outcome);
+        self.tell(key, now);
     }
 
     /// Another source of a device's tokens.

@@ -64,7 +64,8 @@ impl Uplink {
         }
         let relays = self.relay.is_some();
         let lacks = |device: &Device| {
-            device.lacks_a_link(relays) || relays && !device.queued && device.is_in_no_line()
+            let has_to_wait = relays && !device.queued && device.is_in_no_line();
+            device.lacks_a_link(relays) || device.is_asked() || has_to_wait
         };
         let lacking = self.devices.iter().filter(|(_, device)| lacks(device));
         let lacking: Vec<Key<Device>> = lacking.map(|(key, _)| key).collect();

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use fieldgate_mappings::message::Message;
-use fieldgate_mappings::outcome::Rejection;
+use fieldgate_mappings::outcome::{Outcome, Reason, Rejection};
 use fieldgate_mqtt::{
     Accept, Connect, ConnectRefusal, DisconnectReason, RetainHandling, SubscribeFilter, Text, Version,
 };
@@ -16,16 +16,18 @@ use crate::adapters::{Held, Legacy};
 use crate::devices::{Attempt, Denied, Judged, Pass};
 use crate::telemetry::{Protocol, emit};
 
-use super::super::connect::{self, Judging};
+use super::super::connect::{self, Judging, Proving};
 use super::super::host::Host;
 use super::super::kept::Kept;
-use super::super::telemetry::{ClientConnected, ClientRefused, End};
+use super::super::telemetry::{ClientConnected, ClientRefused, ClientUnjudged, End};
 use super::super::words;
 use super::{Client, Session};
 
 /// How long the connection before may take to hand its session on. It has nothing to wait for: it may only be on a
 /// worker that is busy.
 const HAND_OVER: Duration = Duration::from_secs(5);
+/// How long a hub that is asked about a device's token may take, also to come back.
+const JUDGEMENT: Duration = Duration::from_secs(10);
 
 /// How long what the connection before has sent and has no outcome keeps back what this one sends. QoS 2 waits for that
 /// outcome, and the order of first deliveries is the client's (MQTT 5 4.6).
@@ -85,13 +87,32 @@ impl<H: Host> Session<H> {
         self.check(refused);
     }
 
+    /// The hub has not said whether it takes the client's token.
+    fn refuse_for_now(&mut self, connect: &Connect) {
+        self.told = true;
+        emit(ClientUnjudged { peer: self.guest.peer, client_id: &connect.client_id });
+        let refused = self.machine.refuse(ConnectRefusal::ServerUnavailable);
+        self.check(refused);
+    }
+
     /// The gate has decided.
     pub(super) fn judged(&mut self, connect: Box<Connect>, answer: Result<Pass, Denied>, now: Instant) {
-        let version = connect.version;
         let pass = match answer {
             Ok(pass) => pass,
             Err(denied) => return self.refuse(&connect, &denied.rejection()),
         };
+        let Some(token) = pass.token() else { return self.proved(connect, pass, now) };
+        // The gateway has found it good; what it is good for the hub knows.
+        let (verdict, word) = connect::word();
+        self.host.prove(&pass.device, token, verdict);
+        let until = now + JUDGEMENT;
+        self.proving = Some(Box::new(Proving { connect, pass, word, answer: None, until }));
+        self.again = true;
+    }
+
+    /// Nobody has anything against the client.
+    fn proved(&mut self, connect: Box<Connect>, pass: Pass, now: Instant) {
+        let version = connect.version;
         let will = connect.will.as_deref().map(|will| connect::will(self.host.rules(), &pass.device, will));
         let will = match will.transpose() {
             Ok(will) => will,
@@ -122,6 +143,11 @@ impl<H: Host> Session<H> {
         {
             judging.answer = Some(answer);
         }
+        if let Some(proving) = &mut self.proving
+            && let Poll::Ready(answer) = Pin::new(&mut proving.word).poll(cx)
+        {
+            proving.answer = Some(answer.unwrap_or(Outcome::Unknown));
+        }
         let Some(joining) = &mut self.joining else { return };
         while joining.legacy.is_none()
             && let Poll::Ready(legacy) = Pin::new(&mut joining.coming).poll(cx)
@@ -138,12 +164,31 @@ impl<H: Host> Session<H> {
         }
     }
 
+    /// When something that is waited for before CONNACK is not any longer.
+    pub(super) fn door_closes_at(&self) -> Option<Instant> {
+        let proving = self.proving.as_ref().map(|proving| proving.until);
+        proving.or(self.joining.as_ref().map(|joining| joining.until))
+    }
+
     /// Acts on what has come before CONNACK.
     pub(super) fn open_the_door(&mut self, now: Instant) {
         if let Some(judging) = self.judging.take_if(|judging| judging.answer.is_some()) {
             let Judging { connect, answer, .. } = *judging;
             if let Some(answer) = answer {
                 self.judged(connect, answer, now);
+            }
+        }
+        let is_judged = |proving: &mut Box<Proving>| proving.answer.is_some() || proving.until <= now;
+        if let Some(proving) = self.proving.take_if(is_judged) {
+            let Proving { connect, pass, answer, .. } = *proving;
+            match answer {
+                Some(Outcome::Accepted) => self.proved(connect, pass, now),
+                Some(Outcome::Rejected(rejection)) => {
+                    // The device is who it says it is; it may do nothing.
+                    let rejection = Rejection::new(Reason::NotPermitted, rejection.description);
+                    self.refuse(&connect, &rejection);
+                }
+                None | Some(Outcome::Released | Outcome::Unknown) => self.refuse_for_now(&connect),
             }
         }
         if self.machine.is_closed() {
@@ -175,7 +220,8 @@ impl<H: Host> Session<H> {
         let Entry { connect, pass, held, will } = entry;
         let (version, device) = (connect.version, pass.device.clone());
         let session_present = kept.is_some();
-        let Kept { packets, filters, late, will: former } = kept.map(|kept| *kept).unwrap_or_default();
+        let Kept { packets, filters, commands, late, will: former } =
+            kept.map(|kept| *kept).unwrap_or_default();
         // The session goes on, so its last will does not go off. An error: it just has.
         if let Some(former) = former {
             let _ = former.send(());
@@ -198,9 +244,8 @@ impl<H: Host> Session<H> {
         );
         self.check(accepted);
         if !self.machine.is_closed() {
-            emit(ClientConnected { peer: self.guest.peer, device: &device, version });
+            emit(ClientConnected { peer: self.guest.peer, device: &device, level: connect.level });
         }
-        self.host.let_in(&pass);
         let stay = self.host.roster().enter(pass);
         let will_delay = connect.will.as_ref().map_or(Duration::ZERO, |will| will.delay);
         self.client = Some(Client { device, version, held, stay, will, will_delay, expiry, late });
@@ -214,6 +259,9 @@ impl<H: Host> Session<H> {
             };
             // The rules may have changed; what they do not give any more is told by FilterJudged.
             let _ = self.grant(&again, kept.identifier);
+        }
+        if let Some(subscribed) = &mut self.commands {
+            subscribed.resume(commands);
         }
         self.earlier_until = self.machine.awaits_earlier().then(|| now + EARLIER);
         // There is more to listen to.

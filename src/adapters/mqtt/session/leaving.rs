@@ -39,7 +39,9 @@ impl<H: Host> Session<H> {
             self.inbox.desert();
         }
         self.pass_on(now);
-        let filters = self.commands.as_ref().map(|commands| commands.filters()).unwrap_or_default();
+        let window = self.host.config().mqtt.command_window.get();
+        let left = self.commands.as_ref().map(|commands| (commands.filters(), commands.in_flight(window)));
+        let (filters, mut commands) = left.unwrap_or_default();
         self.drop_commands();
         let Some(client) = self.client.take() else { return (self.machine, None) };
         let Client { device, held, will, will_delay, expiry, late, .. } = client;
@@ -48,9 +50,12 @@ impl<H: Host> Session<H> {
         let mut will = will;
         if !expiry.is_zero() {
             let mut packets = self.machine.take_session();
-            // The hub delivers them again, and then they have other identifiers.
+            commands.retain(|command| packets.unacknowledged().contains(&command.packet_id));
+            // The others are not recognised when the hub delivers them again, and then have other identifiers.
             for packet_id in packets.unacknowledged().to_vec() {
-                packets.give_up(packet_id);
+                if commands.iter().all(|command| command.packet_id != packet_id) {
+                    packets.give_up(packet_id);
+                }
             }
             if packets.exchanges() > 0 {
                 self.inbox.forward(&late, packets.undecided());
@@ -59,7 +64,7 @@ impl<H: Host> Session<H> {
             self.host.recall(&device);
             let (tell, goes_on) = oneshot::channel();
             let waits = will.take_if(|_| !delay.is_zero());
-            let kept = Kept { packets, filters, late, will: waits.is_some().then_some(tell) };
+            let kept = Kept { packets, filters, commands, late, will: waits.is_some().then_some(tell) };
             let most = self.host.config().mqtt.max_sessions.get();
             held.leave(Legacy::Kept(Box::new(kept)), now + expiry, most, now);
             waiting = waits.map(|will| WaitingWill {

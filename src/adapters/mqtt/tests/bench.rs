@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use fieldgate_mappings::address::{Address, DeviceId};
-use fieldgate_mappings::message::{Direction, Message};
+use fieldgate_mappings::message::{Direction, Message, MessageId};
 use fieldgate_mappings::outcome::{Outcome, Rejection, Verdict};
 use fieldgate_mappings::rules::RuleSet;
 use fieldgate_mappings::{Reason, Source};
@@ -21,8 +21,8 @@ use crate::adapters::mqtt::listener::Guest;
 use crate::adapters::mqtt::machine_config;
 use crate::adapters::mqtt::session::Session;
 use crate::adapters::{Directory, testing};
-use crate::config::Config;
-use crate::devices::{Pass, Roster};
+use crate::config::{Config, Secret};
+use crate::devices::{Gate, Roster};
 use crate::upstream::{Command, CommandId, CommandSink, Patience};
 use crate::wire::Machine;
 
@@ -56,6 +56,8 @@ pub(super) struct Bench {
     directory: Arc<Directory>,
     roster: Rc<Roster>,
     pub(super) sent: RefCell<VecDeque<Sent>>,
+    /// Tokens that the hub is asked about.
+    pub(super) proofs: RefCell<VecDeque<Verdict>>,
     /// What is sent leaves the gateway at once.
     pub(super) is_near: Cell<bool>,
     pub(super) subscribed: RefCell<Vec<Subscribed>>,
@@ -68,12 +70,21 @@ impl Bench {
     }
 
     pub(super) fn with_rules(config: &str, rules: Arc<RuleSet>) -> Rc<Self> {
+        Self::with(config, rules, &testing::gate())
+    }
+
+    pub(super) fn with_devices(config: &str, devices: &str) -> Rc<Self> {
+        Self::with(config, testing::rules(), &testing::gate_to(devices))
+    }
+
+    fn with(config: &str, rules: Arc<RuleSet>, gate: &Arc<Gate>) -> Rc<Self> {
         Rc::new(Self {
             config: testing::config(config),
             rules,
             directory: Arc::default(),
-            roster: Roster::new(&testing::gate()),
+            roster: Roster::new(gate),
             sent: RefCell::default(),
+            proofs: RefCell::default(),
             is_near: Cell::new(true),
             subscribed: RefCell::default(),
             ledger: Rc::default(),
@@ -103,6 +114,15 @@ impl Bench {
         self.sink().command(Command { id: CommandId::numbered(number), message });
     }
 
+    /// The same with a message-id, as a delivery of the hub's choice.
+    pub(super) fn named_command(&self, id: CommandId, message_id: &'static str, body: &'static str) {
+        let address = Address::parse("devices/d1/messages/devicebound").unwrap();
+        let device = DeviceId::new("d1").unwrap();
+        let mut message = Message::new(device, Direction::Downlink, address, body.into());
+        message.properties.message_id = Some(MessageId::String(message_id.into()));
+        self.sink().command(Command { id, message });
+    }
+
     pub(super) fn settled(&self) -> Vec<(CommandId, Outcome)> {
         self.ledger.settled.take()
     }
@@ -127,7 +147,9 @@ impl Host for Bench {
         &self.roster
     }
 
-    fn let_in(&self, _: &Pass) {}
+    fn prove(&self, _: &DeviceId, _: &Secret, verdict: Verdict) {
+        self.proofs.borrow_mut().push_back(verdict);
+    }
 
     fn send(&self, message: Message, patience: Patience, verdict: Verdict) {
         self.sent.borrow_mut().push_back(Sent { message, patience, verdict, is_there: self.is_near.get() });

@@ -1,7 +1,10 @@
 //! Subscriptions, and commands on their way to the device and back.
 
-use fieldgate_mappings::Reason;
+use std::sync::Arc;
+
 use fieldgate_mappings::outcome::{Outcome, Rejection};
+use fieldgate_mappings::rules::RuleSet;
+use fieldgate_mappings::{Reason, Source};
 use fieldgate_mqtt::client::{self, ConnectOptions, ServerPacket};
 use fieldgate_mqtt::{PacketId, PublishReply, QoS, Version};
 
@@ -152,6 +155,66 @@ fn a_device_has_one_node_of_commands_and_so_many_filters() {
     assert_eq!(device.subscribe(&all), [0, 1, 0x97, 1], "QoS 0 is the rule's");
     bench.command(1, "open");
     assert_eq!(published(&device.hear()).0, None, "the oldest grant counts");
+}
+
+/// What is said to the only PUBLISH among what was heard: identifier, DUP, QoS, subscription identifiers.
+fn said(packets: &[ServerPacket]) -> (Option<PacketId>, bool, QoS, Vec<u32>) {
+    match packets {
+        [ServerPacket::Publish { packet_id, dup, qos, properties, .. }] => {
+            (*packet_id, *dup, *qos, properties.subscription_identifiers.clone())
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn filters_that_overlap_get_one_publish_with_the_highest_qos_and_all_their_identifiers() {
+    let text = r#"
+        version = 1
+        [[rule]]
+        name = "commands"
+        direction = "downlink"
+        from.hub = "devices/{device}/messages/devicebound"
+        to.mqtt = { topic = "in/{device}/{message-id}/{subject}", qos = 1 }
+    "#;
+    let rules = RuleSet::load(&[Source { name: "other.toml", text }]).unwrap();
+    let bench = Bench::with_rules("", Arc::new(rules));
+    let mut device = Device::connected(&bench, Version::V5);
+    let mut subscribe = |filter: &str, qos: QoS, identifier: u8| {
+        device.say(|out| client::put_identified_subscribe(id(1), identifier, filter, qos, out).unwrap());
+        assert_eq!(device.hear(), [ServerPacket::SubAck { packet_id: id(1), codes: vec![qos as u8] }]);
+    };
+    subscribe("in/d1/#", QoS::AtMostOnce, 7);
+    subscribe("in/d1/+/+", QoS::AtLeastOnce, 9);
+    subscribe("in/d1/+/#", QoS::AtMostOnce, 120);
+    assert_eq!(bench.subscribed.borrow().len(), 1);
+    bench.command(1, "open");
+    let (packet_id, _, qos, identifiers) = said(&device.hear());
+    assert_eq!((qos, identifiers), (QoS::AtLeastOnce, vec![7, 9, 120]));
+    puback(&mut device, packet_id.unwrap(), PublishReply::Success);
+    assert_eq!(bench.settled(), [(CommandId::numbered(1), Outcome::Accepted)]);
+    device.say(|out| client::put_unsubscribe(Version::V5, id(2), &["in/d1/+/+"], out).unwrap());
+    assert_eq!(device.hear(), [ServerPacket::UnsubAck { packet_id: id(2), codes: vec![0] }]);
+    assert_eq!(bench.ledger.dropped.get(), 0, "the link stays with the filters that are left");
+    bench.command(2, "open");
+    assert_eq!(said(&device.hear()), (None, false, QoS::AtMostOnce, vec![7, 120]));
+}
+
+/// The hub's connection is lost while the device is to answer, and the hub delivers again.
+#[test]
+fn what_the_device_has_already_is_not_sent_again_over_the_same_connection() {
+    let bench = Bench::new("");
+    let mut device = Device::connected(&bench, Version::V5);
+    device.subscribe(&[(COMMANDS, QoS::AtLeastOnce)]);
+    let first = CommandId::numbered(1);
+    bench.named_command(first, "m1", "open");
+    let (packet_id, ..) = said(&device.hear());
+    bench.named_command(first.over_the_next_link(), "m1", "open");
+    assert_eq!(device.hear(), []);
+    puback(&mut device, packet_id.unwrap(), PublishReply::Success);
+    assert_eq!(bench.settled(), [(first.over_the_next_link(), Outcome::Accepted)]);
+    bench.named_command(CommandId::numbered(2).over_the_next_link(), "m1", "open");
+    assert_ne!(said(&device.hear()).0, packet_id, "answered is answered: this is one more");
 }
 
 #[test]

@@ -7,6 +7,8 @@ use fieldgate_mappings::{Reason, Value};
 use fieldgate_mqtt::client::{self, ConnectOptions, ServerPacket};
 use fieldgate_mqtt::{PublishProperties, QoS, Version, Will};
 
+use crate::adapters::mqtt::inbox::Ticket;
+use crate::adapters::mqtt::telemetry::Kind;
 use crate::upstream::Hears;
 
 use super::bench::{Bench, Device, EVENTS, puback, rejected};
@@ -163,6 +165,19 @@ fn the_window_holds_an_older_client_back() {
     bench.answer(Outcome::Accepted);
     assert_eq!(device.hear(), [puback(2, 0), puback(3, 0)]);
     assert!(device.session.wants_input());
+}
+
+#[test]
+fn a_message_is_counted_as_what_it_was_sent_as() {
+    let bench = Bench::new("");
+    let mut device = Device::connected(&bench, Version::V5);
+    for (number, qos, kind) in [(1, QoS::AtLeastOnce, Kind::QoS1), (2, QoS::ExactlyOnce, Kind::QoS2)] {
+        device.publish(number, qos, EVENTS, b"x");
+        let sent = bench.next_sent();
+        assert_eq!(Ticket::from_number(sent.verdict.ticket()).kind(), kind);
+        sent.verdict.report(Outcome::Accepted);
+        assert_eq!(device.hear().len(), 1, "it is answered");
+    }
 }
 
 #[test]

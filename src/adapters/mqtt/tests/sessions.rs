@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use fieldgate_mappings::outcome::Outcome;
 use fieldgate_mqtt::client::{self, ConnAck, ConnectOptions, ServerPacket};
-use fieldgate_mqtt::{QoS, Version, Will};
+use fieldgate_mqtt::{PublishReply, QoS, Version, Will};
 
 use crate::shutdown;
+use crate::upstream::CommandId;
 
 use super::bench::{Bench, COMMANDS, Device, EVENTS, id};
 use super::stream::block_on;
@@ -78,6 +79,59 @@ fn a_subscription_is_kept_while_the_device_is_away() {
         assert!(is_present(connack));
         assert_eq!(bench.subscribed.borrow().len(), 2, "it is forgotten");
     }
+}
+
+/// MQTT 3.1.1 4.4.0-1, MQTT 5 4.4.0-1.
+#[test]
+fn a_command_without_a_puback_comes_again_under_its_packet_identifier() {
+    for version in BOTH {
+        let bench = Bench::new("");
+        let (mut device, _) = connect(&bench, &lasting(version));
+        device.subscribe(&[(COMMANDS, QoS::AtLeastOnce)]);
+        let numbered = CommandId::numbered;
+        bench.named_command(numbered(0), "m1", "one");
+        bench.named_command(numbered(1), "m2", "two");
+        bench.command(2, "no name");
+        let heard = publishes(&mut device);
+        assert_eq!(heard, [(1, false, "one".into()), (2, false, "two".into()), (3, false, "no name".into())]);
+        // Lost again before the hub has delivered anything.
+        for _ in 0..2 {
+            lose(device);
+            let connack;
+            (device, connack) = connect(&bench, &lasting(version));
+            assert!(is_present(connack));
+        }
+        // The client has m1 already, and its PUBACK comes late; the hub cannot know.
+        device.say(|out| client::put_puback(version, id(1), PublishReply::Success, out));
+        // A new message between the old ones takes none of their identifiers.
+        bench.named_command(numbered(0), "m9", "new");
+        bench.named_command(numbered(1), "m1", "one");
+        bench.named_command(numbered(2), "m2", "two");
+        bench.command(3, "no name");
+        let expected = [(4, false, "new"), (5, false, "one"), (2, true, "two"), (6, false, "no name")];
+        assert_eq!(publishes(&mut device), expected.map(|(id, dup, body)| (id, dup, body.to_owned())));
+        assert_eq!(bench.settled(), []);
+        device.say(|out| client::put_puback(version, id(2), PublishReply::Success, out));
+        assert_eq!(bench.settled(), [(numbered(2), Outcome::Accepted)]);
+        // A clean start has none of them.
+        lose(device);
+        let (mut device, _) = connect(&bench, &ConnectOptions::new(version, "d1"));
+        device.subscribe(&[(COMMANDS, QoS::AtLeastOnce)]);
+        bench.named_command(numbered(0), "m9", "new");
+        assert_eq!(publishes(&mut device), [(1, false, "new".into())]);
+    }
+}
+
+/// The packet identifier, DUP and body of each PUBLISH that the device hears.
+fn publishes(device: &mut Device) -> Vec<(u16, bool, String)> {
+    let packets = device.hear().into_iter();
+    let publish = packets.map(|packet| match packet {
+        ServerPacket::Publish { packet_id: Some(packet_id), dup, payload, .. } => {
+            (packet_id.value(), dup, String::from_utf8(payload.to_vec()).unwrap())
+        }
+        other => panic!("{other:?}"),
+    });
+    publish.collect()
 }
 
 #[test]

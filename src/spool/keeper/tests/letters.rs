@@ -29,7 +29,8 @@ fn a_refused_message_is_kept_with_what_was_said_and_is_not_sent_again() {
             ("d0", "m.toml `r`", "devices/d0/messages/events")
         );
         assert_eq!((letter.bytes, &letter.message), (record(0, 4, "b").message.len(), &None));
-        let Answer::Show(Some(shown)) = world.keeper.answer(&Ask::Show { seq: letter.seq }, true, world.now)
+        let Answer::Show(Some(shown)) =
+            world.keeper.answer(&Ask::Show { seq: letter.seq }, Hubs::Stopping, world.now)
         else {
             panic!();
         };
@@ -41,6 +42,17 @@ fn a_refused_message_is_kept_with_what_was_said_and_is_not_sent_again() {
         world.restart(Loss::All);
     }
     assert_eq!(world.drain(), []);
+}
+
+#[test]
+fn what_is_replayed_goes_to_the_hub_that_its_device_belongs_to_now() {
+    let mut world = with_one_dead(4);
+    world.hub_of = "other";
+    assert_eq!(world.done(&Ask::Replay { which: all(), after: 0, up_to: None }).done, 1);
+    assert!(world.spool.holds("other", &device(0)) && !world.spool.holds(HUB, &device(0)));
+    assert!(world.keeper.next(world.now).is_none(), "the other hub is not there yet");
+    world.keeper.set_open(&"other".into(), true);
+    assert_eq!(&*world.keeper.next(world.now).unwrap().hub, "other");
 }
 
 #[test]
@@ -88,7 +100,7 @@ fn they_are_found_by_device_and_reason_and_in_pages() {
     let (mut found, mut after) = (Vec::new(), 0);
     loop {
         let ask = Ask::List { which: which.clone(), after, most: 100 };
-        let Answer::List(page) = world.keeper.answer(&ask, true, world.now) else { panic!() };
+        let Answer::List(page) = world.keeper.answer(&ask, Hubs::Stopping, world.now) else { panic!() };
         assert!(page.letters.len() <= 100);
         found.extend(page.letters.into_iter().map(|letter| letter.seq));
         match page.next {
