@@ -129,6 +129,9 @@ def main():
             sys.exit("no SUBACK")
     if left and not enough.wait(PATIENCE):
         sys.exit(f"{len(seen)} of {left} commands came")
+    if left:
+        # The thread writes what there is, such as the last PUBACK, before it ends.
+        client.loop_stop()
     client.disconnect()
     client.loop_stop()
 
