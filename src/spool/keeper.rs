@@ -10,6 +10,7 @@ mod sending;
 mod tending;
 #[cfg(test)]
 mod tests;
+mod unreadable;
 
 use std::borrow::Cow;
 use std::collections::{HashMap, VecDeque};
@@ -89,6 +90,7 @@ pub(super) struct Keeper<D: Disk> {
     /// What the hub said of messages that it refused, until they are buried.
     descriptions: HashMap<u64, Cow<'static, str>>,
     tending: tending::Tending,
+    unreadable: unreadable::Unreadable,
     // Buffers that are used again.
     head: Vec<u8>,
     body: Vec<u8>,

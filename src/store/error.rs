@@ -107,3 +107,11 @@ pub enum ReadError {
         source: io::Error,
     },
 }
+
+impl ReadError {
+    /// Whether the disk says that what it holds there cannot be read.
+    pub fn is_of_the_medium(&self) -> bool {
+        let eio = rustix::io::Errno::IO.raw_os_error();
+        matches!(self, Self::Io { source, .. } if source.raw_os_error() == Some(eio))
+    }
+}

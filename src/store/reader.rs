@@ -88,7 +88,15 @@ impl<F: DiskFile> Reader<F> {
         let wanted = ahead.max(len).min(left);
         let mut window = std::mem::take(&mut self.window);
         window.resize(wanted, 0);
-        let read = self.file(disk, place.segment)?.read_at(&mut window, u64::from(place.offset))?;
+        let file = self.file(disk, place.segment)?;
+        let read = match file.read_at(&mut window, u64::from(place.offset)) {
+            // What cannot be read may be what nobody has asked for.
+            Err(_) if wanted > len => {
+                window.truncate(len);
+                file.read_at(&mut window, u64::from(place.offset))?
+            }
+            read => read?,
+        };
         window.truncate(read);
         window.shrink_to(AHEAD_BYTES);
         self.window = window;

@@ -69,6 +69,8 @@ struct State {
 
 #[derive(Clone, Debug, Default)]
 struct Node {
+    /// What cannot be read.
+    unreadable: std::ops::Range<usize>,
     bytes: Vec<u8>,
     durable: Vec<u8>,
     /// Sectors written since the last sync.
@@ -177,6 +179,18 @@ impl SimDisk {
     /// Lets the operation of this kind after `after` others fail, once.
     pub(crate) fn fail(&self, fault: Fault, after: u32) {
         self.lock().faults.push((after, fault));
+    }
+
+    /// From now on these bytes of a file cannot be read.
+    pub(crate) fn wear_out(&self, name: &str, bytes: std::ops::Range<usize>) {
+        let mut state = self.lock();
+        let at = state.names[name];
+        state.nodes[at].unreadable = bytes;
+    }
+
+    /// Everything can be read again.
+    pub(crate) fn mend(&self) {
+        self.lock().nodes.iter_mut().for_each(|node| node.unreadable = 0..0);
     }
 
     /// The names of the files.
@@ -341,6 +355,7 @@ impl Disk for SimDisk {
         let node = state.nodes.len();
         // The length of an allocated file is taken to be durable with its name; its content is zeros then.
         state.nodes.push(Node {
+            unreadable: 0..0,
             bytes: vec![0; bytes as usize],
             durable: vec![0; bytes as usize],
             dirty: Vec::new(),
@@ -395,9 +410,12 @@ impl Disk for SimDisk {
 impl DiskFile for SimFile {
     fn read_at(&self, into: &mut [u8], offset: u64) -> io::Result<usize> {
         let (state, _) = self.disk.alive(&[])?;
-        let bytes = &state.nodes[self.node].bytes;
+        let Node { bytes, unreadable, .. } = &state.nodes[self.node];
         let from = bytes.get(offset as usize..).unwrap_or_default();
         let read = from.len().min(into.len());
+        if unreadable.start < offset as usize + read && (offset as usize) < unreadable.end {
+            return Err(rustix::io::Errno::IO.into());
+        }
         into[..read].copy_from_slice(&from[..read]);
         Ok(read)
     }

@@ -139,6 +139,7 @@ impl<D: Disk> Keeper<D> {
             disk_paused_until: None,
             descriptions: std::collections::HashMap::new(),
             tending: super::tending::Tending::new(now.at),
+            unreadable: super::unreadable::Unreadable::default(),
             head: Vec::new(),
             body: Vec::new(),
             message_id: String::new(),

@@ -13,7 +13,7 @@ use crate::spool::marking::{self, Marks};
 use crate::spool::queues::{Ended, Send};
 use crate::spool::record::{Body, DeadReason, Refused};
 use crate::spool::telemetry::{MessageDrained, MessageResent, ReadFailed, RecordsDamaged};
-use crate::store::{Disk, ReadError};
+use crate::store::Disk;
 use crate::telemetry::emit;
 
 /// After a read that failed.
@@ -63,13 +63,13 @@ impl<D: Disk> Keeper<D> {
     /// Reads and encodes a message; or ends it.
     fn prepare(&mut self, send: &Send, now: Now) -> Option<Address> {
         match self.log.read(send.place, send.seq, &mut self.body) {
-            Ok(()) => {}
-            Err(error @ ReadError::Damaged { .. }) => {
+            Ok(()) => self.unreadable.read(send.seq, now),
+            Err(error) if self.unreadable.is_lost(send.seq, &error, now) => {
                 emit(RecordsDamaged { spots: 1, lost: 1, what: &error });
                 self.ended(send.flight, Ended::Done, now);
                 return None;
             }
-            Err(error @ ReadError::Io { .. }) => {
+            Err(error) => {
                 emit(ReadFailed { error: &error });
                 self.ended(send.flight, Ended::Again { pause: Some(READ_PAUSE) }, now);
                 return None;

@@ -11,7 +11,7 @@ use crate::spool::telemetry::{
     DeadLetterDropped, LettersForgone, Levels, MessagesWait, NothingWaits, ReadFailed, RecordsDamaged,
     RefusedBy, TendFailed,
 };
-use crate::store::{Disk, Place, ReadError};
+use crate::store::{Disk, Place};
 use crate::telemetry::emit;
 
 /// How often what has expired is looked for, and the gauges are set.
@@ -73,6 +73,8 @@ enum Unburied {
     Lost,
     /// The log or the disk is full.
     NoRoom,
+    /// It cannot be read now.
+    Unread,
     /// The disk failed.
     Later,
 }
@@ -118,6 +120,7 @@ impl<D: Disk> Keeper<D> {
     fn sweep(&mut self, now: Now) {
         let seconds = u32::try_from(now.unix_seconds()).unwrap_or(u32::MAX);
         self.queues.expire(seconds);
+        self.unreadable.forget(now);
         self.drop_excess(now);
         self.release_left();
         let totals = self.queues.totals();
@@ -169,7 +172,12 @@ impl<D: Disk> Keeper<D> {
         }
         self.tending.bury_at = None;
         let mut without = 0;
-        while let Some(dying) = self.queues.next_dying() {
+        // What cannot be read goes to the end, and is not met again.
+        let mut left = self.queues.dying();
+        while left > 0
+            && let Some(dying) = self.queues.next_dying()
+        {
+            left -= 1;
             if self.disk_is_paused(now) {
                 return self.not_buried_yet(dying, now);
             }
@@ -187,6 +195,10 @@ impl<D: Disk> Keeper<D> {
                 Err(Unburied::NoRoom) if self.letters_have_waited(&dying, now) => {
                     without += 1;
                     self.go(dying, now);
+                }
+                Err(Unburied::Unread) => {
+                    self.queues.buried_last(dying);
+                    self.tending.bury_at = Some(now.at + SWEEP);
                 }
                 Err(Unburied::NoRoom | Unburied::Later) => return self.not_buried_yet(dying, now),
             }
@@ -235,14 +247,17 @@ impl<D: Disk> Keeper<D> {
         let mut bytes = mem::take(&mut self.body);
         let read = self.log.read(dying.place, dying.seq, &mut bytes);
         let written = match read {
-            Ok(()) => self.append_dead_letter(&bytes, dying, now),
-            Err(error @ ReadError::Damaged { .. }) => {
+            Ok(()) => {
+                self.unreadable.read(dying.seq, now);
+                self.append_dead_letter(&bytes, dying, now)
+            }
+            Err(error) if self.unreadable.is_lost(dying.seq, &error, now) => {
                 emit(RecordsDamaged { spots: 1, lost: 1, what: &error });
                 Err(Unburied::Lost)
             }
-            Err(error @ ReadError::Io { .. }) => {
+            Err(error) => {
                 emit(ReadFailed { error: &error });
-                Err(Unburied::Later)
+                Err(Unburied::Unread)
             }
         };
         self.body = bytes;

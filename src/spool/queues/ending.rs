@@ -105,6 +105,16 @@ impl Queues {
         self.consider(dying.queue);
     }
 
+    /// How many there are.
+    pub(in crate::spool) fn dying(&self) -> usize {
+        self.dying.len()
+    }
+
+    /// The dead letter could not be written, and others may.
+    pub(in crate::spool) fn buried_last(&mut self, dying: Dying) {
+        self.dying.push_back(dying);
+    }
+
     /// The dead letter could not be written.
     pub(in crate::spool) fn not_buried(&mut self, dying: Dying) {
         self.dying.push_front(dying);

@@ -177,3 +177,86 @@ fn what_was_stored_before_the_clock_was_set_is_not_too_old_after_it() {
     world.turn();
     assert_eq!(world.drain(), [("early".into(), true)]);
 }
+
+/// The byte of the log that a text begins with cannot be read any more.
+fn wear_out(world: &World, text: &str) {
+    for name in world.disk.names() {
+        let mut at = None;
+        world.disk.edit(&name, |bytes| {
+            at = bytes.windows(text.len()).position(|window| window == text.as_bytes());
+        });
+        if let Some(at) = at {
+            return world.disk.wear_out(&name, at..at + 1);
+        }
+    }
+    panic!("{text} is nowhere");
+}
+
+#[test]
+fn a_sector_that_cannot_be_read_costs_the_record_in_it_and_no_other() {
+    let mut world = World::new(9);
+    world.open(false);
+    for (of, text) in [(0, "before"), (0, "worn out"), (0, "behind"), (1, "another's"), (1, "and more")] {
+        assert_eq!(world.store(record(of, 4, text)), Stored::Stored);
+    }
+    wear_out(&world, "worn out");
+    world.open(true);
+    let mut got = Vec::new();
+    for second in 0..100 {
+        world.send();
+        while let Some((text, _)) = world.answer(Outcome::Accepted) {
+            got.push(text);
+            world.send();
+        }
+        if second < 50 {
+            assert!(!got.contains(&"behind".to_owned()), "the disk may read it yet");
+            assert_eq!(got.len(), 3, "{got:?}");
+        }
+        // The disk reads other things.
+        if second % 10 == 0 {
+            world.open(true);
+            assert_eq!(world.store(record(2, 4, &format!("live {second}"))), Stored::Stored);
+            world.send();
+            assert!(world.answer(Outcome::Accepted).is_some_and(|(text, _)| text.starts_with("live")));
+        }
+        world.pass(1_000);
+        world.turn();
+    }
+    assert_eq!(got, ["before", "another's", "and more", "behind"]);
+    assert_eq!(world.keeper.queues.totals().records, 0);
+}
+
+#[test]
+fn a_record_that_cannot_be_read_keeps_no_other_from_being_buried() {
+    let mut world = World::new(10);
+    world.open(false);
+    let max_age = Some(Duration::from_secs(10));
+    for (of, text) in [(0, "worn out"), (0, "behind"), (1, "another's")] {
+        assert_eq!(world.store(Record { max_age, ..record(of, 4, text) }), Stored::Stored);
+    }
+    wear_out(&world, "worn out");
+    for (seconds, left) in [(20, 1), (60, 0)] {
+        for _ in 0..seconds {
+            world.pass(1_000);
+            world.turn();
+        }
+        assert_eq!((world.letters().len(), world.keeper.queues.totals().records), (2, left));
+    }
+}
+
+#[test]
+fn a_disk_that_reads_nothing_costs_no_record() {
+    let mut world = World::new(11);
+    world.open(false);
+    assert_eq!(world.store(record(0, 4, "worn out")), Stored::Stored);
+    wear_out(&world, "worn out");
+    world.open(true);
+    for _ in 0..200 {
+        world.send();
+        world.pass(1_000);
+        world.turn();
+    }
+    assert_eq!(world.keeper.queues.totals().records, 1);
+    world.disk.mend();
+    assert_eq!(world.drain(), [("worn out".into(), true)]);
+}
