@@ -103,6 +103,8 @@ pub(super) struct Dying {
     pub(super) seq: u64,
     pub(super) place: Place,
     pub(super) reason: DeadReason,
+    /// It may have been sent before.
+    pub(super) marked: bool,
     queue: u32,
     bytes: u64,
 }

@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::mem;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -64,6 +65,19 @@ pub enum SpoolError {
         directory: String,
         /// What is wrong, and what to do.
         what: String,
+    },
+    /// A tool that changes it would leave files behind that the gateway cannot open.
+    #[error(
+        "the spool in {directory} is that of user {owner}, and this is user {user}: run it as that one, for example with \
+         `sudo -u '#{owner}'`"
+    )]
+    NotOurs {
+        /// Where it is.
+        directory: String,
+        /// Whose it is.
+        owner: u32,
+        /// Who asks.
+        user: u32,
     },
     /// The system refused a thread or a timer.
     #[error("the system refused what the spool needs: {0}")]
@@ -175,6 +189,11 @@ impl Offline {
     pub(crate) fn open(directory: &Path, config: &SpoolConfig) -> Result<Option<Self>, SpoolError> {
         if !directory.try_exists()? {
             return Ok(None);
+        }
+        let (owner, user) = (directory.metadata()?.uid(), rustix::process::geteuid().as_raw());
+        if owner != user {
+            let directory = directory.display().to_string();
+            return Err(SpoolError::NotOurs { directory, owner, user });
         }
         let (keeper, _) = open(directory, config)?;
         Ok(Some(Self { keeper, clock: Clock::new() }))

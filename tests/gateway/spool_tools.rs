@@ -95,6 +95,14 @@ async fn an_outage_and_a_restart_lose_nothing_and_keep_the_order() {
         let offline = tool(&["spool", "status"], &config, spool.path()).await;
         let text = String::from_utf8(offline.stdout).unwrap();
         assert!(text.contains("3 of 1 device") && text.contains("no gateway runs"), "{text}");
+        // Only root can give it away, and only root would take what is not its own.
+        let give = |owner| std::os::unix::fs::chown(spool.path(), Some(owner), None).is_ok();
+        if give(65_534) {
+            let refused = tool(&["spool", "status"], &config, spool.path()).await;
+            let text = String::from_utf8(refused.stderr).unwrap();
+            assert!(!refused.status.success() && text.contains("is that of user 65534"), "{text}");
+            assert!(give(0));
+        }
 
         let gateway = Gateway::away(&hub, Lines { more: &more, ..Lines::NONE }).await;
         let mut http = gateway.http().await;

@@ -274,6 +274,8 @@ impl<D: Disk> Keeper<D> {
             emit(RecordsDamaged { spots: 1, lost: 1, what: &error });
             Unburied::Lost
         })?;
+        // Replayed, it is a repeat then.
+        body.possibly_delivered |= dying.marked;
         let description = self.description(dying.seq, dying.reason);
         body.death = Some(Death { reason: dying.reason, died_at: now.unix_ms, description: &description });
         let mut head = mem::take(&mut self.head);

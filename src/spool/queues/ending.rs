@@ -126,7 +126,8 @@ impl Queues {
         self.queues[at as usize].dying += 1;
         self.dying_count += 1;
         let (seq, place) = (entry.seq(), entry.place());
-        self.dying.push_back(Dying { seq, place, reason, queue: at, bytes: entry.bytes() });
+        let (marked, bytes) = (entry.is_marked(), entry.bytes());
+        self.dying.push_back(Dying { seq, place, reason, marked, queue: at, bytes });
     }
 
     /// The device has it no more.

@@ -45,6 +45,28 @@ fn a_refused_message_is_kept_with_what_was_said_and_is_not_sent_again() {
 }
 
 #[test]
+fn what_may_have_been_sent_and_became_too_old_is_a_repeat_when_it_is_replayed() {
+    let mut world = World::new(5);
+    world.open(false);
+    let max_age = Some(Duration::from_secs(10));
+    for text in ["sent", "not sent"] {
+        assert_eq!(world.store(Record { max_age, ..record(0, 4, text) }), Stored::Stored);
+    }
+    world.open(true);
+    let flight = world.keeper.next(world.now).unwrap().flight;
+    world.keeper.report(flight, Outcome::Unknown, world.now);
+    world.open(false);
+    for _ in 0..20 {
+        world.pass(1_000);
+        world.turn();
+    }
+    assert_eq!(world.letters().len(), 2);
+    assert_eq!(world.done(&Ask::Replay { which: all(), after: 0, up_to: None }).done, 2);
+    world.open(true);
+    assert_eq!(world.drain(), [("sent".into(), true), ("not sent".into(), false)]);
+}
+
+#[test]
 fn what_is_replayed_goes_to_the_hub_that_its_device_belongs_to_now() {
     let mut world = with_one_dead(4);
     world.hub_of = "other";
