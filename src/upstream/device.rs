@@ -396,6 +396,12 @@ impl Device {
         }
     }
 
+    /// Whether something waits for this address, or for any.
+    pub(super) fn waits_for(&self, address: Option<&Address>) -> bool {
+        let meant = |outlet: &&Outlet| address.is_none_or(|address| outlet.address == *address);
+        self.outlets.iter().filter(meant).any(|outlet| !outlet.waiting.is_empty())
+    }
+
     /// It stands no longer in the line of the shared link that leads to this address, or anywhere.
     pub(super) fn leave_line(&mut self, address: Option<&Address>) {
         let meant = |outlet: &&mut Outlet| address.is_none_or(|address| outlet.address == *address);

@@ -144,6 +144,7 @@ impl Pool {
     }
 
     fn see_to_told(&mut self, key: Key<Uplink>, clock: &Clock, followed: &mut Followed) {
+        let mut rounds = 0;
         while let Some(uplink) = self.uplinks.get_mut(key).filter(|uplink| !uplink.told.is_empty()) {
             if let Some(limit) = uplink.told.limit.take() {
                 self.load.pause(clock.now + limit.retry_after.unwrap_or(HUB_PAUSE));
@@ -156,6 +157,11 @@ impl Pool {
             }
             if let Some(uplink) = self.uplinks.get_mut(key) {
                 uplink.finish_drains();
+                // Who stands in line for a shared link and has nothing to send any more makes place for the next.
+                if rounds < MORE_ROUNDS && self.schedule.is_empty() {
+                    rounds += 1;
+                    uplink.admit_more();
+                }
             }
         }
         if let Some(uplink) = self.uplinks.get_mut(key) {
@@ -218,6 +224,7 @@ impl Pool {
         for key in self.uplinks.keys() {
             let Some(uplink) = self.uplinks.get_mut(key) else { continue };
             uplink.handle_timeout(clock);
+            uplink.admit_more();
             let empty = uplink.empty_since().is_some_and(|since| clock.now >= since + self.settings.idle);
             if empty && self.kept != Some(key) && !uplink.is_closing() {
                 uplink.close();
@@ -249,5 +256,7 @@ impl Pool {
     }
 }
 
+/// How often in one go more are admitted to shared links whose credit is left; the next is at most a sweep away.
+const MORE_ROUNDS: usize = 16;
 /// A timer moves on at least so far.
 const MOMENT: Duration = Duration::from_millis(10);

@@ -138,19 +138,30 @@ impl Relay {
         link.map(|link| link.line.push_back(device)).is_some()
     }
 
-    /// Takes those out of the line whose turn has come, as many as may send now; and gives the address of the link.
+    /// Takes those out of the line whose turn has come, as many as may send now. `wants` is told who leaves the line of the
+    /// link for which address, and says whether it would send.
     pub(super) fn admit(
         &mut self,
         connection: &Connection,
         link: LinkId,
-    ) -> (Vec<Key<Device>>, Option<Address>) {
+        mut wants: impl FnMut(Key<Device>, Option<&Address>) -> bool,
+    ) -> Vec<Key<Device>> {
         let waited = self.find(link).filter(|shared| !shared.line.is_empty() && !shared.leaves);
         let Some(shared) = waited.filter(|shared| shared.link.has_credit(connection)) else {
-            return (Vec::new(), None);
+            return Vec::new();
         };
         let credit = connection.link(link).map_or(0, |link| link.credit);
-        let admitted = shared.line.len().min(usize::try_from(credit).unwrap_or(usize::MAX));
-        (shared.line.drain(..admitted).collect(), shared.address.clone())
+        let credit = usize::try_from(credit).unwrap_or(usize::MAX);
+        let mut admitted = Vec::new();
+        while admitted.len() < credit
+            && let Some(key) = shared.line.pop_front()
+        {
+            // Credit is not for those who have given up, or are gone.
+            if wants(key, shared.address.as_ref()) {
+                admitted.push(key);
+            }
+        }
+        admitted
     }
 
     /// The links by their ids.

@@ -364,9 +364,10 @@ impl Uplink {
 
     /// It is the device's turn.
     pub(super) fn turn(&mut self, key: Key<Device>, now: Instant) -> Turn {
-        let (Some(connection), Some(device)) = (&mut self.connection, self.devices.get_mut(key)) else {
-            return Turn::Done;
-        };
+        let Some(device) = self.devices.get_mut(key) else { return Turn::Done };
+        // Its place in the schedule is used up, whatever comes of it: without a connection it has to get another one.
+        device.queued = false;
+        let Some(connection) = &mut self.connection else { return Turn::Done };
         let relay = self.relay.as_mut();
         let mut path = Path { connection, relay, load: &self.load, device: key, now };
         let turn = device.turn(&mut path);

@@ -59,6 +59,27 @@ fn whoever_waits_only_for_others_answers_gets_its_turn() {
 }
 
 #[test]
+fn who_waits_for_its_turn_when_the_connection_is_lost_has_one_on_the_next() {
+    let mut bench = Bench::ready(Setup { max_in_flight: 1, ..Setup::default() });
+    for device in ["a", "b"] {
+        bench.send(device);
+        bench.accept_all();
+    }
+    let (sent, waits) = (bench.send("a"), bench.send("b"));
+    bench.run();
+    assert_eq!((bench.outcome(sent), bench.outcome(waits)), (None, None));
+    bench.disconnect();
+    assert_eq!((bench.outcome(sent), bench.outcome(waits)), (Some(Outcome::Unknown), None));
+    // More than what could go straight.
+    let more: Vec<u64> = (0..3).map(|_| bench.send("b")).collect();
+    bench.connect();
+    bench.accept_all();
+    for ticket in [waits].into_iter().chain(more) {
+        assert_eq!(bench.outcome(ticket), Some(Outcome::Accepted), "message {ticket}");
+    }
+}
+
+#[test]
 fn a_devices_many_messages_do_not_hold_the_others_up() {
     let mut bench = Bench::ready(Setup { max_in_flight: 1, ..Setup::default() });
     bench.send("many");

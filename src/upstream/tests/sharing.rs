@@ -92,6 +92,41 @@ fn where_more_addresses_are_busy_than_there_are_links_all_have_their_turn() {
 }
 
 #[test]
+fn credit_that_those_in_line_have_no_use_for_is_for_the_next() {
+    let mut setup = broker(true, 200);
+    setup.script.credit = 0;
+    let mut bench = Bench::ready(setup);
+    let send = |bench: &mut Bench, device: &str, seconds| {
+        bench.send_with(device, "events", 100, bench.patience(seconds, true))
+    };
+    let gone: Vec<u64> = (0..10).map(|at| send(&mut bench, &format!("d{at}"), 1)).collect();
+    bench.wait(Duration::from_secs(3));
+    for ticket in gone {
+        assert_eq!(bench.outcome(ticket), Some(Outcome::Released));
+    }
+    let waits = send(&mut bench, "last", 100);
+    bench.run();
+    bench.hub().credit(0, 1, false);
+    bench.accept_all();
+    assert_eq!(bench.outcome(waits), ACCEPTED_OUTCOME);
+}
+
+#[test]
+fn credit_finds_whoever_waits_again_after_giving_up() {
+    let mut setup = broker(false, 200);
+    setup.script.credit = 0;
+    let mut bench = Bench::ready(setup);
+    let gone = bench.send_with("d", "events", 100, bench.patience(1, true));
+    bench.wait(Duration::from_secs(3));
+    assert_eq!(bench.outcome(gone), Some(Outcome::Released));
+    let waits = bench.send_with("d", "events", 100, bench.patience(100, true));
+    bench.run();
+    bench.hub().credit(0, 1, false);
+    bench.accept_all();
+    assert_eq!(bench.outcome(waits), ACCEPTED_OUTCOME);
+}
+
+#[test]
 fn a_throttled_device_keeps_no_link_from_those_who_may_send() {
     let mut bench = Bench::ready(broker(false, 1));
     let first = bench.send("d0");

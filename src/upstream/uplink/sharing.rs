@@ -89,7 +89,14 @@ impl Uplink {
             self.told.draining.push(link);
         }
         // The session's window may have opened: that concerns all links.
-        for link in relay.ids() {
+        self.admit_more();
+    }
+
+    /// Lets more in where credit is left: those that were admitted may have had no use for theirs, and the hub has no
+    /// reason to speak of it again.
+    pub(in crate::upstream) fn admit_more(&mut self) {
+        let links = self.relay.as_ref().map(|relay| relay.ids()).unwrap_or_default();
+        for link in links {
             self.admit(link);
         }
     }
@@ -97,13 +104,15 @@ impl Uplink {
     /// Those whose turn has come at a shared link.
     fn admit(&mut self, link: LinkId) {
         let (Some(connection), Some(relay)) = (&self.connection, &mut self.relay) else { return };
-        let (admitted, address) = relay.admit(connection, link);
+        let devices = &mut self.devices;
+        let admitted = relay.admit(connection, link, |key, address| {
+            let Some(device) = devices.get_mut(key) else { return false };
+            // It stands in line again for whatever it cannot send then.
+            device.leave_line(address);
+            device.waits_for(address)
+        });
         for key in admitted {
-            if let Some(device) = self.devices.get_mut(key) {
-                // It stands in line again for whatever it cannot send then.
-                device.leave_line(address.as_ref());
-                self.stall(key);
-            }
+            self.stall(key);
         }
     }
 
