@@ -21,6 +21,7 @@ mod keeper;
 mod lanes;
 mod load;
 mod outlet;
+mod owed;
 mod pace;
 mod pool;
 mod proxy;

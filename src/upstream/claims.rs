@@ -52,7 +52,7 @@ impl Claims {
     /// When the connection has no room.
     pub(super) fn open(connection: &mut Connection, token: &OwnToken, now: Instant) -> Result<Self, Misuse> {
         let mut link = CbsClientLink::new(ANSWER_TIME_OUT);
-        link.open(connection)?;
+        link.open(connection, now)?;
         let mut claims = Self { link, last: 0, state: State::Idle };
         // The first token of a connection waits for the hub at least.
         claims.renew(connection, token, now);

@@ -18,9 +18,10 @@ use super::Patience;
 use super::answer::{Answer, Limit};
 use super::commands::{Commands, MAX_COMMAND_BYTES};
 use super::grant::Grant;
-use super::lanes::Waiting;
+use super::lanes::{TURN_OF_THE_LAST, Waiting};
 use super::load::Load;
 use super::outlet::{InFlight, OutLink, Outlet, Way};
+use super::owed::Owed;
 use super::relay::Relay;
 
 /// Addresses that one device may send to at a time: a rule can take them from what the device says.
@@ -49,6 +50,7 @@ pub(super) struct Device {
     pub(super) commands: Option<Box<Commands>>,
     /// What lets its links be attached, where the connection alone does not.
     pub(super) grant: Option<Box<Grant>>,
+    pub(super) owed: Owed,
     pub(super) used_at: Instant,
     /// It stands in the queue of those that could send if it were their turn.
     pub(super) queued: bool,
@@ -59,6 +61,10 @@ pub(super) struct Device {
     /// The hub has throttled it.
     paused_until: Option<Instant>,
     throttled: u8,
+    /// Counts its turns.
+    turns: u8,
+    /// The outlet that comes first in the next one, among those as urgent.
+    next: u8,
 }
 
 /// What came of a device's turn.
@@ -81,12 +87,15 @@ impl Device {
             relayed: 0,
             commands: None,
             grant: grant.map(Box::new),
+            owed: Owed::default(),
             used_at: now,
             queued: false,
             crowded_out: false,
             allowance: 0,
             paused_until: None,
             throttled: 0,
+            turns: 0,
+            next: 0,
         }
     }
 
@@ -153,8 +162,7 @@ impl Device {
             Some(at) => at,
             None => {
                 if self.outlets.len() >= MAX_OUTLETS {
-                    let idle = |outlet: &Outlet| outlet.waiting.is_empty() && outlet.in_flight == 0;
-                    let oldest = self.outlets.iter().position(idle).ok_or(TooManyOutlets)?;
+                    let oldest = self.outlets.iter().position(is_idle).ok_or(TooManyOutlets)?;
                     recycled = self.outlets.remove(oldest).link.map(|link| link.id());
                 } else if self.outlets.is_empty() {
                     // Most devices send to one address.
@@ -165,6 +173,12 @@ impl Device {
             }
         };
         Ok((&mut self.outlets[at], recycled))
+    }
+
+    /// Takes a link out that is of no use now, for another to have its handle.
+    pub(super) fn recycle(&mut self) -> Option<LinkId> {
+        let oldest = self.outlets.iter().position(|outlet| outlet.link.is_some() && is_idle(outlet))?;
+        self.outlets.remove(oldest).link.map(|link| link.id())
     }
 
     /// Gives memory back that only a busy device needs.
@@ -232,9 +246,12 @@ impl Device {
             return Turn::Done;
         }
         self.allowance = (self.allowance + QUANTUM.cast_signed()).min(QUANTUM.cast_signed());
-        let Self { outlets, unsettled, relayed, allowance, .. } = self;
+        let first = self.first_outlet();
+        let Self { outlets, unsettled, relayed, allowance, next, .. } = self;
         let mut more = false;
-        for outlet in outlets.iter_mut() {
+        let (before, from) = outlets.split_at_mut(first);
+        for (at, outlet) in (first..).zip(from).chain((0..).zip(before)) {
+            let mut has_sent = false;
             while let Some((priority, waiting)) = outlet.waiting.pop() {
                 // Dropped, it is released.
                 if !waiting.verdict.is_wanted(false) {
@@ -248,12 +265,20 @@ impl Device {
                     false => Err(verdict),
                 };
                 match sent {
-                    Ok(()) => *allowance -= (message.len() + MESSAGE_COST).cast_signed(),
+                    Ok(()) => {
+                        *allowance -= (message.len() + MESSAGE_COST).cast_signed();
+                        has_sent = true;
+                    }
                     Err(verdict) => {
                         let waiting = Waiting { message, patience, verdict, share };
                         outlet.waiting.put_back(priority, waiting);
                         // A connection that is about to end takes nothing, whoever's turn it is.
-                        more |= has_credit && !(may && path.load.is_open(path.now));
+                        let is_cut = has_credit && !(may && path.load.is_open(path.now));
+                        if is_cut && !more {
+                            // It goes on where this turn ends; who had his share of it comes last.
+                            *next = at as u8 + u8::from(has_sent);
+                        }
+                        more |= is_cut;
                         path.stand_in_line(outlet, has_credit);
                         break;
                     }
@@ -266,6 +291,22 @@ impl Device {
         // Who has nothing to send saves nothing up.
         *allowance = (*allowance).min(0);
         Turn::Done
+    }
+
+    /// Where a turn begins: with the most urgent, as a rule.
+    fn first_outlet(&mut self) -> usize {
+        let many = self.outlets.len();
+        if many < 2 {
+            return 0;
+        }
+        self.turns = self.turns.wrapping_add(1);
+        let next = usize::from(self.next) % many;
+        if self.turns.is_multiple_of(TURN_OF_THE_LAST) {
+            return next;
+        }
+        // Of several the last counts as the greatest: that is `next`, and those behind it.
+        let in_turn = (0..many).rev().map(|behind| (next + behind) % many);
+        in_turn.max_by_key(|at| self.outlets[*at].waiting.most_urgent()).unwrap_or(next)
     }
 
     // What the hub says.
@@ -349,7 +390,8 @@ impl Device {
 
     // Links and sessions.
 
-    /// Begins the session and attaches what is missing of the device's own links that are needed now.
+    /// Begins the session and attaches what is missing of the device's own links that are needed now. What waits for an
+    /// address that no frame of the hub holds is refused.
     ///
     /// # Errors
     /// When the connection has no room for the session or a link.
@@ -364,20 +406,31 @@ impl Device {
             Some(session) => session,
             None => *self.session.insert(connection.begin()?),
         };
-        for outlet in self.outlets.iter_mut().filter(|outlet| !relays && lacks_a_link(outlet)) {
-            let named = format!("{prefix}{}", outlet.address.as_str());
-            let link = OutLink::attach(connection, session, Some(&named))?;
-            attached(link.id());
-            outlet.link = Some(link);
-        }
+        // Commands first: a device has one subscription, and many addresses perhaps.
         if let Some(commands) = &mut self.commands
             && commands.receiver.is_none()
         {
             let named = format!("{prefix}{}", commands.address.as_str());
-            let link = attach_receiver(connection, session, &named, commands.serial)?;
-            commands.receiver = Some(Receiver::new(link, commands.receiver_config()));
-            commands.attachment = commands.attachment.wrapping_add(1);
-            attached(link);
+            match attach_receiver(connection, session, &named, commands.serial) {
+                Ok(link) => {
+                    commands.receiver = Some(Receiver::new(link, commands.receiver_config()));
+                    commands.attachment = commands.attachment.wrapping_add(1);
+                    attached(link);
+                }
+                Err(Misuse::FrameTooLarge) => self.end_commands(&address_too_long()),
+                Err(misuse) => return Err(misuse),
+            }
+        }
+        for outlet in self.outlets.iter_mut().filter(|outlet| !relays && lacks_a_link(outlet)) {
+            let named = format!("{prefix}{}", outlet.address.as_str());
+            match OutLink::attach(connection, session, Some(&named)) {
+                Ok(link) => {
+                    attached(link.id());
+                    outlet.link = Some(link);
+                }
+                Err(Misuse::FrameTooLarge) => outlet.refuse_waiting(&address_too_long()),
+                Err(misuse) => return Err(misuse),
+            }
         }
         Ok(())
     }
@@ -438,9 +491,7 @@ impl Device {
 
     /// The hub takes nothing of this device now: what waits ends with `outcome`.
     pub(super) fn refuse_waiting(&mut self, outcome: &Outcome) {
-        for outlet in &mut self.outlets {
-            outlet.waiting.drain().for_each(|waiting| waiting.verdict.report(outcome.clone()));
-        }
+        self.outlets.iter_mut().for_each(|outlet| outlet.refuse_waiting(outcome));
     }
 
     /// The hub wants nothing of this device now: what waits, and the subscription, end with `outcome`.
@@ -485,6 +536,10 @@ impl Device {
 #[derive(Debug)]
 pub(super) struct TooManyOutlets;
 
+fn is_idle(outlet: &Outlet) -> bool {
+    outlet.waiting.is_empty() && outlet.in_flight == 0
+}
+
 fn lacks_a_link(outlet: &Outlet) -> bool {
     outlet.link.is_none() && !outlet.waiting.is_empty()
 }
@@ -497,7 +552,13 @@ fn refuse_waiting(mut outlet: Outlet, attached: bool, outcome: &Outcome) {
         }
         outcome => outcome,
     };
-    outlet.waiting.drain().for_each(|waiting| waiting.verdict.report(outcome.clone()));
+    outlet.refuse_waiting(outcome);
+}
+
+/// For what waits for a node whose name is too long.
+pub(super) fn address_too_long() -> Outcome {
+    let description = "the hub's frames are too small for a link to the address";
+    Outcome::Rejected(Rejection::new(Reason::TooLarge, description))
 }
 
 /// What sending takes beside the device.

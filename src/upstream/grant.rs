@@ -18,6 +18,9 @@ const REFUSAL: Duration = Duration::from_secs(10);
 /// How long a token waits that the hub could not judge.
 const AGAIN: Duration = Duration::from_secs(5);
 
+/// How much of the hub's words is passed on to a device, in bytes: they must fit into one datagram with the rest.
+const MAX_WORDS: usize = 256;
+
 /// What time it is, both ways.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Clock {
@@ -51,6 +54,8 @@ pub(super) struct Grant {
     state: State,
     /// Of the token that was put last.
     serial: u32,
+    /// When the hub has accepted one last.
+    accepted_at: Option<Instant>,
     /// Who waits for the hub's judgement.
     asking: Vec<Verdict>,
 }
@@ -97,7 +102,7 @@ pub(super) enum Heard {
 impl Grant {
     /// Nothing was put yet.
     pub(super) fn new(source: Source) -> Self {
-        Self { source, state: State::Wanted, serial: 0, asking: Vec::new() }
+        Self { source, state: State::Wanted, serial: 0, accepted_at: None, asking: Vec::new() }
     }
 
     /// Whether links may be attached.
@@ -242,6 +247,7 @@ impl Grant {
         if reply.is_success() {
             let renew_at = self.key().map(|_| ahead(next, now, random));
             self.state = State::Held { expires: next, renew_at };
+            self.accepted_at = Some(now);
             return if held.is_none() { Heard::Granted } else { Heard::Nothing };
         }
         if let Some(why) = refusal(reply) {
@@ -253,6 +259,17 @@ impl Grant {
             None => State::Later { at: now + AGAIN },
         };
         Heard::Nothing
+    }
+
+    /// The hub says that the device may not do what it was let do: it may have forgotten the token, and is shown it once
+    /// more, unless it has just accepted it. True where it will be.
+    pub(super) fn taken_back(&mut self, now: Instant) -> bool {
+        let is_old = self.accepted_at.is_some_and(|at| at + REFUSAL <= now);
+        let shown_again = self.is_held() && is_old;
+        if shown_again {
+            self.lose();
+        }
+        shown_again
     }
 
     /// The hub has taken back what was held, or nobody knows what it holds: a new connection.
@@ -305,7 +322,8 @@ fn refusal(reply: &Reply) -> Option<String> {
         // Too many, a time-out, and what the hub cannot do are no fault of the token.
         Reply::Status { status: 408 | 429 | 500.., .. } => None,
         Reply::Status { status, description } => {
-            Some(format!("the hub refused the device's token: {status} {description}"))
+            let words = &description[..description.floor_char_boundary(MAX_WORDS)];
+            Some(format!("the hub refused the device's token: {status} {words}"))
         }
         Reply::Outcome(state) => match DeliveryState::decode(state).ok().as_ref().and_then(amqp::outcome) {
             Some(Outcome::Rejected(rejection)) if !matches!(rejection.reason, Reason::Quota { .. }) => {
@@ -382,6 +400,16 @@ mod tests {
         let clock = later(&clock, 10);
         grant.handle_timeout(&clock);
         assert!(grant.refused(clock.now).is_none() && grant.is_wanted());
+    }
+
+    #[test]
+    fn what_the_hub_says_to_a_refused_token_is_cut() {
+        let clock = clock();
+        let mut grant = key();
+        let (_, serial) = grant.put("r", LIFE, &clock).unwrap();
+        let heard = grant.answered(serial, &Reply::status(401, "\u{e9}".repeat(30_000)), clock.now, RANDOM);
+        let Heard::Refused(rejection) = heard else { panic!("{heard:?}") };
+        assert!(rejection.description.len() < 2 * MAX_WORDS);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::load::Share;
 pub(super) type Priority = u8;
 
 /// One in so many messages is the least urgent that waits.
-const TURN_OF_THE_LAST: u8 = 8;
+pub(super) const TURN_OF_THE_LAST: u8 = 8;
 
 /// A message that waits for a link or for credit: encoded, so that what it was made of is free.
 #[derive(Debug)]
@@ -39,6 +39,11 @@ impl Lanes {
         self.lanes.is_empty()
     }
 
+    /// The priority of the most urgent one.
+    pub(super) fn most_urgent(&self) -> Option<Priority> {
+        self.lanes.first().map(|(priority, _)| *priority)
+    }
+
     /// What all of it takes of the bounds.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
@@ -56,7 +61,7 @@ impl Lanes {
     /// Takes the message out whose turn it is.
     pub(super) fn pop(&mut self) -> Option<(Priority, Waiting)> {
         let last = self.lanes.len().checked_sub(1)?;
-        let at = if self.turn == 0 { last } else { 0 };
+        let at = if self.turn == TURN_OF_THE_LAST - 1 { last } else { 0 };
         self.turn = (self.turn + 1) % TURN_OF_THE_LAST;
         let (priority, lane) = &mut self.lanes[at];
         let (priority, waiting) = (*priority, lane.pop_front()?);
@@ -149,7 +154,7 @@ mod tests {
         }
         assert_eq!(lanes.bytes(), load.waiting_bytes());
         let order = tickets(&mut lanes, 30);
-        assert_eq!(&order[..10], [0, 10, 11, 12, 13, 14, 15, 16, 1, 17]);
+        assert_eq!(&order[..10], [10, 11, 12, 13, 14, 15, 16, 0, 17, 18]);
         let of = |urgent: bool| order.iter().copied().filter(|ticket| (*ticket >= 10) == urgent).collect();
         let (urgent, others): (Vec<_>, Vec<_>) = (of(true), of(false));
         assert!(urgent.is_sorted() && others.is_sorted());
@@ -165,10 +170,10 @@ mod tests {
         }
         for _ in 0..20 {
             let (priority, first) = lanes.pop().unwrap();
-            assert_eq!(first.verdict.ticket(), 0);
+            assert_eq!(first.verdict.ticket(), 2);
             lanes.put_back(priority, first);
         }
-        assert_eq!(tickets(&mut lanes, 3), [0, 2, 1]);
+        assert_eq!(tickets(&mut lanes, 3), [2, 0, 1]);
     }
 
     #[test]

@@ -66,6 +66,11 @@ impl Outlet {
         Self { address, link: None, in_flight: 0, waiting: Lanes::default(), in_line: false }
     }
 
+    /// What waits ends with `outcome`.
+    pub(super) fn refuse_waiting(&mut self, outcome: &Outcome) {
+        self.waiting.drain().for_each(|waiting| waiting.verdict.report(outcome.clone()));
+    }
+
     /// Whether it is the device's own `link`.
     pub(super) fn sends_over(&self, link: LinkId) -> bool {
         self.link.as_ref().is_some_and(|own| own.id() == link)

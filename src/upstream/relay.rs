@@ -15,6 +15,7 @@ use crate::table::Table;
 
 use super::device::Device;
 use super::outlet::{InFlight, OutLink};
+use super::owed::Owed;
 
 /// What a peer offers in its `open` that relays.
 const ANONYMOUS_RELAY: &str = "ANONYMOUS-RELAY";
@@ -37,6 +38,7 @@ pub(super) struct Relay {
     /// Counts uses: the link with the least was used the longest ago.
     uses: u64,
     again_at: Option<Instant>,
+    pub(super) owed: Owed,
 }
 
 #[derive(Debug)]
@@ -85,6 +87,7 @@ impl Relay {
             anywhere: None,
             uses: 0,
             again_at: None,
+            owed: Owed::default(),
         }
     }
 
@@ -198,8 +201,7 @@ impl Relay {
         !self.leads_to(address) && self.by_id.len() >= self.max_links
     }
 
-    /// Attaches the link for an address, if there is none, and begins the session. Gives the link that had to go for
-    /// it, which is to be detached; `promised` are links that somebody is about to send over.
+    /// Attaches the link for an address, if there is none, and begins the session.
     ///
     /// # Errors
     /// `NoChannel` and `NoHandle` where there is no room now.
@@ -208,18 +210,13 @@ impl Relay {
         connection: &mut Connection,
         prefix: &str,
         address: &Address,
-        promised: &HashSet<Address>,
         now: Instant,
-    ) -> Result<Option<LinkId>, Misuse> {
+    ) -> Result<(), Misuse> {
         if self.leads_to(address) {
-            return Ok(None);
+            return Ok(());
         }
-        if self.again_at.is_some_and(|again| again > now) {
+        if self.again_at.is_some_and(|again| again > now) || self.by_id.len() >= self.max_links {
             return Err(Misuse::NoHandle);
-        }
-        let mut recycled = None;
-        if self.by_id.len() >= self.max_links {
-            recycled = Some(self.recycle(promised).ok_or(Misuse::NoHandle)?);
         }
         let session = match self.session {
             Some(session) => session,
@@ -248,7 +245,12 @@ impl Relay {
             Some(address) => drop(self.by_address.insert(address, key)),
             None => self.anywhere = Some(key),
         }
-        Ok(recycled)
+        Ok(())
+    }
+
+    /// Nothing is attached for a while: the hub wants that, or has no room.
+    pub(super) fn pause(&mut self, time: Option<Duration>, now: Instant) {
+        self.again_at = self.again_at.max(Some(now + time.unwrap_or(PAUSE)));
     }
 
     /// Nothing more goes over the link that has been there for longest, where all that there may be are in use: others
@@ -293,7 +295,8 @@ impl Relay {
         self.by_id = Table::default();
         self.by_address.clear();
         self.anywhere = None;
-        self.again_at = now.map(|now| now + PAUSE);
+        self.again_at = now.and_then(|now| self.again_at.max(Some(now + PAUSE)));
+        self.owed = Owed::default();
         self.unsettled.lose_all().for_each(drop);
     }
 }

@@ -260,7 +260,7 @@ impl Uplink {
 
     /// Ends all that a device has here, at once: what was sent is unknown, what waits has this outcome.
     pub(super) fn uproot(&mut self, key: Key<Device>, outcome: &Outcome, now: Instant) {
-        self.end_session(key, None, now);
+        self.end_session(key, Some(sessions::not_permitted()), now);
         let Some(mut device) = self.devices.remove(key) else { return };
         device.turn_away(outcome);
         self.told.forgotten.push(device.id);

@@ -8,7 +8,7 @@ use fieldgate_amqp::connection::{Connection, Event, SessionId};
 use fieldgate_amqp::endpoint::{
     CBS_NODE, CbsClient, OutgoingMessage, Receiver, ReceiverConfig, SAS_TOKEN, Sender, Unsettled,
 };
-use fieldgate_amqp::error::{AmqpError, Misuse};
+use fieldgate_amqp::error::{AmqpError, Condition, Misuse};
 use fieldgate_amqp::performative::{AttachOut, DeliveryState, SourceOut, TargetOut};
 
 use crate::config::Secret;
@@ -17,6 +17,8 @@ use crate::config::Secret;
 const MAX_IN_FLIGHT: usize = 30;
 /// Requests that wait for one of those to be answered, a token each.
 const MAX_WAITING: usize = 1000;
+/// How long a hub that has no such node is not asked for it again.
+const REFUSAL: Duration = Duration::from_secs(30);
 /// The largest answer.
 const MAX_ANSWER_BYTES: usize = 64 * 1024;
 
@@ -27,8 +29,10 @@ pub(crate) struct CbsClientLink<K> {
     time_out: Duration,
     client: CbsClient,
     links: Option<Links>,
-    /// The hub has no such node, or does not let us near it: what it said.
-    refused: Option<String>,
+    /// A session that we have ended and the hub has not, and since when. There is no other one beside it.
+    ending: Option<(SessionId, Instant)>,
+    /// The hub has no such node, or does not let us near it now: what it said, and when.
+    refused: Option<(String, Instant)>,
     waiting: VecDeque<Waiting<K>>,
     /// In the order in which they were sent.
     in_flight: VecDeque<InFlight<K>>,
@@ -43,6 +47,8 @@ struct Links {
     unsettled: Unsettled<u64>,
     /// The hub has attached the sender, to a node that there is.
     is_attached: bool,
+    /// When it has answered last, or was asked for the links.
+    heard_at: Instant,
 }
 
 #[derive(Debug)]
@@ -107,6 +113,7 @@ impl<K: Clone> CbsClientLink<K> {
             time_out,
             client: CbsClient::new(),
             links: None,
+            ending: None,
             refused: None,
             waiting: VecDeque::new(),
             in_flight: VecDeque::new(),
@@ -117,15 +124,15 @@ impl<K: Clone> CbsClientLink<K> {
     ///
     /// # Errors
     /// When the connection has no room.
-    pub(crate) fn open(&mut self, connection: &mut Connection) -> Result<(), Misuse> {
-        if self.links.is_none() {
-            self.links = Some(Links::open(connection)?);
+    pub(crate) fn open(&mut self, connection: &mut Connection, now: Instant) -> Result<(), Misuse> {
+        if self.links.is_none() && self.ending.is_none() {
+            self.links = Some(Links::open(connection, now)?);
         }
         Ok(())
     }
 
     /// Puts a shared access signature for `name`. The answer comes later, or is among `answers` at once where the hub
-    /// has refused the node before.
+    /// has just refused the node.
     ///
     /// # Errors
     /// [`Full`], and nothing has been done.
@@ -138,7 +145,8 @@ impl<K: Clone> CbsClientLink<K> {
         now: Instant,
         answers: &mut Vec<Answer<K>>,
     ) -> Result<(), Full> {
-        if let Some(why) = &self.refused {
+        self.refused.take_if(|(_, at)| *at + REFUSAL <= now);
+        if let Some((why, _)) = &self.refused {
             answers.push(Answer { key, reply: Reply::status(501, why.clone()) });
             return Ok(());
         }
@@ -147,16 +155,22 @@ impl<K: Clone> CbsClientLink<K> {
         }
         let until = now + self.time_out;
         self.waiting.push_back(Waiting { key, name: name.to_owned(), token: token.clone(), until });
+        self.go_on(connection, now);
+        Ok(())
+    }
+
+    /// Sends what waits, over new links where there are none.
+    fn go_on(&mut self, connection: &mut Connection, now: Instant) {
         // Without a free channel or handle now, the next token tries again, or time runs out.
-        if self.open(connection).is_ok() {
+        if !self.waiting.is_empty() && self.open(connection, now).is_ok() {
             self.send(connection, now);
         }
-        Ok(())
     }
 
     /// Whether the session is this one's: then its events belong into [`handle_event`](Self::handle_event).
     pub(crate) fn owns_session(&self, session: SessionId) -> bool {
         self.links.as_ref().is_some_and(|links| links.session == session)
+            || self.ending.is_some_and(|(ending, _)| ending == session)
     }
 
     /// Takes an event of the session or its links.
@@ -167,6 +181,11 @@ impl<K: Clone> CbsClientLink<K> {
         now: Instant,
         answers: &mut Vec<Answer<K>>,
     ) {
+        if let Event::SessionEnded { session, .. } = &event
+            && self.ending.take_if(|(ending, _)| ending == session).is_some()
+        {
+            return self.go_on(connection, now);
+        }
         let Some(links) = &mut self.links else { return };
         match event {
             // Without a node in it the attach is the first half of a refusal.
@@ -195,11 +214,12 @@ impl<K: Clone> CbsClientLink<K> {
                         if !delivery.settled {
                             links.receiver.accept(connection, delivery_id, delivery_id);
                         }
+                        links.heard_at = now;
                         self.answered(&delivery.payload, answers);
                         self.send(connection, now);
                     }
                     Err(violation) => {
-                        self.close(connection, 502, &format!("the hub's $cbs: {violation}"), answers);
+                        self.close(connection, 502, &format!("the hub's $cbs: {violation}"), now, answers);
                     }
                 }
             }
@@ -220,15 +240,18 @@ impl<K: Clone> CbsClientLink<K> {
                 let was_attached = links.is_attached;
                 let why = format!("the hub detached $cbs: {words}");
                 if was_attached {
-                    self.close(connection, 503, &why, answers);
+                    self.close(connection, 503, &why, now, answers);
                 } else {
-                    self.close(connection, 501, &why, answers);
-                    self.refused = Some(why);
+                    self.close(connection, 501, &why, now, answers);
+                    self.refused = Some((why, now));
                 }
             }
             Event::SessionEnded { error, .. } => {
                 let why = format!("the hub ended the session of $cbs: {}", in_words(error.as_ref()));
-                self.close(connection, 503, &why, answers);
+                if let Some(links) = self.links.take() {
+                    connection.end(links.session, None);
+                }
+                self.close(connection, 503, &why, now, answers);
             }
             _ => {}
         }
@@ -238,24 +261,38 @@ impl<K: Clone> CbsClientLink<K> {
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let waiting = self.waiting.front().map(|waiting| waiting.until);
         let in_flight = self.in_flight.front().map(|in_flight| in_flight.until);
-        waiting.into_iter().chain(in_flight).min()
+        let ending = self.ending.map(|(_, since)| since + self.time_out);
+        waiting.into_iter().chain(in_flight).chain(ending).min()
     }
 
-    /// Time has passed: requests that the hub leaves alone are answered in its place.
+    /// Time has passed: requests that the hub leaves alone are answered in its place. Links over which it says nothing
+    /// any more give way to new ones; where it does not even let go of those, the connection is closed.
     pub(crate) fn handle_timeout(
         &mut self,
         connection: &mut Connection,
         now: Instant,
         answers: &mut Vec<Answer<K>>,
     ) {
+        if self.ending.is_some_and(|(_, since)| since + self.time_out <= now) {
+            let why = "no answer to the end of the session of $cbs";
+            connection.close(Some(AmqpError::new(&Condition::ResourceLimitExceeded, Some(why))));
+        }
         let late = || Reply::status(504, "the hub's $cbs does not answer");
+        let before = answers.len();
         while let Some(front) = self.in_flight.pop_front_if(|front| front.until <= now) {
             answers.push(Answer { key: front.key, reply: late() });
         }
         while let Some(front) = self.waiting.pop_front_if(|front| front.until <= now) {
             answers.push(Answer { key: front.key, reply: late() });
         }
-        self.send(connection, now);
+        let is_silent = self.links.as_ref().is_some_and(|links| links.heard_at + self.time_out <= now);
+        if is_silent && answers.len() > before {
+            // Others that were sent hear nothing there either; those that wait are asked for anew.
+            let lost = self.in_flight.drain(..).map(|it| Answer { key: it.key, reply: late() });
+            answers.extend(lost);
+            self.end(connection, now);
+        }
+        self.go_on(connection, now);
     }
 
     /// Forgets the requests whose askers are gone, as far as they have not been sent.
@@ -311,11 +348,26 @@ impl<K: Clone> CbsClientLink<K> {
         }
     }
 
-    /// Gives the session up, and with it all that was asked. The next token that is put makes a new one.
-    fn close(&mut self, connection: &mut Connection, status: u32, why: &str, answers: &mut Vec<Answer<K>>) {
+    fn end(&mut self, connection: &mut Connection, now: Instant) {
         if let Some(links) = self.links.take() {
-            connection.end(links.session, None);
+            // With an error, so that nothing is held back for a window that may never open.
+            let error =
+                AmqpError::new(&Condition::ResourceLimitExceeded, Some("no use for the session any more"));
+            connection.end(links.session, Some(error));
+            self.ending = Some((links.session, now));
         }
+    }
+
+    /// Gives the session up, and with it all that was asked. The next token that is put makes a new one.
+    fn close(
+        &mut self,
+        connection: &mut Connection,
+        status: u32,
+        why: &str,
+        now: Instant,
+        answers: &mut Vec<Answer<K>>,
+    ) {
+        self.end(connection, now);
         let sent = self.in_flight.drain(..).map(|in_flight| in_flight.key);
         let keys = sent.chain(self.waiting.drain(..).map(|waiting| waiting.key));
         answers.extend(keys.map(|key| Answer { key, reply: Reply::status(status, why) }));
@@ -323,16 +375,16 @@ impl<K: Clone> CbsClientLink<K> {
 }
 
 impl Links {
-    fn open(connection: &mut Connection) -> Result<Self, Misuse> {
+    fn open(connection: &mut Connection, now: Instant) -> Result<Self, Misuse> {
         let session = connection.begin()?;
-        let opened = Self::attach(connection, session);
+        let opened = Self::attach(connection, session, now);
         if opened.is_err() {
             connection.end(session, None);
         }
         opened
     }
 
-    fn attach(connection: &mut Connection, session: SessionId) -> Result<Self, Misuse> {
+    fn attach(connection: &mut Connection, session: SessionId, now: Instant) -> Result<Self, Misuse> {
         let node = Some(CBS_NODE);
         let source = SourceOut { address: node, ..SourceOut::default() }.build();
         let target = TargetOut { address: node, ..TargetOut::default() }.build();
@@ -350,6 +402,7 @@ impl Links {
             receiver: Receiver::new(receiver, config),
             unsettled: Unsettled::new(),
             is_attached: false,
+            heard_at: now,
         })
     }
 }

@@ -8,9 +8,9 @@ use bytes::{Bytes, BytesMut};
 use fieldgate_amqp::codec::{Limits, Value};
 use fieldgate_amqp::connection::{Connection, ConnectionConfig, Event, LinkId, SessionId};
 use fieldgate_amqp::endpoint::{
-    CBS_NODE, CreditPolicy, OutgoingMessage, Receiver, ReceiverConfig, Sender, Unsettled,
+    CBS_NODE, CreditPolicy, OutgoingMessage, Receiver, ReceiverConfig, SendError, Sender, Unsettled,
 };
-use fieldgate_amqp::error::AmqpError;
+use fieldgate_amqp::error::{AmqpError, Misuse};
 use fieldgate_amqp::message::{
     Body, PropertiesOut, Sections, put_amqp_value, put_application_properties, put_data, put_properties,
 };
@@ -38,6 +38,8 @@ pub(super) struct Script {
     pub(super) credit: u32,
     /// The condition that attaches are refused with.
     pub(super) refuses: Option<&'static str>,
+    /// Attaches of devices' links are not answered at all.
+    pub(super) ignores: bool,
     pub(super) max_message_bytes: Option<u64>,
     /// Audiences whose tokens are refused, with this status.
     pub(super) unwanted: Vec<(String, i32)>,
@@ -52,6 +54,7 @@ impl Default for Script {
             cbs_credit: 10_000,
             credit: 100,
             refuses: None,
+            ignores: false,
             max_message_bytes: None,
             unwanted: Vec::new(),
             relays: false,
@@ -253,6 +256,9 @@ impl Hub {
             let error = AmqpError::new(&Condition::from(condition), Some("scripted"));
             return self.machine.refuse_attach(link, error);
         }
+        if script.ignores && !is_cbs {
+            return;
+        }
         let (source, target) = (attach.source(), attach.target());
         let nothing = SourceOut::default().build();
         let answer = AttachOut {
@@ -318,7 +324,11 @@ impl Hub {
         put_amqp_value(&mut out, &Value::Null);
         let message = OutgoingMessage { message: &out, ..OutgoingMessage::default() };
         let sender = self.cbs.as_mut().expect("the answer's link was attached first");
-        sender.send(&mut self.machine, &mut self.answers, message, ()).expect("credit for an answer");
+        match sender.send(&mut self.machine, &mut self.answers, message, ()) {
+            // The gateway has ended the session meanwhile.
+            Ok(_) | Err(SendError { reason: Misuse::State | Misuse::UnknownLink, .. }) => {}
+            Err(error) => panic!("credit for an answer: {error:?}"),
+        }
     }
 
     /// Gives credit on an inlet.

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use fieldgate_amqp::connection::ConnectionConfig;
 use fieldgate_amqp::performative::{ACCEPTED, AmqpError, Condition, rejected};
+use fieldgate_mappings::delivery::NORMAL_PRIORITY;
 use fieldgate_mappings::outcome::{Outcome, Reason};
 
+use crate::upstream::lanes::Priority;
 use crate::upstream::load::MAX_WAITING_BYTES;
 
 use super::hub::Script;
@@ -95,6 +97,99 @@ fn a_devices_many_messages_do_not_hold_the_others_up() {
     }
     bench.run();
     assert_eq!(bench.outcome(one), Some(Outcome::Accepted));
+}
+
+#[test]
+fn an_address_with_much_to_send_leaves_room_for_the_others() {
+    let mut bench = Bench::ready(Setup { max_in_flight: 1, ..Setup::default() });
+    let send = |bench: &mut Bench, kind: &str, priority: Priority| {
+        bench.send_urgent("d", kind, 0, bench.patience(60, true), priority)
+    };
+    for kind in ["much", "few", "alarms"] {
+        send(&mut bench, kind, NORMAL_PRIORITY);
+        bench.accept_all();
+    }
+    (0..90).for_each(|_| _ = send(&mut bench, "much", NORMAL_PRIORITY));
+    let few = send(&mut bench, "few", NORMAL_PRIORITY);
+    let alarm = send(&mut bench, "alarms", 9);
+    let mut judge = |turns| {
+        for _ in 0..turns {
+            bench.run();
+            bench.hub().judge(0, Some(ACCEPTED), true);
+        }
+        bench.run();
+        [few, alarm].map(|ticket| bench.outcome(ticket) == Some(Outcome::Accepted))
+    };
+    assert_eq!(judge(2), [false, true]);
+    assert_eq!(judge(8), [true, true]);
+}
+
+#[test]
+fn a_link_that_the_hub_does_not_answer_for_is_asked_for_again() {
+    let mut bench = with(Script { ignores: true, ..Script::default() });
+    let ticket = bench.send_with("d", "events", 0, bench.patience(100, true));
+    let (inbox, _) = bench.subscribe("listens", 3);
+    bench.wait(Duration::from_secs(10));
+    assert_eq!((bench.records.attaches, bench.hub().commands.len()), (2, 0));
+    bench.setup.script.ignores = false;
+    bench.wait(Duration::from_secs(40));
+    bench.accept_all();
+    assert_eq!((bench.outcome(ticket), bench.hub().commands.len()), (Some(Outcome::Accepted), 1));
+    assert!(bench.hub().command(0, 7));
+    bench.run();
+    assert_eq!((inbox.commands.borrow().len(), inbox.ended.borrow().len()), (1, 0));
+    assert!(bench.losses.is_empty());
+    // Links that are answered for stay, however long.
+    bench.wait(Duration::from_secs(100));
+    assert_eq!(bench.records.attaches, 4);
+}
+
+#[test]
+fn a_name_too_long_for_the_hubs_frames_is_one_messages_concern() {
+    let hub = ConnectionConfig { max_frame_bytes: 512, ..Setup::default().hub };
+    let mut bench = Bench::ready(Setup { hub, ..Setup::default() });
+    let long = bench.send_with("d", &"e".repeat(600), 0, bench.patience(60, true));
+    bench.run();
+    assert_eq!(reason(bench.outcome(long)), Reason::TooLarge);
+    let long = bench.send_with("d", &"e".repeat(600), 0, bench.patience(60, true));
+    let short = bench.send("d");
+    bench.subscribe("d", 1);
+    bench.accept_all();
+    assert_eq!(reason(bench.outcome(long)), Reason::TooLarge);
+    assert_eq!((bench.outcome(short), bench.hub().commands.len()), (Some(Outcome::Accepted), 1));
+}
+
+#[test]
+fn where_a_session_has_few_links_idle_ones_make_place() {
+    let hub = ConnectionConfig { handle_max: 1, ..Setup::default().hub };
+    let mut bench = Bench::ready(Setup { hub, ..Setup::default() });
+    for kind in ["a", "b", "c", "a"] {
+        let ticket = bench.send_with("d", kind, 0, bench.patience(60, true));
+        bench.accept_all();
+        assert_eq!(bench.outcome(ticket), Some(Outcome::Accepted), "{kind}");
+    }
+    bench.subscribe("d", 1);
+    bench.run();
+    assert_eq!(bench.hub().commands.len(), 1);
+}
+
+#[test]
+fn what_a_shut_window_holds_back_of_a_disabled_device_goes_nowhere() {
+    let hub = ConnectionConfig { incoming_window: 2, max_frame_bytes: 512, ..Setup::default().hub };
+    let mut bench = Bench::ready(Setup { hub, ..Setup::default() });
+    bench.send("d");
+    bench.accept_all();
+    bench.deaf = true;
+    let held = bench.send_with("d", "events", 5_000, bench.patience(60, true));
+    bench.run();
+    bench.setup.roster.disable("d");
+    bench.fleet.review(bench.now);
+    bench.run();
+    assert_eq!(bench.outcome(held), Some(Outcome::Unknown));
+    bench.deaf = false;
+    bench.wait(Duration::from_secs(40));
+    assert!(!bench.received().contains(&held));
+    assert!(bench.losses.is_empty());
 }
 
 #[test]

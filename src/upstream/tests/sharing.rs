@@ -199,3 +199,49 @@ fn a_session_that_the_broker_ends_is_begun_again_and_what_waits_is_kept() {
         assert!(bench.losses.is_empty());
     }
 }
+
+#[test]
+fn a_shared_link_that_the_broker_does_not_answer_for_is_asked_for_again() {
+    for relays in [true, false] {
+        let mut setup = broker(relays, 10);
+        setup.script.ignores = true;
+        let mut bench = Bench::ready(setup);
+        let ticket = bench.send_with("d0", "events", 0, bench.patience(100, true));
+        bench.wait(Duration::from_secs(10));
+        bench.setup.script.ignores = false;
+        bench.wait(Duration::from_secs(40));
+        bench.accept_all();
+        assert_eq!((bench.outcome(ticket), bench.records.attaches), (ACCEPTED_OUTCOME, 2));
+        assert!(bench.losses.is_empty());
+    }
+}
+
+#[test]
+fn a_link_that_made_place_is_detached_where_the_other_has_to_wait_for_its_handle() {
+    let mut setup = broker(false, 2);
+    setup.hub.handle_max = 1;
+    let mut bench = Bench::ready(setup);
+    for device in ["d0", "d1", "d2", "d3", "d0"] {
+        let ticket = bench.send(device);
+        bench.accept_all();
+        assert_eq!(bench.outcome(ticket), ACCEPTED_OUTCOME, "{device}");
+        assert!(bench.hub().inlets.len() <= 2);
+    }
+}
+
+#[test]
+fn a_broker_at_its_limit_is_left_alone_for_a_moment() {
+    let mut bench = Bench::ready(broker(false, 10));
+    bench.send("d0");
+    bench.accept_all();
+    let link = bench.hub().link(0);
+    bench.hub().detach(link, Some("amqp:resource-limit-exceeded"));
+    bench.run();
+    let attaches = bench.records.attaches;
+    let tickets = [bench.send("d0"), bench.send("d1")];
+    bench.run();
+    assert_eq!(bench.records.attaches, attaches);
+    bench.wait(Duration::from_secs(3));
+    bench.accept_all();
+    assert_accepted(&bench, &tickets);
+}

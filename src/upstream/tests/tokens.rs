@@ -82,6 +82,58 @@ fn a_refused_token_is_one_devices_concern() {
 }
 
 #[test]
+fn a_hub_that_has_forgotten_a_token_is_shown_it_again() {
+    const FORGOTTEN: Option<&str> = Some("amqp:unauthorized-access");
+    for by_session in [false, true] {
+        let mut bench = Bench::ready(Setup { roster: keyed(1), token: false, ..Setup::default() });
+        let (inbox, _) = bench.subscribe("d0", 1);
+        let first = bench.send("d0");
+        bench.accept_all();
+        assert_eq!(bench.outcome(first), ACCEPTED);
+        bench.wait(Duration::from_secs(60));
+        let put = bench.records.tokens;
+        // The policy's connection has no device.
+        let hub = bench.any_hub(1).expect("one for tokens");
+        let (link, session) = (hub.link(0), hub.inlets[0].session);
+        // Nothing of it comes before the hub's word on the device.
+        let waits = bench.send_with("d0", "other", 0, bench.patience(60, true));
+        let hub = bench.any_hub(1).expect("one for tokens");
+        match by_session {
+            false => hub.detach(link, FORGOTTEN),
+            true => hub.end(session, FORGOTTEN),
+        }
+        bench.accept_all();
+        let again = bench.send("d0");
+        bench.accept_all();
+        assert_eq!((bench.outcome(again), bench.records.tokens), (ACCEPTED, put + 1));
+        assert_ne!(bench.outcome(waits), None);
+        let hub = bench.any_hub(1).expect("one for tokens");
+        assert!(hub.command(hub.commands.len() - 1, 1));
+        bench.run();
+        assert_eq!((inbox.commands.borrow().len(), inbox.ended.borrow().len()), (1, 0));
+        // One that it has just accepted is no excuse.
+        let hub = bench.any_hub(1).expect("one for tokens");
+        let session = hub.inlets.last().expect("a link").session;
+        hub.end(session, FORGOTTEN);
+        bench.run();
+        assert_eq!((inbox.ended.borrow().len(), bench.records.tokens), (1, put + 1));
+    }
+}
+
+#[test]
+fn links_for_tokens_over_which_nothing_comes_give_way_to_new_ones() {
+    let script = Script { cbs: Cbs::GivesNoCredit, ..Script::default() };
+    let mut bench = Bench::ready(Setup { roster: keyed(2), script, token: false, ..Setup::default() });
+    let tickets = ["d0", "d1"].map(|device| bench.send_with(device, "events", 0, bench.patience(200, true)));
+    bench.wait(Duration::from_secs(10));
+    bench.setup.script.cbs = Cbs::Accepts;
+    bench.wait(Duration::from_secs(35));
+    bench.accept_all();
+    assert_eq!(tickets.map(|ticket| bench.outcome(ticket)), [ACCEPTED, ACCEPTED]);
+    assert!(bench.losses.is_empty());
+}
+
+#[test]
 fn a_token_that_is_refused_when_it_is_renewed_ends_one_session() {
     let mut bench = Bench::ready(Setup { roster: keyed(2), ..Setup::default() });
     let inboxes = ["d0", "d1"].map(|device| bench.subscribe(device, 1).0);

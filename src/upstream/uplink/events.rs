@@ -15,6 +15,7 @@ use crate::upstream::Command;
 use crate::upstream::CommandId;
 use crate::upstream::answer::{Answer, Limit};
 use crate::upstream::device::Device;
+use crate::upstream::owed::Owed;
 use crate::upstream::telemetry::{CommandMapError, CommandReceived, DeviceThrottled};
 
 use super::{Notice, Uplink};
@@ -45,6 +46,12 @@ impl Uplink {
             self.cbs.handle_event(connection, event, now, &mut answers);
             self.granted(answers, now);
             return true;
+        }
+        if let Event::Attached { session, .. } | Event::Detached { session, .. } = &event {
+            let device = self.sessions.get(*session).and_then(|key| self.devices.get_mut(*key));
+            let shared = self.relay.as_mut().filter(|relay| relay.session == Some(*session));
+            let owed = device.map(|device| &mut device.owed).or(shared.map(|relay| &mut relay.owed));
+            owed.into_iter().for_each(Owed::answered);
         }
         match event {
             Event::Opened(open) => self.opened(&open),

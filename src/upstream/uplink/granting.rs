@@ -12,6 +12,7 @@ use crate::upstream::device::Device;
 use crate::upstream::grant::{Clock, Heard, Source};
 use crate::upstream::telemetry::{DeviceTokenAccepted, DeviceTokenRefused};
 
+use super::sessions::not_permitted;
 use super::{Phase, Uplink};
 
 impl Uplink {
@@ -101,7 +102,7 @@ impl Uplink {
 
     /// The hub does not want this device: all that it has here ends, and nobody else's.
     fn refuse(&mut self, key: Key<Device>, outcome: &Outcome, now: Instant) {
-        self.end_session(key, None, now);
+        self.end_session(key, Some(not_permitted()), now);
         let Some(device) = self.devices.get_mut(key) else { return };
         if let Outcome::Rejected(rejection) = outcome {
             emit(DeviceTokenRefused { device: &device.id, rejection });
@@ -128,7 +129,7 @@ impl Uplink {
             Heard::Wanted => {
                 if was_held && !grant.is_held() {
                     // It was not renewed in time: the hub lets nothing of it live either.
-                    self.end_session(key, None, clock.now);
+                    self.end_session(key, Some(not_permitted()), clock.now);
                 }
                 self.want_token(key);
             }

@@ -7,7 +7,7 @@ use fieldgate_amqp::connection::{LinkId, SessionId};
 use fieldgate_amqp::error::{AmqpError, Condition, Misuse};
 use fieldgate_amqp::performative::Detach;
 use fieldgate_mappings::amqp;
-use fieldgate_mappings::outcome::Outcome;
+use fieldgate_mappings::outcome::{Outcome, Reason, Rejection};
 
 use crate::router::arena::Key;
 use crate::telemetry::emit;
@@ -52,8 +52,16 @@ impl Uplink {
             device.crowded_out = true;
             self.crowded_out.push_back(key);
         }
-        if misuse == Misuse::NoChannel {
-            self.make_room(now);
+        match misuse {
+            Misuse::NoChannel => self.make_room(now),
+            // The hub wants fewer links of a session than the device has addresses.
+            Misuse::NoHandle => {
+                if let Some(idle) = device.recycle() {
+                    self.links.remove(idle);
+                    connection.detach(idle, true, None);
+                }
+            }
+            _ => {}
         }
     }
 
@@ -136,7 +144,7 @@ impl Uplink {
             self.cbs.handle_timeout(connection, now, &mut answers);
             self.granted(answers, now);
         }
-        if self.is_shared_silent(now) {
+        if self.is_shared_silent(now) || self.is_shared_owed(now) {
             self.end_shared(Some(silence()), now);
             emit(SharedSessionLost { error: None });
         }
@@ -158,11 +166,12 @@ impl Uplink {
         let now = clock.now;
         let Some(device) = self.devices.get_mut(key) else { return };
         device.release_waiting(|patience| patience.until <= now);
-        let silent = device.oldest_sent().is_some_and(|sent_at| now >= sent_at + ANSWER_TIME_OUT);
+        let silent = device.oldest_sent().is_some_and(|sent_at| now >= sent_at + ANSWER_TIME_OUT)
+            || device.owed.is_late(self.connection.as_ref(), device.session, now);
         let idle = device.is_idle() && now >= device.used_at + self.settings.idle;
         let resumes = device.ends_pause(now) && device.waits();
         if silent {
-            // A hub that does not answer for a message is asked for nothing more over this session; what it was sent
+            // A hub that does not answer for a message or a link is asked for nothing more over this session; what it was sent
             // is unknown. With an error, so that what the session's window still holds back goes nowhere: its senders
             // go on without it.
             emit(DeviceSessionLost { device: &device.id, error: None });
@@ -192,6 +201,11 @@ impl Uplink {
             && let Some(device) = self.devices.get_mut(key).filter(|device| device.uses(link))
         {
             emit(DeviceLinkLost { device: &device.id, error: error.as_ref() });
+            if takes_back(device, error.as_ref(), now) {
+                // Its other links live by the same token. What waits, waits for the hub's word on that.
+                self.end_session(key, Some(not_permitted()), now);
+                return self.attach(key, now);
+            }
             device.lose_link(link, &error.as_ref().map_or(Outcome::Released, amqp::refusal));
             if let Some(limit) = error.as_ref().and_then(Limit::new) {
                 self.limited(key, limit, now);
@@ -213,9 +227,10 @@ impl Uplink {
             emit(DeviceSessionLost { device: &device.id, error });
             device.links().for_each(|link| _ = self.links.remove(link));
             device.lose_session();
-            // What waits would only meet the same end at once; its senders may try again. It waits for a shared link
-            // that has nothing to do with this.
             match self.relay {
+                _ if takes_back(device, error, now) => self.attach(key, now),
+                // What waits would only meet the same end at once; its senders may try again. It waits for a shared
+                // link that has nothing to do with this.
                 Some(_) => device.end_commands(&Outcome::Released),
                 None => device.turn_away(&Outcome::Released),
             }
@@ -230,6 +245,21 @@ impl Uplink {
 /// A device that was of no use for so long gives memory back that only a busy one needs.
 const REST: std::time::Duration = std::time::Duration::from_secs(2);
 
+/// Whether the hub has taken back what the device may do by its token, and is to be shown that again: then this is no
+/// answer to what waits.
+fn takes_back(device: &mut Device, error: Option<&AmqpError>, now: Instant) -> bool {
+    let is_claim = matches!(
+        error.map(amqp::refusal),
+        Some(Outcome::Rejected(Rejection { reason: Reason::Credentials | Reason::NotPermitted, .. }))
+    );
+    is_claim && device.grant.as_mut().is_some_and(|grant| grant.taken_back(now))
+}
+
+/// For a session of a device that may not have it any more. What its window still holds back goes nowhere.
+pub(super) fn not_permitted() -> AmqpError {
+    AmqpError::new(&Condition::UnauthorizedAccess, Some("the device has no leave for this session any more"))
+}
+
 fn silence() -> AmqpError {
-    AmqpError::new(&Condition::ResourceLimitExceeded, Some("no answer for a message"))
+    AmqpError::new(&Condition::ResourceLimitExceeded, Some("no answer in time"))
 }

@@ -7,12 +7,13 @@ use fieldgate_amqp::connection::LinkId;
 use fieldgate_amqp::error::{AmqpError, Misuse};
 use fieldgate_amqp::performative::Flow;
 use fieldgate_mappings::address::Address;
-use fieldgate_mappings::amqp;
+use fieldgate_mappings::amqp::{self, Limited};
 use fieldgate_mappings::outcome::Outcome;
 
 use crate::router::arena::Key;
 use crate::telemetry::emit;
-use crate::upstream::device::Device;
+use crate::upstream::answer::Limit;
+use crate::upstream::device::{Device, address_too_long};
 use crate::upstream::telemetry::SharedLinkLost;
 
 use super::{Phase, Uplink};
@@ -35,20 +36,23 @@ impl Uplink {
         if device.crowded_out && !relay.leads_to(address) || device.paused_until(now).is_some() {
             return;
         }
-        match relay.attach(connection, &self.settings.address_prefix, address, &promised, now) {
-            Ok(recycled) => {
-                if let Some(recycled) = recycled {
-                    connection.detach(recycled, true, None);
-                }
-            }
-            Err(misuse) => {
-                tracing::debug!(device = %device.id, %misuse, "no room for a shared link");
-                if let Misuse::NoChannel | Misuse::NoHandle = misuse {
+        if is_full && let Some(recycled) = relay.recycle(&promised) {
+            connection.detach(recycled, true, None);
+        }
+        if let Err(misuse) = relay.attach(connection, &self.settings.address_prefix, address, now) {
+            tracing::debug!(device = %device.id, %misuse, "no room for a shared link");
+            match misuse {
+                Misuse::NoChannel | Misuse::NoHandle => {
                     device.crowded_out = true;
                     self.crowded_out.push_back(key);
                 }
-                return;
+                Misuse::FrameTooLarge => {
+                    let outlet = device.outlet(address);
+                    outlet.into_iter().for_each(|outlet| outlet.refuse_waiting(&address_too_long()));
+                }
+                _ => {}
             }
+            return;
         }
         let has_credit = relay.link(address).is_some_and(|(link, _)| link.has_credit(connection));
         let Some(outlet) = device.outlet(address) else { return };
@@ -155,6 +159,12 @@ impl Uplink {
         let Some(relay) = self.relay.as_mut().filter(|relay| relay.owns(link)) else { return false };
         let Some(lost) = relay.lose_link(link) else { return false };
         emit(SharedLinkLost { address: lost.address.as_ref(), error });
+        if let Some(limit) = error.and_then(Limit::new) {
+            relay.pause(limit.retry_after, now);
+            if limit.of == Limited::Hub {
+                self.told.limit = Some(limit);
+            }
+        }
         let outcome = error.map_or(Outcome::Released, amqp::refusal);
         let keys = self.devices.keys();
         match &lost.address {
@@ -201,5 +211,10 @@ impl Uplink {
     pub(super) fn is_shared_silent(&self, now: Instant) -> bool {
         let first = self.relay.as_ref().and_then(|relay| relay.unsettled.first());
         first.is_some_and(|in_flight| now >= in_flight.sent_at + super::ANSWER_TIME_OUT)
+    }
+    /// Whether the hub leaves an attach or a detach of a shared link unanswered for too long.
+    pub(super) fn is_shared_owed(&mut self, now: Instant) -> bool {
+        let Some(relay) = &mut self.relay else { return false };
+        relay.owed.is_late(self.connection.as_ref(), relay.session, now)
     }
 }

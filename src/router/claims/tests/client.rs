@@ -263,6 +263,56 @@ fn a_hub_that_has_no_such_node_is_asked_once() {
     bench.put(3);
     assert!(matches!(&bench.take()[..], [(3, 501, _)]));
     assert_eq!(bench.hub.attached, attached);
+    // It may have been a matter of the moment.
+    bench.hub.refuses = None;
+    bench.pass(Duration::from_secs(30));
+    bench.put(4);
+    bench.judge();
+    assert!(matches!(&bench.take()[..], [(4, 200, _)]));
+}
+
+#[test]
+fn links_over_which_the_hub_says_nothing_give_way_to_new_ones() {
+    let mut bench = Bench::by_hand();
+    bench.put(1);
+    bench.pass(TIME_OUT / 2);
+    bench.put(2);
+    bench.pass(TIME_OUT / 2);
+    assert!(matches!(&bench.take()[..], [(1, 504, _)]));
+    // What still has time is asked over the new ones.
+    assert_eq!(bench.hub.attached, 4);
+    bench.give_credit(1);
+    let message = bench.hub.messages.last().expect("the token").1.clone();
+    bench.say_status(&message, 200);
+    assert!(matches!(&bench.take()[..], [(2, 200, _)]));
+    // One that is heard of is kept, whoever has no answer there.
+    bench.put(3);
+    bench.give_credit(2);
+    bench.pass(TIME_OUT * 2 / 3);
+    bench.put(4);
+    let message = bench.hub.messages.last().expect("the token").1.clone();
+    bench.say_status(&message, 200);
+    bench.pass(TIME_OUT / 2);
+    assert!(matches!(&bench.take()[..], [(4, 200, _), (3, 504, _)]));
+    assert_eq!(bench.hub.attached, 4);
+    assert_eq!(bench.client.poll_timeout(), None);
+}
+
+#[test]
+fn a_hub_that_does_not_let_go_of_them_is_left() {
+    let mut bench = Bench::by_hand();
+    bench.put(1);
+    let mut tick = |bench: &mut Bench| {
+        bench.wire.now += TIME_OUT;
+        let now = bench.wire.now;
+        bench.client.handle_timeout(&mut bench.wire.client, now, &mut bench.answers);
+        bench.client.poll_timeout()
+    };
+    // Nobody reads it.
+    assert_eq!(tick(&mut bench), Some(bench.wire.now + TIME_OUT));
+    assert!(bench.wire.client.is_open());
+    tick(&mut bench);
+    assert!(!bench.wire.client.is_open());
 }
 
 #[test]
