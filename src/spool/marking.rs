@@ -63,8 +63,22 @@ pub(super) fn encode(body: &Body<'_>, marks: Marks<'_>, out: &mut BytesMut) -> R
         let delivery_count = u32::from(resent);
         put_header(out, &Header { durable: body.durable, ttl, delivery_count, ..Header::default() });
     }
-    let (mut wants_id, mut wants_mark) = (true, resent);
-    let mut rest = Reader::new(body.message);
+    put_sections(body.message, message_id, resent, out)
+}
+
+/// Appends the sections as they are kept when nobody knows whether the hub has the message: with the id that it was sent
+/// with, which a later record of it would not know.
+///
+/// # Errors
+/// What is wrong with the record.
+pub(super) fn with_id(message: &[u8], message_id: &str, out: &mut BytesMut) -> Result<(), NoMessage> {
+    put_sections(message, message_id, false, out)
+}
+
+/// The sections without a header, with an id where there is none, and with the mark if that is wanted.
+fn put_sections(message: &[u8], message_id: &str, marked: bool, out: &mut BytesMut) -> Result<(), NoMessage> {
+    let (mut wants_id, mut wants_mark) = (true, marked);
+    let mut rest = Reader::new(message);
     while !rest.is_empty() {
         let section = rest.read_raw(&Limits::WIRE)?.ok_or(NoMessage::Null)?;
         let mut value = Reader::new(section);

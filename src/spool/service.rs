@@ -187,10 +187,14 @@ impl Offline {
     /// # Errors
     /// When it cannot be used; a process that has it is named.
     pub(crate) fn open(directory: &Path, config: &SpoolConfig) -> Result<Option<Self>, SpoolError> {
+        Self::open_as(rustix::process::geteuid().as_raw(), directory, config)
+    }
+
+    fn open_as(user: u32, directory: &Path, config: &SpoolConfig) -> Result<Option<Self>, SpoolError> {
         if !directory.try_exists()? {
             return Ok(None);
         }
-        let (owner, user) = (directory.metadata()?.uid(), rustix::process::geteuid().as_raw());
+        let owner = directory.metadata()?.uid();
         if owner != user {
             let directory = directory.display().to_string();
             return Err(SpoolError::NotOurs { directory, owner, user });
@@ -396,4 +400,25 @@ pub(crate) fn directory(config: &Config) -> Result<PathBuf, StateError> {
         return Ok(directory.clone());
     }
     Ok(StateDir::locate(config.state.directory.as_deref())?.path().join(DIRECTORY))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::tests::Scratch;
+
+    #[test]
+    fn only_its_owner_may_look_into_a_spool_that_no_gateway_has() {
+        let scratch = Scratch::new();
+        let directory = scratch.0.join("spool");
+        std::fs::create_dir(&directory).unwrap();
+        let config = Config::default().spool;
+        let owner = directory.metadata().unwrap().uid();
+        let Err(refused) = Offline::open_as(owner + 1, &directory, &config) else { panic!("it was opened") };
+        let said = refused.to_string();
+        assert!(said.contains(&format!("`sudo -u '#{owner}'`")), "{said}");
+        assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 0, "who is refused leaves nothing behind");
+        Offline::open_as(owner, &directory, &config).unwrap().expect("there is a directory").close();
+        assert!(std::fs::read_dir(&directory).unwrap().count() > 0);
+    }
 }

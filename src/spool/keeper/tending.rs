@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{Keeper, Now, SETTLE_DELAY, What, dead};
 use crate::spool::ask;
+use crate::spool::marking;
 use crate::spool::queues::Dying;
 use crate::spool::record::{Body, Death};
 use crate::spool::telemetry::{
@@ -274,16 +275,25 @@ impl<D: Disk> Keeper<D> {
             emit(RecordsDamaged { spots: 1, lost: 1, what: &error });
             Unburied::Lost
         })?;
-        // Replayed, it is a repeat then.
-        body.possibly_delivered |= dying.marked;
         let description = self.description(dying.seq, dying.reason);
         body.death = Some(Death { reason: dying.reason, died_at: now.unix_ms, description: &description });
+        let mut message = mem::take(&mut self.encoded);
+        message.clear();
+        if dying.marked {
+            // Replayed, it is a repeat of what the hub may have.
+            body.possibly_delivered = true;
+            marking::write_message_id(&mut self.message_id, self.log.id(), dying.seq);
+            // What is no message was never sent, and stays as it is.
+            if marking::with_id(body.message, &self.message_id, &mut message).is_ok() {
+                body.message = &message;
+            }
+        }
         let mut head = mem::take(&mut self.head);
         head.clear();
         body.encode_head(&mut head);
         let length = head.len() + body.message.len();
         let appended = self.append(&head, body.message, now);
-        self.head = head;
+        (self.head, self.encoded) = (head, message);
         appended.map(|(seq, place)| (seq, place, length)).map_err(|by| match by {
             RefusedBy::Full | RefusedBy::DiskFull => Unburied::NoRoom,
             // It has become longer than the message was.

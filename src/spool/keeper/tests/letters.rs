@@ -216,3 +216,26 @@ fn the_oldest_go_when_there_are_too_many() {
     world.restart(Loss::All);
     assert_eq!(world.letters().iter().map(|letter| letter.seq).collect::<Vec<_>>(), sizes);
 }
+
+#[test]
+fn what_the_hub_may_have_is_a_repeat_when_it_is_replayed_after_it_was_too_old() {
+    let mut world = World::new(7);
+    let brief = |text| Record { max_age: Some(Duration::from_secs(30)), ..record(0, 4, text) };
+    world.store(brief("a"));
+    world.send();
+    let sent = world.in_flight.front().unwrap().1.properties.message_id.clone();
+    world.answer(Outcome::Unknown);
+    world.open(false);
+    world.store(brief("never sent"));
+    (0..2).for_each(|_| {
+        world.pass(33_000);
+        world.turn();
+    });
+    assert_eq!(world.letters().iter().filter(|letter| letter.reason == "expired").count(), 2);
+    world.restart(Loss::All);
+    assert_eq!(world.done(&Ask::Replay { which: all(), after: 0, up_to: None }).done, 2);
+    world.send();
+    let again = world.in_flight.front().unwrap().1.properties.message_id.clone();
+    assert_eq!((again, world.answer(Outcome::Accepted)), (sent, Some(("a".into(), true))));
+    assert_eq!(world.answer(Outcome::Accepted), Some(("never sent".into(), false)));
+}
