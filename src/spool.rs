@@ -15,6 +15,7 @@
 //!
 //! Not here: which messages go through the disk (that is the worker's `Outbound`), and how bytes lie on it (the log).
 
+mod ages;
 pub(crate) mod ask;
 mod dead;
 mod handle;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::ages::Ages;
 use crate::store::Place;
 
 /// The bounds.
@@ -72,14 +73,14 @@ impl DeadLetters {
         self.letters.range(seq.saturating_add(1)..).map(|(seq, dead)| (*seq, *dead))
     }
 
-    /// Takes out the oldest one, if there are too many, or if it is too old at `now`, in seconds since 1970. The last
-    /// one is never too large.
-    pub(super) fn take_excess(&mut self, now: u64) -> Option<(u64, Dead)> {
+    /// Takes out the oldest one, if there are too many, or if it is too old at `now`, in seconds since 1970, as
+    /// far as its age is known. The last one is never too large.
+    pub(super) fn take_excess(&mut self, now: u64, ages: &Ages) -> Option<(u64, Dead)> {
         let (&seq, oldest) = self.letters.first_key_value()?;
         let many = self.letters.len() as u64;
         let excess = many > self.bounds.max_records
             || self.bytes > self.bounds.max_bytes && many > 1
-            || now.saturating_sub(oldest.died) > self.bounds.max_age;
+            || now.saturating_sub(oldest.died) > self.bounds.max_age && ages.tells(seq, oldest.died);
         excess.then(|| self.remove(seq)).flatten().map(|dead| (seq, dead))
     }
 
@@ -98,30 +99,38 @@ impl DeadLetters {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+    use crate::spool::keeper::Now;
+
+    const BEGUN: u64 = 1_795_379_735;
 
     fn letters(bounds: DeadBounds, sizes: &[u64]) -> DeadLetters {
         let mut letters = DeadLetters::new(bounds);
         for (seq, bytes) in (1..).zip(sizes) {
-            letters
-                .insert(seq, Dead { place: Place { segment: 1, offset: 0 }, bytes: *bytes, died: 100 + seq });
+            letters.insert(
+                seq,
+                Dead { place: Place { segment: 1, offset: 0 }, bytes: *bytes, died: BEGUN + seq },
+            );
         }
         letters
     }
 
     fn excess(letters: &mut DeadLetters, now: u64) -> Vec<u64> {
-        std::iter::from_fn(|| letters.take_excess(now)).map(|(seq, _)| seq).collect()
+        let ages = Ages::new(1, 0, Now { at: Instant::now(), unix_ms: BEGUN * 1_000 });
+        std::iter::from_fn(|| letters.take_excess(BEGUN + now, &ages)).map(|(seq, _)| seq).collect()
     }
 
     #[test]
     fn the_oldest_go_first() {
         let bounds = DeadBounds { max_bytes: 100, max_records: 3, max_age: 1_000 };
-        assert_eq!(excess(&mut letters(bounds.clone(), &[1, 1, 1]), 104), [0; 0]);
-        assert_eq!(excess(&mut letters(bounds.clone(), &[1, 1, 1, 1, 1]), 104), [1, 2]);
-        assert_eq!(excess(&mut letters(bounds.clone(), &[60, 30, 20]), 104), [1]);
-        assert_eq!(excess(&mut letters(bounds.clone(), &[600]), 104), [0; 0]);
+        assert_eq!(excess(&mut letters(bounds.clone(), &[1, 1, 1]), 4), [0; 0]);
+        assert_eq!(excess(&mut letters(bounds.clone(), &[1, 1, 1, 1, 1]), 4), [1, 2]);
+        assert_eq!(excess(&mut letters(bounds.clone(), &[60, 30, 20]), 4), [1]);
+        assert_eq!(excess(&mut letters(bounds.clone(), &[600]), 4), [0; 0]);
         let mut old = letters(bounds, &[1, 1, 1]);
-        assert_eq!(excess(&mut old, 1_102), [1]);
+        assert_eq!(excess(&mut old, 1_002), [1]);
         assert_eq!((old.len(), old.bytes()), (2, 2));
     }
 

@@ -24,6 +24,7 @@ use fieldgate_mappings::address::DeviceId;
 use crate::store::{AppendError, Disk, Log, Place};
 use crate::telemetry::emit;
 
+use super::ages::Ages;
 use super::ask;
 use super::dead::{Dead, DeadBounds, DeadLetters};
 use super::handle::{Asked, Inbox, Letters, Outbox, Shared, Store, Stored};
@@ -50,7 +51,7 @@ const ENOUGH_BYTES: usize = 256 * 1024;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Now {
     pub(super) at: Instant,
-    /// Milliseconds since 1970. It does not jump while the process runs.
+    /// Milliseconds since 1970. It may jump: [`Ages`] knows whose age it tells.
     pub(super) unix_ms: u64,
 }
 
@@ -78,6 +79,7 @@ pub(super) struct Keeper<D: Disk> {
     dead: DeadLetters,
     shared: Arc<Shared>,
     settings: Settings,
+    ages: Ages,
     batch: Batch,
     outbox: Outbox,
     /// Since when something settled waits for its sync.
@@ -388,7 +390,7 @@ impl<D: Disk> Keeper<D> {
 
     /// Forgets dead letters that are too many or too old.
     fn drop_excess(&mut self, now: Now) {
-        while let Some((seq, dead)) = self.dead.take_excess(now.unix_seconds()) {
+        while let Some((seq, dead)) = self.dead.take_excess(now.unix_seconds(), &self.ages) {
             self.settle(seq, dead.place, now);
             emit(DeadLetterDropped { seq });
         }

@@ -352,11 +352,16 @@ const CLOCK_IS_SET: u64 = 1_767_225_600_000;
 
 /// A time that was written down, in milliseconds since 1970; the present one where the clock was not set then.
 pub(super) fn since(written: u64, now: u64) -> u64 {
-    if written < CLOCK_IS_SET { now } else { written }
+    if is_set(written) { written } else { now }
+}
+
+/// Whether a time that was written down, in milliseconds since 1970, was told by a clock that was set.
+pub(super) fn is_set(written: u64) -> bool {
+    written >= CLOCK_IS_SET
 }
 
 fn expires_at(stored_at: u64, lives: [Option<Duration>; 2], spool_max_age: Duration) -> u64 {
-    if stored_at < CLOCK_IS_SET {
+    if !is_set(stored_at) {
         return u64::MAX;
     }
     let life = lives.into_iter().flatten().fold(spool_max_age, Duration::min);

@@ -129,7 +129,7 @@ pub(super) fn open(directory: &Path, config: &SpoolConfig) -> Result<(Keeper<Fil
         commit_delay: config.commit_delay,
     };
     let log = store::Settings::new(config.max_bytes);
-    Keeper::open(files, log, settings, Clock::new().now()).map_err(|error: KeeperError| SpoolError::Content {
+    Keeper::open(files, log, settings, now()).map_err(|error: KeeperError| SpoolError::Content {
         directory: directory.display().to_string(),
         what: error.to_string(),
     })
@@ -178,7 +178,6 @@ impl Running {
 /// A spool that no process runs, held by a tool.
 pub(crate) struct Offline {
     keeper: Keeper<Files>,
-    clock: Clock,
 }
 
 impl Offline {
@@ -200,18 +199,17 @@ impl Offline {
             return Err(SpoolError::NotOurs { directory, owner, user });
         }
         let (keeper, _) = open(directory, config)?;
-        Ok(Some(Self { keeper, clock: Clock::new() }))
+        Ok(Some(Self { keeper }))
     }
 
     /// Answers.
     pub(crate) fn ask(&mut self, ask: &ask::Ask) -> ask::Answer {
-        self.keeper.answer(ask, Hubs::Nobody, self.clock.now())
+        self.keeper.answer(ask, Hubs::Nobody, now())
     }
 
     /// Lets it go.
     pub(crate) fn close(self) {
-        let now = self.clock.now();
-        self.keeper.close(now);
+        self.keeper.close(now());
     }
 }
 
@@ -228,23 +226,9 @@ impl Drop for Last {
     }
 }
 
-/// Both clocks, held together: the wall's may jump, and then nothing may expire for it.
-#[derive(Clone, Copy, Debug)]
-struct Clock {
-    begun: Instant,
-    unix_ms: u64,
-}
-
-impl Clock {
-    fn new() -> Self {
-        Self { begun: Instant::now(), unix_ms: u64::try_from(output::unix_millis()).unwrap_or(0) }
-    }
-
-    fn now(self) -> Now {
-        let at = Instant::now();
-        let since = u64::try_from((at - self.begun).as_millis()).unwrap_or(u64::MAX);
-        Now { at, unix_ms: self.unix_ms.saturating_add(since) }
-    }
+/// Both clocks, read anew: the wall's may have been set since.
+fn now() -> Now {
+    Now { at: Instant::now(), unix_ms: u64::try_from(output::unix_millis()).unwrap_or(0) }
 }
 
 /// Where the outcomes of what was sent gather.
@@ -265,7 +249,6 @@ impl Report for Ledger {
 struct Service {
     keeper: Keeper<Files>,
     shared: Arc<Shared>,
-    clock: Clock,
     ledger: Rc<Ledger>,
     upstream: Upstream,
     connection: JoinHandle<()>,
@@ -282,7 +265,6 @@ impl Service {
         Self {
             shared: Arc::clone(keeper.shared()),
             keeper,
-            clock: Clock::new(),
             ledger: Rc::default(),
             upstream,
             connection,
@@ -323,7 +305,7 @@ impl Service {
         for (hub, open) in self.upstream.hubs() {
             self.keeper.set_open(&hub, open);
         }
-        let now = self.clock.now();
+        let now = now();
         let more = self.keeper.handle_timeout(now);
         let sent_all = self.send();
         let status = match self.keeper.disk() {
@@ -338,7 +320,7 @@ impl Service {
 
     fn take(&mut self) {
         let inbox = self.shared.take();
-        let now = self.clock.now();
+        let now = now();
         for (ask, answer) in self.keeper.take(inbox, now) {
             // Whoever asked may have gone.
             let hub_of = |device: &DeviceId| self.upstream.hub_of(device);
@@ -348,7 +330,7 @@ impl Service {
 
     fn report(&mut self) {
         let outcomes = mem::take(&mut *self.ledger.outcomes.borrow_mut());
-        let now = self.clock.now();
+        let now = now();
         for (flight, outcome) in outcomes {
             self.keeper.report(flight, outcome, now);
         }
@@ -356,7 +338,7 @@ impl Service {
 
     /// Sends a turn's worth. True if that was all.
     fn send(&mut self) -> bool {
-        let now = self.clock.now();
+        let now = now();
         let until = now.at + PATIENCE;
         let patience = Patience { until, through_outage: false, in_order: true, hears: Hears::Nothing };
         for _ in 0..TURN {
@@ -387,7 +369,7 @@ impl Service {
             () = tokio::time::sleep(STOP_GRACE) => {}
         }
         self.report();
-        self.keeper.close(self.clock.now());
+        self.keeper.close(now());
     }
 }
 

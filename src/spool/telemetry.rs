@@ -211,6 +211,35 @@ impl Happening for DiskRecovered {
     }
 }
 
+/// By the clock, what is on the disk is older than is believed.
+pub(super) struct ClockDoubted {
+    pub(super) gap: Duration,
+}
+
+impl Happening for ClockDoubted {
+    fn emit(self) {
+        tracing::warn!(
+            newest_seconds = self.gap.as_secs(),
+            "the newest message on the disk is more than a day old, if the clock is right; nothing of it expires until \
+             a hub was reached"
+        );
+    }
+}
+
+/// The wall clock was set ahead.
+pub(super) struct ClockSetAhead {
+    pub(super) ahead: Duration,
+}
+
+impl Happening for ClockSetAhead {
+    fn emit(self) {
+        tracing::warn!(
+            seconds = self.ahead.as_secs(),
+            "the clock was set ahead; what was stored before does not expire by that"
+        );
+    }
+}
+
 /// Messages wait on the disk for longer than a fsync and an answer take.
 pub(super) struct MessagesWait {
     pub(super) records: u64,

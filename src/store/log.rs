@@ -131,6 +131,12 @@ impl<D: Disk> Log<D> {
         self.id
     }
 
+    /// The number that the next record gets, at least.
+    #[must_use]
+    pub fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
     /// Adds a record, whose body is the parts one after the other, to the next commit. Sequence numbers grow, and are
     /// never used twice, but some may be left out.
     ///

@@ -9,12 +9,13 @@ use thiserror::Error;
 
 use super::{Batch, Keeper, Now, Settings};
 use crate::spool::Spool;
+use crate::spool::ages::Ages;
 use crate::spool::ask;
 use crate::spool::dead::{Dead, DeadLetters};
 use crate::spool::handle::Outbox;
 use crate::spool::queues::{New, Queues};
-use crate::spool::record::{Body, Limits, RecordError, since};
-use crate::spool::telemetry::{RecordsDamaged, SpoolOpened};
+use crate::spool::record::{Body, Limits, RecordError, is_set, since};
+use crate::spool::telemetry::{ClockDoubted, RecordsDamaged, SpoolOpened};
 use crate::store::{Damage, Disk, Found, Log, OpenError, Place};
 use crate::telemetry::emit;
 
@@ -33,6 +34,8 @@ pub(in crate::spool) enum KeeperError {
 struct Recovery<'a> {
     settings: &'a Settings,
     unix_ms: u64,
+    /// The newest time that was met.
+    newest_ms: u64,
     queues: Queues,
     dead: DeadLetters,
     /// Names that were seen.
@@ -53,6 +56,10 @@ impl Recovery<'_> {
             }
             Err(RecordError::Content(_)) => return self.strange.push((seq, place)),
         };
+        let written = body.death.map_or(body.stored_at, |death| death.died_at);
+        if is_set(written) {
+            self.newest_ms = self.newest_ms.max(written);
+        }
         if let Some(death) = &body.death {
             let dead =
                 Dead { place, bytes: bytes.len() as u64, died: since(death.died_at, self.unix_ms) / 1_000 };
@@ -97,6 +104,7 @@ impl<D: Disk> Keeper<D> {
         let mut recovery = Recovery {
             settings: &settings,
             unix_ms: now.unix_ms,
+            newest_ms: 0,
             queues: Queues::new(settings.bounds.clone()),
             dead: DeadLetters::new(settings.dead.clone()),
             hubs: Vec::new(),
@@ -104,7 +112,7 @@ impl<D: Disk> Keeper<D> {
             wrong_version: None,
         };
         let (log, report) = Log::open(disk, log, |found| recovery.found(found))?;
-        let Recovery { mut queues, dead, strange, wrong_version, .. } = recovery;
+        let Recovery { mut queues, dead, strange, wrong_version, newest_ms, .. } = recovery;
         if let Some(error) = wrong_version {
             return Err(error.into());
         }
@@ -124,6 +132,10 @@ impl<D: Disk> Keeper<D> {
             torn: report.torn,
             took: begun.elapsed(),
         });
+        let ages = Ages::new(log.next_seq(), newest_ms, now);
+        if let Some(gap) = ages.doubt() {
+            emit(ClockDoubted { gap });
+        }
         let full = log.usage().full;
         let mut keeper = Self {
             log,
@@ -131,6 +143,7 @@ impl<D: Disk> Keeper<D> {
             dead,
             shared: Arc::clone(spool.shared()),
             settings,
+            ages,
             batch: Batch::default(),
             outbox: Outbox::default(),
             settling_since: None,

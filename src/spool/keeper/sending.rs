@@ -9,6 +9,7 @@ use fieldgate_mappings::address::{Address, DeviceId};
 use fieldgate_mappings::outcome::{Outcome, Reason, Rejection};
 
 use super::{Keeper, Now};
+use crate::spool::ages::Ages;
 use crate::spool::marking::{self, Marks};
 use crate::spool::queues::{Ended, Send};
 use crate::spool::record::{Body, DeadReason, Refused};
@@ -42,11 +43,14 @@ enum Unsendable {
 impl<D: Disk> Keeper<D> {
     /// Says whether a hub can be reached.
     pub(in crate::spool) fn set_open(&mut self, hub: &Arc<str>, open: bool) {
-        self.queues.set_open(hub, open);
+        if self.queues.set_open(hub, open) {
+            self.ages.reached();
+        }
     }
 
     /// The next message to be sent.
     pub(in crate::spool) fn next(&mut self, now: Now) -> Option<Sending<'_>> {
+        self.look_at_clock(now);
         let (send, address) = loop {
             let send = self.queues.next(now.at)?;
             if let Some(address) = self.prepare(&send, now) {
@@ -78,7 +82,7 @@ impl<D: Disk> Keeper<D> {
         marking::write_message_id(&mut self.message_id, self.log.id(), send.seq);
         let marks = Marks { message_id: &self.message_id, resent: send.marked, now: now.unix_ms };
         self.encoded.clear();
-        match encode(&self.body, marks, self.settings.max_age, &mut self.encoded) {
+        match encode(&self.body, marks, &self.ages, send.seq, self.settings.max_age, &mut self.encoded) {
             Ok(address) => Some(address),
             Err(Unsendable::Expired) => {
                 self.ended(send.flight, Ended::Dead(DeadReason::Expired), now);
@@ -137,11 +141,17 @@ impl<D: Disk> Keeper<D> {
 fn encode(
     bytes: &[u8],
     marks: Marks<'_>,
+    ages: &Ages,
+    seq: u64,
     max_age: Duration,
     out: &mut BytesMut,
 ) -> Result<Address, Unsendable> {
     let content = |error: &dyn std::fmt::Display| Unsendable::Content(error.to_string());
-    let body = Body::decode(bytes).map_err(|error| content(&error))?;
+    let mut body = Body::decode(bytes).map_err(|error| content(&error))?;
+    if !ages.tells(seq, body.stored_at / 1_000) {
+        // Then it is as if it had come just now, for the hub as well.
+        body.stored_at = marks.now;
+    }
     if body.expires_at(max_age) <= marks.now {
         return Err(Unsendable::Expired);
     }

@@ -7,10 +7,10 @@ use super::{Keeper, Now, SETTLE_DELAY, What, dead};
 use crate::spool::ask;
 use crate::spool::marking;
 use crate::spool::queues::Dying;
-use crate::spool::record::{Body, Death};
+use crate::spool::record::{Body, Death, since};
 use crate::spool::telemetry::{
-    DeadLetterDropped, LettersForgone, Levels, MessagesWait, NothingWaits, ReadFailed, RecordsDamaged,
-    RefusedBy, TendFailed,
+    ClockSetAhead, DeadLetterDropped, LettersForgone, Levels, MessagesWait, NothingWaits, ReadFailed,
+    RecordsDamaged, RefusedBy, TendFailed,
 };
 use crate::store::{Disk, Place};
 use crate::telemetry::emit;
@@ -94,6 +94,7 @@ impl<D: Disk> Keeper<D> {
 
     /// Does what is due. True if there is more to do at once.
     pub(in crate::spool) fn handle_timeout(&mut self, now: Now) -> bool {
+        self.look_at_clock(now);
         if self.tending.sweep_at <= now.at {
             self.tending.sweep_at = now.at + SWEEP;
             self.sweep(now);
@@ -118,9 +119,16 @@ impl<D: Disk> Keeper<D> {
         batch || settles && !self.disk_is_paused(now)
     }
 
+    /// Nothing may be sent or die by a clock that was not looked at.
+    pub(super) fn look_at_clock(&mut self, now: Now) {
+        if let Some(ahead) = self.ages.look(now, self.log.next_seq()) {
+            emit(ClockSetAhead { ahead });
+        }
+    }
+
     fn sweep(&mut self, now: Now) {
         let seconds = u32::try_from(now.unix_seconds()).unwrap_or(u32::MAX);
-        self.queues.expire(seconds);
+        self.queues.expire(seconds, &self.ages);
         self.unreadable.forget(now);
         self.drop_excess(now);
         self.release_left();
@@ -162,7 +170,10 @@ impl<D: Disk> Keeper<D> {
 
     /// Age of the oldest message.
     pub(super) fn oldest_seconds(&self, now: Now) -> Option<u64> {
-        self.queues.oldest().map(|stored| now.unix_seconds().saturating_sub(stored.into()))
+        self.queues.oldest().map(|stored| {
+            let stored = since(u64::from(stored) * 1_000, now.unix_ms) / 1_000;
+            now.unix_seconds().saturating_sub(stored)
+        })
     }
 
     /// Writes the dead letters of dying messages; they count after the commit. Where there is no room for a while, the

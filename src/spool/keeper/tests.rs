@@ -1,5 +1,6 @@
 //! The keeper on a simulated disk: what workers are told, what goes out, and what a crash leaves.
 
+mod clock;
 mod disk;
 mod full;
 mod letters;

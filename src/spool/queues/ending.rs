@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::entry::Entry;
 use super::queue::Flight;
 use super::{AHEAD, Dying, MAX_DYING, Queues};
+use crate::spool::ages::Ages;
 use crate::spool::record::DeadReason;
 use crate::store::Place;
 
@@ -62,13 +63,13 @@ impl Queues {
     }
 
     /// Lets what has waited too long die, at most as much as may be dying. `now` is in seconds since 1970.
-    pub(in crate::spool) fn expire(&mut self, now: u32) {
+    pub(in crate::spool) fn expire(&mut self, now: u32, ages: &Ages) {
         let due: Vec<u32> =
             (self.queues.iter()).filter(|(_, queue)| queue.min_due <= now).map(|(at, _)| at as u32).collect();
         let mut expired = Vec::new();
         for at in due {
             let most = self.may_die(at);
-            self.queues[at as usize].expire(now, most, |entry| expired.push(entry));
+            self.queues[at as usize].expire(now, most, ages, |entry| expired.push(entry));
             expired.drain(..).for_each(|entry| self.die(at, &entry, DeadReason::Expired));
         }
     }

@@ -30,10 +30,11 @@ pub(in crate::spool) struct Send {
 
 impl Queues {
     /// Whether messages may be sent to a hub. At first they may not. A hub that comes back is not paused for.
-    pub(in crate::spool) fn set_open(&mut self, hub: &Arc<str>, open: bool) {
+    /// True if it does.
+    pub(in crate::spool) fn set_open(&mut self, hub: &Arc<str>, open: bool) -> bool {
         let at = self.hub(hub);
         if std::mem::replace(&mut self.hubs[at].open, open) || !open {
-            return;
+            return false;
         }
         let of_hub: Vec<u32> = (self.queues.iter())
             .filter(|(_, queue)| self.devices[queue.device as usize].hub == at)
@@ -44,6 +45,7 @@ impl Queues {
             (queue.failures, queue.paused_until) = (0, None);
             self.consider(number);
         }
+        true
     }
 
     /// The next message to be sent, if one may be sent now.

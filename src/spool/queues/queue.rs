@@ -11,6 +11,10 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::entry::Entry;
+use crate::spool::ages::Ages;
+
+/// When ages that were not known are looked at again, in seconds.
+const LOOK_AGAIN: u32 = 10;
 
 /// How far one message in the window is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,24 +157,31 @@ impl Queue {
         self.entries.remove(self.window.len())
     }
 
-    /// Removes at most `most` entries outside the window that have expired at `now`, in seconds since 1970.
-    pub(super) fn expire(&mut self, now: u32, most: usize, mut expired: impl FnMut(Entry)) {
+    /// Removes at most `most` entries outside the window that have expired at `now`, in seconds since 1970, of those whose
+    /// age is known.
+    pub(super) fn expire(&mut self, now: u32, most: usize, ages: &Ages, mut expired: impl FnMut(Entry)) {
         if self.min_due > now {
             return;
         }
         let (in_window, mut at, mut left) = (self.window.len(), 0, most);
         let mut min_due = u32::MAX;
         self.entries.retain(|entry| {
-            let goes = at >= in_window && entry.due() <= now && left > 0;
+            let due = if ages.tells(entry.seq(), entry.stored().into()) {
+                entry.due()
+            } else {
+                // It may be known later.
+                entry.due().max(now.saturating_add(LOOK_AGAIN))
+            };
+            let goes = at >= in_window && due <= now && left > 0;
             at += 1;
             if goes {
                 left -= 1;
                 expired(*entry);
             } else if at > in_window {
-                min_due = min_due.min(entry.due());
+                min_due = min_due.min(due);
             } else {
                 // In the window. It may come back.
-                min_due = min_due.min(entry.due().max(now.saturating_add(1)));
+                min_due = min_due.min(due.max(now.saturating_add(1)));
             }
             !goes
         });
@@ -206,12 +217,18 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spool::keeper::Now;
     use crate::store::Place;
+
+    /// In seconds since 1970.
+    const BEGUN: u32 = 1_795_379_735;
 
     fn queue(seqs: std::ops::Range<u64>) -> Queue {
         let mut queue = Queue::new(0, 4);
+        let begun = u64::from(BEGUN) * 1_000;
         for seq in seqs {
-            queue.push(Entry::new(100, 0, 10_000, false).at(seq, Place { segment: 1, offset: 0 }));
+            queue
+                .push(Entry::new(100, begun, begun + 10_000, false).at(seq, Place { segment: 1, offset: 0 }));
         }
         queue
     }
@@ -258,17 +275,18 @@ mod tests {
             queue.send();
         }
         assert_eq!(queue.drop_oldest().unwrap().seq(), 3);
+        let ages = Ages::new(1, 0, Now { at: Instant::now(), unix_ms: u64::from(BEGUN) * 1_000 });
         let mut expired = Vec::new();
-        queue.expire(10, 10, |entry| expired.push(entry.seq()));
+        queue.expire(BEGUN + 10, 10, &ages, |entry| expired.push(entry.seq()));
         assert_eq!(expired, [0; 0], "not yet");
-        queue.expire(11, 1, |entry| expired.push(entry.seq()));
+        queue.expire(BEGUN + 11, 1, &ages, |entry| expired.push(entry.seq()));
         assert_eq!(expired, [4]);
-        queue.expire(11, 10, |entry| expired.push(entry.seq()));
+        queue.expire(BEGUN + 11, 10, &ages, |entry| expired.push(entry.seq()));
         assert_eq!(expired, [4, 5]);
         queue.report(1, Flight::Again);
         queue.report(2, Flight::Again);
         queue.rewind();
-        queue.expire(12, 10, |entry| expired.push(entry.seq()));
+        queue.expire(BEGUN + 12, 10, &ages, |entry| expired.push(entry.seq()));
         assert_eq!(expired, [4, 5, 1, 2]);
     }
 

@@ -5,9 +5,11 @@
 //! is refused or dies without a reason; the bounds hold.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
+use crate::spool::ages::Ages;
+use crate::spool::keeper::Now;
 use crate::testing::Random;
 
 const WINDOW: usize = 4;
@@ -98,7 +100,9 @@ impl Life {
 
     fn open(&mut self, open: bool) {
         self.open = open;
-        self.hubs.iter().for_each(|hub| self.queues.set_open(hub, open));
+        for hub in &self.hubs {
+            self.queues.set_open(hub, open);
+        }
     }
 
     fn step(&mut self) {
@@ -267,7 +271,8 @@ impl Life {
     }
 
     fn expire(&mut self) {
-        self.queues.expire((self.unix_ms / 1_000) as u32);
+        let now = Now { at: Instant::now(), unix_ms: self.unix_ms };
+        self.queues.expire((self.unix_ms / 1_000) as u32, &Ages::new(1, 0, now));
         self.collect_dying();
     }
 
