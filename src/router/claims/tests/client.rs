@@ -302,7 +302,7 @@ fn links_over_which_the_hub_says_nothing_give_way_to_new_ones() {
 fn a_hub_that_does_not_let_go_of_them_is_left() {
     let mut bench = Bench::by_hand();
     bench.put(1);
-    let mut tick = |bench: &mut Bench| {
+    let tick = |bench: &mut Bench| {
         bench.wire.now += TIME_OUT;
         let now = bench.wire.now;
         bench.client.handle_timeout(&mut bench.wire.client, now, &mut bench.answers);
