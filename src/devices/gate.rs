@@ -177,12 +177,15 @@ impl Denied {
     pub(crate) fn rejection(&self) -> Rejection {
         let quota = |wait: Duration| Reason::Quota { retry_after: Some(wait + Duration::from_secs(1)) };
         match self {
-            Self::Nothing | Self::NotHere => {
-                Rejection::new(Reason::Credentials, "devices must prove here who they are")
-            }
-            Self::Unknown | Self::OtherKind | Self::Wrong(_) | Self::Token(TokenError::Signature) => {
-                Rejection::new(Reason::Credentials, "the credentials are wrong, or the device is not known")
-            }
+            Self::Nothing
+            | Self::NotHere
+            | Self::Unknown
+            | Self::OtherKind
+            | Self::Wrong(_)
+            | Self::Token(TokenError::Signature) => Rejection::new(
+                Reason::Credentials,
+                "the credentials are missing or wrong, or the device is not known",
+            ),
             Self::Token(error) => Rejection::new(Reason::Credentials, error.to_string()),
             Self::Disabled => Rejection::new(Reason::NotPermitted, "the device is disabled"),
             Self::Limited(wait) => {
@@ -216,7 +219,7 @@ pub(crate) struct GateSettings {
 pub(crate) struct Gate {
     registry: Arc<Registry>,
     hosts: Box<[String]>,
-    limits: Limits,
+    limits: Arc<Limits>,
     passwords: Passwords,
     /// What a token is verified with where there is no key, so that it takes as long.
     decoy: SharedKey,
@@ -267,11 +270,12 @@ impl Gate {
     /// A gate to the devices of this registry.
     pub(crate) fn new(registry: Arc<Registry>, settings: GateSettings) -> Arc<Self> {
         let hosts = settings.hosts.iter().map(|host| Resource::new(host, "").host().to_owned()).collect();
+        let limits = Arc::new(Limits::new(settings.limits));
         Arc::new(Self {
             registry,
             hosts,
-            limits: Limits::new(settings.limits),
-            passwords: Passwords::new(),
+            passwords: Passwords::new(Arc::clone(&limits)),
+            limits,
             decoy: SharedKey::from_bytes(b"no device has this key").expect("it is not empty"),
         })
     }
@@ -306,9 +310,11 @@ impl Gate {
 
     fn deny(&self, attempt: Attempt<'_>, denied: Denied, now: Instant) -> Denied {
         let Attempt { protocol, peer, device, shown, .. } = attempt;
-        if denied.counts() {
+        // Who shows nothing guesses nothing, whether there is such a device or not.
+        if denied.counts() && !matches!(shown, Shown::Nothing) {
             let is_password = matches!(shown, Shown::Password(text) if token_text(text).is_none());
-            let guessable = (is_password && denied != Denied::Unknown).then_some(device);
+            // Also of a device that is not registered: who has to wait is not to learn that one is.
+            let guessable = is_password.then_some(device);
             self.limits.failed(peer, guessable, now);
         }
         emit(DeviceDenied { protocol, peer, device: device.as_str(), denied: &denied });
@@ -322,11 +328,10 @@ impl Gate {
         let entry = devices.get(device.as_str());
         match entry {
             None if believes => return pass(By::Word, None, None),
-            Some(entry) if entry.needs_no_proof() => {
-                return match (entry.enabled, believes || is_loopback(peer)) {
-                    (_, false) => Verdict::Deny(Denied::NotHere),
-                    (false, true) => Verdict::Deny(Denied::Disabled),
-                    (true, true) => pass(By::Unproven, None, None),
+            Some(entry) if entry.needs_no_proof() && (believes || is_loopback(peer)) => {
+                return match enabled(entry) {
+                    Ok(()) => pass(By::Unproven, None, None),
+                    Err(denied) => Verdict::Deny(denied),
                 };
             }
             _ => {}
@@ -335,7 +340,11 @@ impl Gate {
             return Verdict::Deny(Denied::Limited(wait));
         }
         match shown {
-            Shown::Nothing => Verdict::Deny(if entry.is_some() { Denied::Nothing } else { Denied::Unknown }),
+            Shown::Nothing => Verdict::Deny(match entry {
+                Some(entry) if entry.needs_no_proof() => Denied::NotHere,
+                Some(_) => Denied::Nothing,
+                None => Denied::Unknown,
+            }),
             Shown::Certificate(certificate) => match self.by_certificate(entry, certificate) {
                 Ok(by) => pass(by, None, None),
                 Err(denied) => Verdict::Deny(denied),
@@ -402,9 +411,7 @@ impl Gate {
         now: Instant,
         pass: impl Fn(By, Option<u64>, Option<Secret>) -> Verdict,
     ) -> Verdict {
-        if entry.is_some()
-            && let Some(wait) = self.limits.device(device, peer, now)
-        {
+        if let Some(wait) = self.limits.device(device, peer, now) {
             return Verdict::Deny(Denied::Limited(wait));
         }
         let proofs = entry.map(|entry| &*entry.proofs).unwrap_or_default();
@@ -446,7 +453,11 @@ impl Gate {
         // The registry may have changed meanwhile.
         let proof = right.map(Proof::Password);
         let proof = proof.filter(|proof| entry.is_some_and(|entry| entry.proofs.contains(proof)));
+        // Others that were under way at the same time may have failed: all at once is no more than one after the other.
+        let now = Instant::now();
+        let wait = self.limits.address(peer, now).or_else(|| self.limits.device(device, peer, now));
         let judged = match (entry, &proof) {
+            _ if let Some(wait) = wait => Err(Denied::Limited(wait)),
             (None, _) => Err(Denied::Unknown),
             (Some(_), None) => Err(Denied::Wrong("the password is wrong")),
             (Some(entry), Some(proof)) => {
@@ -462,7 +473,7 @@ impl Gate {
             Err(denied) => {
                 let attempt =
                     Attempt { protocol, peer, device, shown: Shown::Password(&[]), believes: false };
-                Err(self.deny(attempt, denied, Instant::now()))
+                Err(self.deny(attempt, denied, now))
             }
         }
     }

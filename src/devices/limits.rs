@@ -115,7 +115,7 @@ fn count<K: Eq + Hash + Clone>(table: &mut Halves<K, Failures>, key: &K, now: In
 }
 
 /// What a stranger has many addresses of counts as one: a network of 64 bits, with IPv6 (RFC 6177).
-fn network(address: IpAddr) -> IpAddr {
+pub(super) fn network(address: IpAddr) -> IpAddr {
     match address {
         IpAddr::V4(_) => address,
         IpAddr::V6(v6) => match v6.to_ipv4_mapped() {

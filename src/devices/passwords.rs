@@ -9,12 +9,13 @@ use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use ring::hmac;
 use ring::rand::SystemRandom;
 use tokio::sync::oneshot;
 
-use super::limits::Halves;
+use super::limits::{Halves, Limits, network};
 use super::password::{MAX_PASSWORD_BYTES, PasswordHash};
 use super::telemetry;
 
@@ -35,6 +36,7 @@ pub(super) struct Passwords {
 
 struct Shared {
     key: hmac::Key,
+    limits: Arc<Limits>,
     right: Mutex<Halves<[u8; 16], ()>>,
     waiting: Mutex<HashMap<IpAddr, usize>>,
 }
@@ -47,11 +49,12 @@ struct Question {
 }
 
 impl Passwords {
-    pub(super) fn new() -> Self {
+    /// Wrong passwords that nobody hears of any more are counted here.
+    pub(super) fn new(limits: Arc<Limits>) -> Self {
         // Without randomness the key would be known; then nothing is remembered under it that could be looked for.
         let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
             .unwrap_or_else(|_| hmac::Key::new(hmac::HMAC_SHA256, &std::process::id().to_be_bytes()));
-        let shared = Shared { key, right: Mutex::new(Halves::new()), waiting: Mutex::default() };
+        let shared = Shared { key, limits, right: Mutex::new(Halves::new()), waiting: Mutex::default() };
         Self { queue: OnceLock::new(), shared: Arc::new(shared) }
     }
 
@@ -69,6 +72,7 @@ impl Passwords {
         mut password: Vec<u8>,
     ) -> Option<oneshot::Receiver<Answer>> {
         password.truncate(MAX_PASSWORD_BYTES + 1);
+        let peer = network(peer);
         let queue = self.queue.get_or_init(|| Shared::start(&self.shared)).as_ref()?;
         {
             let mut waiting = lock(&self.shared.waiting);
@@ -107,8 +111,9 @@ impl Shared {
     fn serve(&self, questions: &Receiver<Question>) {
         let decoy = PasswordHash::of_chosen(b"").ok();
         while let Ok(Question { peer, hashes, password, answer }) = questions.recv() {
+            let is_awaited = !answer.is_closed();
             self.served(peer);
-            if answer.is_closed() {
+            if !is_awaited {
                 continue;
             }
             // Nothing to compare with takes as long as something.
@@ -121,8 +126,10 @@ impl Shared {
             if let Some(hash) = &right {
                 lock(&self.right).put(self.tag(hash, &password), ());
             }
-            // Who does not wait any more need not know.
-            let _ = answer.send(right);
+            // Who does not wait any more need not know; but it has cost the time, and whoever hears of it counts it.
+            if let Err(None) = answer.send(right) {
+                self.limits.failed(peer, None, Instant::now());
+            }
         }
     }
 
@@ -154,9 +161,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::devices::LimitSettings;
 
     const PEER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    fn passwords() -> Passwords {
+        Passwords::new(limits())
+    }
+
+    fn limits() -> Arc<Limits> {
+        let settings = LimitSettings { per_device: 1, per_address: 1, longest: Duration::from_secs(60) };
+        Arc::new(Limits::new(settings))
+    }
 
     fn cheap(password: &[u8]) -> PasswordHash {
         use base64::Engine as _;
@@ -171,7 +190,7 @@ mod tests {
 
     #[test]
     fn what_was_right_once_is_known_again() {
-        let passwords = Passwords::new();
+        let passwords = passwords();
         let (hash, other) = (cheap(b"secret"), cheap(b"other"));
         assert!(!passwords.knows(&hash, b"secret"));
         let ask = |password: &[u8]| {
@@ -190,7 +209,7 @@ mod tests {
 
     #[test]
     fn what_waits_is_bounded_for_each_address_and_what_nobody_waits_for_is_not_hashed() {
-        let passwords = Passwords::new();
+        let passwords = passwords();
         // The thread is busy with one that takes long, or has taken it already; the rest stands in the queue.
         let slow = PasswordHash::of_chosen(b"x").unwrap();
         let mut waiting = Vec::new();
@@ -204,5 +223,39 @@ mod tests {
         let other = passwords.ask([10, 0, 0, 1].into(), vec![cheap(b"z")], b"z".to_vec()).unwrap();
         drop(waiting);
         assert!(other.blocking_recv().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_network_of_ipv6_has_one_share() {
+        let passwords = passwords();
+        let slow = PasswordHash::of_chosen(b"x").unwrap();
+        let mut waiting = Vec::new();
+        for host in 0..MAX_WAITING {
+            let peer = std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, host as u16);
+            waiting.extend(passwords.ask(peer.into(), vec![slow.clone(); 8], b"y".to_vec()));
+        }
+        // The thread takes one now and then meanwhile.
+        assert!(waiting.len() < 2 * MAX_WAITING_OF_ADDRESS, "{}", waiting.len());
+    }
+
+    #[test]
+    fn a_guess_whose_asker_has_gone_counts() {
+        let limits = limits();
+        let passwords = Passwords::new(Arc::clone(&limits));
+        let hashed = |password: &[u8]| {
+            let slow = PasswordHash::of_chosen(b"x").unwrap();
+            let gone = passwords.ask(PEER, vec![slow; 8], password.to_vec()).unwrap();
+            // Its place in the queue is given back when it is being hashed.
+            while lock(&passwords.shared.waiting).contains_key(&PEER) {
+                thread::yield_now();
+            }
+            drop(gone);
+            // The next answer comes after it.
+            let other = "10.0.0.9".parse().unwrap();
+            let _ = passwords.ask(other, vec![cheap(b"z")], b"z".to_vec()).unwrap().blocking_recv();
+            limits.address(PEER, Instant::now()).is_some()
+        };
+        assert!(!hashed(b"x"), "it was right");
+        assert!(hashed(b"y"));
     }
 }

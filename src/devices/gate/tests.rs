@@ -143,7 +143,7 @@ fn a_password_lets_in_and_is_cheap_the_second_time() {
         assert!(matches!(denied, Denied::Wrong(_) | Denied::Unknown), "{device}: {denied:?}");
         let told = denied.rejection();
         assert_eq!(
-            told.description, "the credentials are wrong, or the device is not known",
+            told.description, "the credentials are missing or wrong, or the device is not known",
             "whatever it was"
         );
     }
@@ -246,4 +246,55 @@ fn nothing_that_is_shown_or_told_holds_a_secret() {
     let attempt = Attempt { protocol: Protocol::Amqp, peer: AWAY, device: &device, shown, believes: false };
     let all = format!("{pass:?} {attempt:?} {:?}", world.gate);
     assert!(!all.contains(KEY) && !all.contains("sig="), "{all}");
+}
+
+#[test]
+fn guesses_at_the_same_time_are_no_more_than_one_after_the_other() {
+    let hash = PasswordHash::of_chosen(b"open sesame").unwrap();
+    let world = World::new(&entry("d", &format!("passwords = \"{}\"", hash.as_str())));
+    let device = DeviceId::new("d").unwrap();
+    let devices = world.gate.registry().snapshot();
+    let mut guesses = vec![&b"guess"[..]; 7];
+    guesses.push(b"open sesame");
+    let judged: Vec<_> = guesses
+        .into_iter()
+        .map(|password| {
+            let shown = Shown::Password(password);
+            let attempt =
+                Attempt { protocol: Protocol::Mqtt, peer: AWAY, device: &device, shown, believes: false };
+            world.gate.judge(&devices, attempt)
+        })
+        .collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let answers: Vec<_> = judged.into_iter().map(|judged| runtime.block_on(judged.answer())).collect();
+    let wrong = answers.iter().filter(|answer| matches!(answer, Err(Denied::Wrong(_)))).count();
+    let limited = answers.iter().filter(|answer| matches!(answer, Err(Denied::Limited(_)))).count();
+    assert_eq!((wrong, limited), (3, 5), "{answers:?}");
+}
+
+#[test]
+fn a_stranger_is_not_told_whether_a_device_is_registered() {
+    let (_, hash) = PasswordHash::generate().unwrap();
+    let world = World::new(
+        &(entry("known", &format!("passwords = \"{}\"", hash.as_str()))
+            + &entry("keyed", &format!("sas_keys = \"{KEY}\""))
+            + &entry("free", "unproven = true")),
+    );
+    let told = |device: &str| {
+        let mut reasons = Vec::new();
+        // As many from one address as to be told to wait because of the device, and not of the address.
+        for shown in [Shown::Nothing, Shown::Nothing].into_iter().chain([Shown::Password(b"guess"); 5]) {
+            reasons.push(world.judge(device, shown, AWAY, false).unwrap_err().rejection());
+        }
+        // How long to wait differs by what passed since.
+        reasons
+            .into_iter()
+            .map(|it: Rejection| (matches!(it.reason, Reason::Quota { .. }), it.description))
+            .collect::<Vec<_>>()
+    };
+    let stranger = told("stranger");
+    assert!(stranger.last().unwrap().0, "{stranger:?}");
+    for device in ["known", "keyed", "free"] {
+        assert_eq!(told(device), stranger, "{device}");
+    }
 }
