@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use fieldgate_mappings::outcome::{Reason, Rejection};
 use slab::Slab;
 use tokio::sync::Notify;
 
@@ -100,6 +101,20 @@ impl Roster {
     /// Decides who is let in.
     pub(crate) fn judge(&self, attempt: Attempt<'_>) -> Judged {
         self.gate.judge(&self.devices.borrow(), attempt)
+    }
+
+    /// Whether a device that was let in may stay, where that is asked once and not waited for.
+    ///
+    /// # Errors
+    /// What it is told if not; the operator has been told.
+    pub(crate) fn look_again(&self, pass: &Pass) -> Result<(), Rejection> {
+        self.judge_stay(pass).map_or(Ok(()), |over| {
+            let reason = match over {
+                Over::Disabled => Reason::NotPermitted,
+                Over::Removed | Over::ProofChanged | Over::Expired => Reason::Credentials,
+            };
+            Err(Rejection::new(reason, over.to_string()))
+        })
     }
 
     /// Takes in a device that was let in, until the stay is dropped.

@@ -135,6 +135,10 @@ impl<S: Fn(Message, Patience, Verdict)> Requests<S> {
             Ok(Err(error)) => return Err(Refusal::Body(error)),
             Err(_) => return Err(Violation::TimedOut.into()),
         };
+        // A body may take its time, and who was disabled meanwhile is not heard any more.
+        if let Some(pass) = &proven {
+            self.roster.look_again(pass)?;
+        }
         let others = self.rules.has_via().then(|| self.roster.devices());
         let identity = match (&proven, &others) {
             (Some(pass), Some(others)) => Identity::MayActFor(&pass.device, &**others),

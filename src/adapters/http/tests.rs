@@ -3,9 +3,13 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::fs;
 use std::io::{Read as _, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use fieldgate_mappings::outcome::{Outcome, Reason, Rejection};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::{Notify, oneshot};
@@ -14,8 +18,9 @@ use tokio::task::{JoinHandle, LocalSet};
 use super::*;
 use crate::adapters::testing::{Running, config, gate, rules};
 use crate::config::Config;
-use crate::devices::Roster;
+use crate::devices::{Gate, GateSettings, Known, LimitSettings, PasswordHash, Registry, Roster};
 use crate::sas::{SharedKey, Signer};
+use crate::state::tests::Scratch;
 
 const EVENTS: &str = "POST /devices/d1/messages/events?api-version=2021-04-12 HTTP/1.1\r\nHost: gate\r\n";
 
@@ -57,6 +62,10 @@ impl Bench {
     }
 
     fn with(config: Config) -> Self {
+        Self::of(config, Roster::new(&gate()))
+    }
+
+    fn of(config: Config, roster: Rc<Roster>) -> Self {
         let (device, stream) = tokio::io::duplex(64 * 1024);
         let hub = Rc::<Hub>::default();
         let (stop, stopped) = oneshot::channel();
@@ -67,8 +76,7 @@ impl Bench {
             toward_hub.messages.borrow_mut().push_back((message, patience, verdict));
             toward_hub.came.notify_one();
         };
-        let requests =
-            Requests::new(Arc::clone(&config), rules(), Roster::new(&gate()), send, Box::new(|_| {}), peer);
+        let requests = Requests::new(Arc::clone(&config), rules(), roster, send, Box::new(|_| {}), peer);
         let connection = tokio::task::spawn_local(async move {
             // Should the test drop its side, there is no stop.
             let stop = async {
@@ -440,4 +448,39 @@ fn a_socket_answers_while_the_hub_is_away() {
     let large = answered(running.http, events("", &"x".repeat(700_000)).as_bytes());
     assert!(large.starts_with("HTTP/1.1 413 "), "{large}");
     running.stop();
+}
+
+#[test]
+fn who_is_disabled_while_it_sends_its_body_is_not_heard() {
+    run(async {
+        let scratch = Scratch::new();
+        let path = scratch.0.join("devices.toml");
+        let (password, hash) = PasswordHash::generate().unwrap();
+        let write = |rest: &str| {
+            let text = format!("[[device]]\nid = \"d1\"\npasswords = \"{}\"\n{rest}", hash.as_str());
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        };
+        write("");
+        let registry = Registry::load(&path, Known::default()).unwrap_or_else(|error| panic!("{error}"));
+        let limits = LimitSettings { per_device: 3, per_address: 20, longest: Duration::from_secs(60) };
+        let gate = Gate::new(Arc::clone(&registry), GateSettings { hosts: Vec::new(), limits });
+        let roster = Roster::new(&gate);
+        tokio::task::spawn_local(Rc::clone(&roster).keep());
+        let mut bench = Bench::of(config("[http]\nallow_anonymous = false\n"), roster);
+        let field = format!("Authorization: Basic {}\r\n", BASE64.encode(format!("d1:{password}")));
+        let head = format!("{EVENTS}{field}Expect: 100-continue\r\nContent-Length: 4\r\n\r\n");
+        for (rest, told) in [("", "204"), ("enabled = false", "403")] {
+            // The body is asked for once the device was let in.
+            assert_eq!(status(&bench.ask(&head).await.0), "100");
+            write(rest);
+            registry.reload().unwrap_or_else(|error| panic!("{error}"));
+            bench.write("21.5").await;
+            if told == "204" {
+                bench.hub.answer([Outcome::Accepted]).await;
+            }
+            assert_eq!(status(&bench.read().await.0), told);
+        }
+        assert!(bench.hub.messages.borrow().is_empty());
+    });
 }
