@@ -152,7 +152,7 @@ impl Uplink {
             Limited::Device => device.pause(limit.retry_after, now),
             Limited::Connection => {
                 device.pause(limit.retry_after, now);
-                self.room = self.room.min(self.sessions.len().saturating_sub(1).max(1));
+                self.cut_room(now);
             }
             Limited::Hub => self.told.limit = Some(limit),
         }
