@@ -209,7 +209,7 @@ fn a_throttled_device_is_left_alone_and_told_and_the_others_go_on() {
 }
 
 /// The hub has as many devices on the connection as it allows.
-fn crowded() -> Vec<u8> {
+fn crowded() -> bytes::Bytes {
     let condition = Condition::from("amqp:resource-limit-exceeded");
     rejected(Some(&AmqpError::new(&condition, Some("{\"errorCode\":403005}"))))
 }
