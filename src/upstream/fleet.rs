@@ -165,7 +165,8 @@ impl Fleet {
 
     /// Time is to be kept from now on.
     fn plan(&mut self, now: Instant) {
-        if self.sweep_at.is_none() && !self.places.is_empty() {
+        // Without a device the next sweep may be far away.
+        if !self.places.is_empty() && self.sweep_at.is_none_or(|at| at > now + SWEEP) {
             self.sweep_at = Some(now + SWEEP);
         }
         let due = self.poll_timeout();

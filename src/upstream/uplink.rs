@@ -436,9 +436,6 @@ impl Uplink {
 
     /// See [`Subscription::settle`](super::Subscription::settle).
     pub(super) fn settle(&mut self, key: Key<Device>, serial: u64, command: CommandId, outcome: &Outcome) {
-        if command.settled {
-            return;
-        }
         let Some(Device { id, commands, .. }) = self.devices.get_mut(key) else { return };
         let commands = commands.as_deref_mut();
         let receiver = commands
@@ -447,6 +444,9 @@ impl Uplink {
         let (Some(receiver), Some(connection)) = (receiver, &mut self.connection) else {
             return emit(CommandSettled { device: id, outcome: None });
         };
+        if command.settled {
+            return receiver.let_go(connection);
+        }
         if let Some(state) = amqp::reply(outcome) {
             receiver.settle(connection, command.delivery_id, command.delivery_id, &state);
             emit(CommandSettled { device: id, outcome: Some(outcome) });

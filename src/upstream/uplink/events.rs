@@ -176,8 +176,10 @@ impl Uplink {
                 commands.sink.command(Command { id, message });
             }
             Err(rejection) => {
-                if let (false, Some(state)) = (settled, amqp::reply(&Outcome::Rejected(rejection.clone()))) {
-                    receiver.settle(connection, delivery_id, delivery_id, &state);
+                match amqp::reply(&Outcome::Rejected(rejection.clone())) {
+                    _ if settled => receiver.let_go(connection),
+                    Some(state) => receiver.settle(connection, delivery_id, delivery_id, &state),
+                    None => {}
                 }
                 emit(CommandMapError { device: &id, rejection: &rejection });
             }
