@@ -5,6 +5,8 @@ use std::time::Duration;
 
 /// The shortest ceiling of a wait.
 const FIRST: Duration = Duration::from_millis(500);
+/// A connection that was up for so long was a success; one that a hub takes and soon closes was not.
+const STEADY: Duration = Duration::from_secs(10);
 
 /// Grows with each failure up to a ceiling, and starts anew after a success.
 #[derive(Debug)]
@@ -22,6 +24,13 @@ impl Backoff {
     /// The hub answered: the next failure starts from the beginning.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
+    }
+
+    /// The connection that is lost now did its work for so long.
+    pub(crate) fn was_up(&mut self, time: Duration) {
+        if time >= STEADY.min(self.last) {
+            self.reset();
+        }
     }
 
     /// The wait after one more failure; `random` is uniform over all of `u64`.
@@ -52,5 +61,27 @@ mod tests {
         assert!(waits[11] >= LAST / 2);
         backoff.reset();
         assert!(backoff.next(0) == FIRST / 2);
+    }
+
+    #[test]
+    fn a_hub_that_opens_and_soon_closes_is_not_knocked_at_all_the_time() {
+        let attempts = |up: Duration| {
+            let (mut backoff, mut at, mut attempts) = (Backoff::new(LAST), Duration::ZERO, 0);
+            while at < Duration::from_secs(600) {
+                backoff.was_up(up);
+                at += up + backoff.next(0);
+                attempts += 1;
+            }
+            attempts
+        };
+        assert!(attempts(Duration::ZERO) <= 45, "{}", attempts(Duration::ZERO));
+        assert!(attempts(Duration::from_secs(3)) <= 40);
+        // After a time of work the hub is tried at once.
+        assert!(attempts(STEADY) >= 58);
+        // Who wants short pauses gets them.
+        let mut short = Backoff::new(Duration::from_secs(1));
+        let _ = [short.next(0), short.next(0), short.next(0)];
+        short.was_up(Duration::from_secs(1));
+        assert_eq!(short.next(0), FIRST / 2);
     }
 }

@@ -5,12 +5,18 @@ use std::time::{Duration, Instant};
 use fieldgate_amqp::connection::{Connection, Event, SessionId};
 use fieldgate_amqp::error::Misuse;
 
+use super::grant::refusal;
 use super::target::OwnToken;
+use super::telemetry::TokenUnjudged;
 use crate::config::Secret;
 use crate::router::claims::{Answer, CbsClientLink, Reply};
+use crate::telemetry::emit;
 
 /// How long the hub may take to give credit for a token, and then to judge it.
 const ANSWER_TIME_OUT: Duration = Duration::from_secs(20);
+
+/// How long a renewal waits that the hub could not judge.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// The claims of one connection.
 #[derive(Debug)]
@@ -19,6 +25,8 @@ pub(super) struct Claims {
     /// The number of the last token that was put. What is said to earlier ones is of no interest.
     last: u64,
     state: State,
+    /// When the token expires that the hub has accepted: until then a renewal may fail.
+    expires: Option<Instant>,
 }
 
 /// `Put -> Held -> (renewed) Put -> …`
@@ -26,8 +34,8 @@ pub(super) struct Claims {
 enum State {
     /// For the hub's judgement.
     Put { renew_in: Duration, life: Duration },
-    /// Accepted; to be renewed at that time.
-    Held { renew_at: Instant, expires: Instant },
+    /// Accepted, or the one before was and is good still; to be renewed at that time.
+    Held { renew_at: Instant },
     /// Refused, or renewal is due: the driver is told.
     Idle,
 }
@@ -53,7 +61,7 @@ impl Claims {
     pub(super) fn open(connection: &mut Connection, token: &OwnToken, now: Instant) -> Result<Self, Misuse> {
         let mut link = CbsClientLink::new(ANSWER_TIME_OUT);
         link.open(connection, now)?;
-        let mut claims = Self { link, last: 0, state: State::Idle };
+        let mut claims = Self { link, last: 0, state: State::Idle, expires: None };
         // The first token of a connection waits for the hub at least.
         claims.renew(connection, token, now);
         Ok(claims)
@@ -88,18 +96,15 @@ impl Claims {
         self.judged(answers, now)
     }
 
-    /// When the token expires that the hub holds.
+    /// When the token expires that the hub holds, also while another one is to take its place.
     pub(super) fn expires(&self) -> Option<Instant> {
-        match self.state {
-            State::Held { expires, .. } => Some(expires),
-            State::Put { .. } | State::Idle => None,
-        }
+        self.expires
     }
 
     /// When [`handle_timeout`](Self::handle_timeout) is to be called.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let renewal = match self.state {
-            State::Held { renew_at, .. } => Some(renew_at),
+            State::Held { renew_at } => Some(renew_at),
             State::Put { .. } | State::Idle => None,
         };
         renewal.into_iter().chain(self.link.poll_timeout()).min()
@@ -110,7 +115,7 @@ impl Claims {
         let mut answers = Vec::new();
         self.link.handle_timeout(connection, now, &mut answers);
         match self.state {
-            State::Held { renew_at, .. } if renew_at <= now => {
+            State::Held { renew_at } if renew_at <= now => {
                 self.state = State::Idle;
                 Verdict::Due
             }
@@ -122,8 +127,22 @@ impl Claims {
         let reply = answers.into_iter().find(|answer| answer.key == self.last).map(|answer| answer.reply);
         match (reply, &self.state) {
             (Some(reply), State::Put { renew_in, life }) if reply.is_success() => {
-                self.state = State::Held { renew_at: now + *renew_in, expires: now + *life };
+                self.expires = Some(now + *life);
+                self.state = State::Held { renew_at: now + *renew_in };
                 Verdict::Accepted
+            }
+            // Nobody's fault, and no reason to give up what lives of the former one.
+            (Some(reply), State::Put { .. })
+                if self.expires.is_some_and(|at| now < at) && refusal(&reply).is_none() =>
+            {
+                let status = match reply {
+                    Reply::Status { status, .. } => Some(status),
+                    Reply::Outcome(_) => None,
+                };
+                emit(TokenUnjudged { status });
+                let expires = self.expires.unwrap_or(now);
+                self.state = State::Held { renew_at: expires.min(now + AGAIN) };
+                Verdict::Pending
             }
             (Some(Reply::Status { status, description }), State::Put { .. }) => {
                 self.refused(format!("the hub refused the gateway's token: {status} {description}"))

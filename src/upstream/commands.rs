@@ -60,6 +60,8 @@ impl Commands {
         ReceiverConfig {
             credit: CreditPolicy::Prefetch(self.credit),
             max_message_bytes: MAX_COMMAND_BYTES,
+            // They wait for the device, whatever the hub thinks of it.
+            holds_settled: true,
             ..ReceiverConfig::default()
         }
     }

@@ -105,6 +105,11 @@ impl Device {
         nothing_waits && self.unsettled.is_empty() && self.relayed == 0
     }
 
+    /// Whether another connection could have it: it has no session and nothing in flight.
+    pub(super) fn can_move(&self) -> bool {
+        self.session.is_none() && self.relayed == 0
+    }
+
     /// Whether nothing is known of it that would be missed.
     pub(super) fn is_forgettable(&self, now: Instant) -> bool {
         let refused = self.grant.as_ref().is_some_and(|grant| grant.refused(now).is_some());

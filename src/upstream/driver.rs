@@ -21,7 +21,7 @@ use crate::wire::{Turn, Wire};
 use super::backoff::Backoff;
 use super::fleet::{Fleet, Line};
 use super::hubs::MappedHub;
-use super::keeper::{Keeper, random};
+use super::keeper::{Keeper, random, unix_now};
 use super::target::Hub;
 use super::telemetry::{ConnectFailed, ConnectionClosed, ConnectionLost, ConnectionReady, TokenAccepted};
 use super::uplink::{Kind, Notice, Uplink};
@@ -42,6 +42,10 @@ pub(super) struct Driver {
     kind: Kind,
     config: Arc<ConnectionConfig>,
     backoff: Backoff,
+    /// Which of the hub's addresses is tried first.
+    first: usize,
+    /// Since when the connection does its work.
+    ready_at: Option<Instant>,
     health: Arc<Health>,
     /// How a connection to another hub than that of `[upstream]` is told of.
     told: Option<Link>,
@@ -71,6 +75,8 @@ impl Driver {
             kind,
             config: Arc::new(config),
             backoff: Backoff::new(settings.retry_max),
+            first: 0,
+            ready_at: None,
             health: Arc::clone(&keeper.health),
             told: (at > 0).then(|| keeper.health.add_link(&settings.name, settings.at_start)),
             shutdown: keeper.shutdown.clone(),
@@ -80,9 +86,13 @@ impl Driver {
     /// Keeps the connection until nobody wants it any more.
     pub(super) async fn run(mut self) {
         loop {
-            let connected = self.meanwhile(self.hub.connect()).await;
+            let connected = self.meanwhile(self.hub.connect(self.first)).await;
             let why = match connected {
-                Some(Ok(stream)) => self.serve(stream).await,
+                Some(Ok((stream, address))) => {
+                    let why = self.serve(stream).await;
+                    self.note_end(address);
+                    why
+                }
                 Some(Err(error)) => error.to_string(),
                 None => return,
             };
@@ -96,6 +106,18 @@ impl Driver {
             if self.meanwhile(tokio::time::sleep(again_in)).await.is_none() {
                 return;
             }
+        }
+    }
+
+    /// A connection to one of the hub's addresses is over: what follows for the next.
+    fn note_end(&mut self, address: usize) {
+        match self.ready_at.take() {
+            Some(since) => {
+                self.backoff.was_up(since.elapsed());
+                self.first = 0;
+            }
+            // Somebody answers there who is of no use: the next may be.
+            None => self.first = address + 1,
         }
     }
 
@@ -160,7 +182,7 @@ impl Driver {
         let machine =
             Connection::client(Arc::clone(&self.config), self.hub.security(), open.build(), Instant::now());
         self.drive(|uplink| uplink.connected(machine));
-        self.fleet.borrow_mut().note_connection(Instant::now());
+        self.fleet.borrow_mut().note_connection(Instant::now(), unix_now());
         let mut wire = Wire::new(stream);
         let mut ready = false;
         let shutdown = self.shutdown.clone();
@@ -245,14 +267,14 @@ impl Driver {
         };
         if let (Notice::Opened | Notice::TokenDue, Some(token)) = (&notice, token) {
             self.drive(|uplink| uplink.authorise(token, now));
-            self.fleet.borrow_mut().note_connection(now);
+            self.fleet.borrow_mut().note_connection(now, unix_now());
             return false;
         }
         if was_ready {
             return false;
         }
         self.drive(|uplink| uplink.ready(now));
-        self.backoff.reset();
+        self.ready_at = Some(now);
         self.tell(Status::Up);
         emit(ConnectionReady { worker: self.index, hub: self.hub.name() });
         true

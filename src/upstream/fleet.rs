@@ -29,6 +29,9 @@ use super::{CommandSink, Patience};
 const SWEEP: Duration = Duration::from_secs(1);
 /// How often it is told how long tokens are good.
 const TOLD: Duration = Duration::from_secs(10);
+/// How long a token is kept, in seconds, beyond the time that it expires: a clock that is ahead by a day for a while
+/// takes nothing away that only the device can bring again.
+const KEPT: u64 = 2 * 86_400;
 /// Devices with a session, or with something that waits; about 2 KB each with a link.
 pub(super) const MAX_DEVICES: usize = 262_144;
 
@@ -49,7 +52,7 @@ pub(super) struct Fleet {
     hubs: Arc<MappedHubs>,
     pools: Vec<Pool>,
     places: HashMap<DeviceId, Place>,
-    /// What devices have brought, until it expires; about 300 bytes each.
+    /// What devices have brought, until it has expired for a while; about 300 bytes each.
     tokens: HashMap<DeviceId, OwnToken>,
     closing: bool,
     serial: u64,
@@ -162,7 +165,8 @@ impl Fleet {
 
     /// Time is to be kept from now on.
     fn plan(&mut self, now: Instant) {
-        if self.sweep_at.is_none() && !self.places.is_empty() {
+        // Without a device the next sweep may be far away.
+        if !self.places.is_empty() && self.sweep_at.is_none_or(|at| at > now + SWEEP) {
             self.sweep_at = Some(now + SWEEP);
         }
         let due = self.poll_timeout();
@@ -428,7 +432,7 @@ impl Fleet {
             return self.pools.iter_mut().for_each(|pool| pool.serve_again(now));
         }
         let clock = self.clock(now);
-        self.tokens.retain(|_, token| token.expiry > unix);
+        self.tokens.retain(|_, token| token.expiry.saturating_add(KEPT) > unix);
         for hub in 0..self.pools.len() {
             let mut followed = Followed::default();
             self.pools[hub].sweep(&clock, &mut followed);
@@ -442,8 +446,10 @@ impl Fleet {
         });
     }
 
-    /// A connection has time of its own to be kept, from now on.
-    pub(super) fn note_connection(&mut self, now: Instant) {
+    /// A connection has time of its own to be kept, from now on. `unix` is what time it is: where nothing was to be kept
+    /// before, the clock may have been set meanwhile.
+    pub(super) fn note_connection(&mut self, now: Instant, unix: u64) {
+        self.known = (now, unix);
         self.sweep_at = Some(self.sweep_at.map_or(now + SWEEP, |at| at.min(now + SWEEP)));
         self.plan(now);
     }

@@ -317,7 +317,7 @@ fn ahead(expires: Instant, now: Instant, random: u64) -> Instant {
 }
 
 /// Why the hub does not want this token, if that is what it says; else it could not judge it.
-fn refusal(reply: &Reply) -> Option<String> {
+pub(super) fn refusal(reply: &Reply) -> Option<String> {
     match reply {
         // Too many, a time-out, and what the hub cannot do are no fault of the token.
         Reply::Status { status: 408 | 429 | 500.., .. } => None,

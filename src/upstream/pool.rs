@@ -199,17 +199,19 @@ impl Pool {
             return;
         }
         for key in uplink.surplus() {
-            let to = match self.with_room(kind, Some(from)) {
-                Some(to) => to,
-                None if self.may_open(kind) => {
-                    let to = self.open(kind);
-                    followed.wanted.push(to);
-                    to
-                }
-                None => return,
-            };
+            let to = self.with_room(kind, Some(from));
+            if to.is_none() && !self.may_open(kind) {
+                return;
+            }
+            // Who cannot move is no reason for a connection: nobody would use it, and nobody close it.
             let moved = self.uplinks.get_mut(from).and_then(|uplink| uplink.give_up(key, clock.now));
-            let (Some(device), Some(uplink)) = (moved, self.uplinks.get_mut(to)) else { continue };
+            let Some(device) = moved else { continue };
+            let to = to.unwrap_or_else(|| {
+                let to = self.open(kind);
+                followed.wanted.push(to);
+                to
+            });
+            let Some(uplink) = self.uplinks.get_mut(to) else { continue };
             let id = device.id.clone();
             let key = uplink.adopt(device);
             uplink.resume(key, clock.now);

@@ -72,6 +72,8 @@ pub(super) struct Lost {
     pub(super) address: Option<Address>,
     /// The hub had such a node.
     pub(super) attached: bool,
+    /// Who sent what was in flight over it, once for each message.
+    pub(super) sent_by: Vec<Key<Device>>,
 }
 
 impl Relay {
@@ -284,8 +286,9 @@ impl Relay {
     /// A link is gone: what was sent over it stays unanswered.
     pub(super) fn lose_link(&mut self, link: LinkId) -> Option<Lost> {
         let key = *self.by_id.get(link)?;
-        self.unsettled.lose_link(link, |_, in_flight| drop(in_flight));
-        self.take(key).map(|gone| Lost { attached: gone.link.attached, address: gone.address })
+        let mut sent_by = Vec::new();
+        self.unsettled.lose_link(link, |_, in_flight| sent_by.push(in_flight.device));
+        self.take(key).map(|gone| Lost { attached: gone.link.attached, address: gone.address, sent_by })
     }
 
     /// The session is gone: what was sent stays unanswered. With `now` it is not begun again at once.

@@ -252,15 +252,17 @@ impl Hub {
         self.endpoints.iter().filter_map(Endpoint::files)
     }
 
-    /// TCP, and TLS and a WebSocket where they are spoken, to the first address that answers.
+    /// TCP, and TLS and a WebSocket where they are spoken, to the first address that answers; which one that was is
+    /// given as well. `first` is tried before those that come after it, and the others last.
     ///
     /// # Errors
     /// Which step failed, and how; for each address.
-    pub(crate) async fn connect(&self) -> Result<Stream, ConnectError> {
+    pub(crate) async fn connect(&self, first: usize) -> Result<(Stream, usize), ConnectError> {
         let mut errors = Vec::new();
-        for endpoint in &self.endpoints {
-            match endpoint.connect(self.connect_time_out).await {
-                Ok(stream) => return Ok(stream),
+        let count = self.endpoints.len();
+        for at in (first..first + count).map(|at| at % count) {
+            match self.endpoints[at].connect(self.connect_time_out).await {
+                Ok(stream) => return Ok((stream, at)),
                 Err(error) => errors.push(error),
             }
         }

@@ -139,6 +139,21 @@ impl Happening for TokenAccepted {
     }
 }
 
+/// The hub could not judge a fresh token of the gateway's: it is put again as long as the former one is good.
+pub(super) struct TokenUnjudged {
+    /// What it said, if it said anything.
+    pub(super) status: Option<u32>,
+}
+
+impl Happening for TokenUnjudged {
+    fn emit(self) {
+        tracing::warn!(
+            status = self.status,
+            "the hub could not judge the gateway's fresh token; it is put again"
+        );
+    }
+}
+
 /// A device's session is over.
 pub(super) struct DeviceSessionLost<'a> {
     pub(super) device: &'a DeviceId,

@@ -1,5 +1,6 @@
 //! The uplink against a scripted hub, in memory and under a simulated clock.
 
+mod attempts;
 mod commands;
 mod connection;
 mod hub;

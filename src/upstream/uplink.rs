@@ -46,6 +46,9 @@ use super::telemetry::{CommandSettled, OutletsExceeded, WaitingExceeded};
 /// How long the hub may take to answer for a message, for a device's token, or to answer the end of a session.
 const ANSWER_TIME_OUT: Duration = Duration::from_secs(30);
 
+/// How long after a hub wanted fewer devices on a connection one more is tried.
+const ROOM_AGAIN: Duration = Duration::from_secs(300);
+
 /// With what the devices of a connection are spoken for. What the hub lets one kind do, the other must not come by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -105,6 +108,8 @@ pub(super) struct Uplink {
     devices: Arena<Device>,
     /// Devices that the connection can have sessions for.
     room: usize,
+    /// When the hub made that less, or it was last made more again.
+    room_at: Option<Instant>,
     /// Since when there has been no device.
     empty_since: Option<Instant>,
     /// Whose session, and whose link; claims and shared links stand apart.
@@ -164,6 +169,7 @@ impl Uplink {
             relay,
             devices: Arena::default(),
             room: settings.devices_per_connection,
+            room_at: None,
             settings: Rc::clone(settings),
             empty_since: None,
             sessions: Table::default(),
@@ -246,7 +252,7 @@ impl Uplink {
     /// Takes a device out that has no session and nothing in flight, for another connection to have it.
     pub(super) fn give_up(&mut self, key: Key<Device>, now: Instant) -> Option<Device> {
         let device = self.devices.get(key)?;
-        if device.session.is_some() || device.relayed > 0 {
+        if !device.can_move() {
             return None;
         }
         let mut device = self.devices.remove(key)?;
@@ -272,11 +278,11 @@ impl Uplink {
         self.attach(key, now);
     }
 
-    /// The devices beyond what the connection has room for: those that wait for a session.
+    /// The devices beyond what the connection has room for: those that can go elsewhere.
     pub(super) fn surplus(&self) -> Vec<Key<Device>> {
         let beyond = self.devices.len().saturating_sub(self.room);
-        let without = self.devices.iter().filter(|(_, device)| device.session.is_none());
-        without.map(|(key, _)| key).take(beyond).collect()
+        let movable = self.devices.iter().filter(|(_, device)| device.can_move());
+        movable.map(|(key, _)| key).take(beyond).collect()
     }
 
     /// Whether it has more devices than it has room for.
@@ -430,9 +436,6 @@ impl Uplink {
 
     /// See [`Subscription::settle`](super::Subscription::settle).
     pub(super) fn settle(&mut self, key: Key<Device>, serial: u64, command: CommandId, outcome: &Outcome) {
-        if command.settled {
-            return;
-        }
         let Some(Device { id, commands, .. }) = self.devices.get_mut(key) else { return };
         let commands = commands.as_deref_mut();
         let receiver = commands
@@ -441,6 +444,9 @@ impl Uplink {
         let (Some(receiver), Some(connection)) = (receiver, &mut self.connection) else {
             return emit(CommandSettled { device: id, outcome: None });
         };
+        if command.settled {
+            return receiver.let_go(connection);
+        }
         if let Some(state) = amqp::reply(outcome) {
             receiver.settle(connection, command.delivery_id, command.delivery_id, &state);
             emit(CommandSettled { device: id, outcome: Some(outcome) });
@@ -540,13 +546,35 @@ impl Uplink {
     /// The hub knows who we are: devices' links may be attached.
     pub(super) fn ready(&mut self, now: Instant) {
         self.phase = Phase::Ready;
+        self.room = self.most_room();
+        self.room_at = None;
+        self.attach_missing(now);
+    }
+
+    /// The devices that the connection can have sessions for, as far as its channels go.
+    fn most_room(&self) -> usize {
         let channels = self.connection.as_ref().map_or(0, Connection::channel_max);
         // Claims and shared links take a channel each.
         let claims = self.claims.is_some() || self.kind == Kind::Tokens;
         let taken = usize::from(claims) + usize::from(self.relay.is_some());
         let left = (usize::from(channels) + 1).saturating_sub(taken).max(1);
-        self.room = self.settings.devices_per_connection.min(left);
-        self.attach_missing(now);
+        self.settings.devices_per_connection.min(left)
+    }
+
+    /// The hub wants fewer devices on the connection.
+    fn cut_room(&mut self, now: Instant) {
+        self.room = self.room.min(self.sessions.len().saturating_sub(1).max(1));
+        self.room_at = Some(now);
+    }
+
+    /// What the hub has no room for now it may have room for later: one more is tried from time to time.
+    fn raise_room(&mut self, now: Instant) {
+        if self.phase != Phase::Ready || self.room_at.is_none_or(|at| now < at + ROOM_AGAIN) {
+            return;
+        }
+        let most = self.most_room();
+        self.room = most.min(self.room + 1);
+        self.room_at = (self.room < most).then_some(now);
     }
 }
 

@@ -3,6 +3,7 @@
 Every process that the harness starts is listed here, so that `stop_all` can end each of them by its id, whatever happened.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -120,7 +121,9 @@ class Process:
     def kill(self):
         """Ends it at once, with what it may have started in its own session."""
         if self.running:
-            os.killpg(self.pid, signal.SIGKILL)
+            # It may end by itself just now.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
             self._popen.wait()
         self._forget()
 

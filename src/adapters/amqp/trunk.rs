@@ -64,11 +64,18 @@ pub(super) async fn run(routing: Rc<Routing>, connector: Rc<Connector>, key: Tru
 impl Trunk {
     async fn keep(&mut self) {
         let (random, mut backoff) = (SystemRandom::new(), Backoff::new(self.connector.retry_max));
+        // Which of the hub's addresses is tried first.
+        let mut first = 0;
         loop {
-            let Some(connected) = self.while_wanted(self.connector.hub.connect()).await else { break };
-            let (was_up, why, end) = match connected {
-                Ok(stream) => self.serve(stream).await,
-                Err(error) => (false, error.to_string(), None),
+            let Some(connected) = self.while_wanted(self.connector.hub.connect(first)).await else { break };
+            let (up_at, why, end) = match connected {
+                Ok((stream, address)) => {
+                    let (up_at, why, end) = self.serve(stream).await;
+                    // Where somebody answers who is of no use, the next address may be.
+                    first = if up_at.is_some() { 0 } else { address + 1 };
+                    (up_at, why, end)
+                }
+                Err(error) => (None, error.to_string(), None),
             };
             self.tell(false, self.devices);
             let wanted = self.routing.turn(|router| {
@@ -87,8 +94,9 @@ impl Trunk {
                 break;
             }
             tokio::task::spawn_local(linger);
-            if was_up {
-                backoff.reset();
+            let was_up = up_at.is_some();
+            if let Some(since) = up_at {
+                backoff.was_up(since.elapsed());
             }
             self.link.set(Status::Down);
             let again_in = backoff.next(random_number(&random));
@@ -132,8 +140,8 @@ impl Trunk {
         .await
     }
 
-    /// Runs one connection until it is gone: whether it ever did its work, why it went, and its stream.
-    async fn serve(&mut self, stream: Stream) -> (bool, String, Option<End<Stream>>) {
+    /// Runs one connection until it is gone: since when it did its work, why it went, and its stream.
+    async fn serve(&mut self, stream: Stream) -> (Option<Instant>, String, Option<End<Stream>>) {
         let now = Instant::now();
         let (open, security) =
             (self.connector.own_open(&self.config.container_id), self.connector.hub.security());
@@ -141,11 +149,13 @@ impl Trunk {
         trace::watch(&mut machine, &self.routing, format_args!("{} {}", self.connector.name, self.number));
         self.routing.turn(|router| router.trunk_connected(self.key, machine));
         let mut end = End::new(stream);
-        let mut was_up = false;
+        let mut up_at = None;
         let routing = Rc::clone(&self.routing);
         let reason = poll_fn(|cx| {
             let turn = routing.turn(|router| self.poll(cx, &mut end, router));
-            was_up |= self.up;
+            if self.up {
+                up_at.get_or_insert_with(Instant::now);
+            }
             turn
         })
         .await;
@@ -154,7 +164,7 @@ impl Trunk {
             (None, Some(error)) => tls::in_words(error),
             (None, None) => "the hub ended the stream".into(),
         };
-        (was_up, why, Some(end))
+        (up_at, why, Some(end))
     }
 
     fn poll(

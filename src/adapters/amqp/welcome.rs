@@ -292,7 +292,7 @@ async fn judge(
         // The configuration refuses this; a password is not to leave in the clear by a later mistake either.
         return Err(SaslCode::SysPerm);
     }
-    let stream = connector.hub.connect().await.map_err(|error| unreachable(error.to_string()))?;
+    let (stream, _) = connector.hub.connect(0).await.map_err(|error| unreachable(error.to_string()))?;
     let PlainCredentials { user, password, .. } = credentials;
     let security = ClientSecurity::Plain { user, password };
     let machine = Connection::client_to_open(Arc::clone(&connector.machine), security, Instant::now());
@@ -328,10 +328,10 @@ async fn way(
         return Ok(Way::Shared);
     }
     let stream = tokio::select! {
-        connected = connector.hub.connect() => connected,
+        connected = connector.hub.connect(0) => connected,
         () = worker.shutdown.draining() => return Err(forced("the gateway is stopping")),
     };
-    let stream = stream.map_err(|error| {
+    let (stream, _) = stream.map_err(|error| {
         emit(HubUnreachable { peer, connector: &connector.name, error: &error.to_string() });
         forced("the gateway cannot reach the hub now; connect again later")
     })?;

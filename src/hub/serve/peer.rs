@@ -14,7 +14,7 @@ use fieldgate_amqp::connection::{
 };
 use fieldgate_amqp::endpoint::{CreditPolicy, Receiver, ReceiverConfig, Sender, Settlements};
 use fieldgate_amqp::error::{AmqpError, Condition};
-use fieldgate_amqp::performative::{Attach, Disposition, Flow, Open, RcvSettleMode, Role, Transfer};
+use fieldgate_amqp::performative::{Attach, Disposition, Flow, Open, Role, Transfer};
 use fieldgate_amqp::sasl::{Mechanism, PlainCredentials, SaslCode};
 
 use super::super::address::Node;
@@ -267,7 +267,7 @@ impl Peer {
         let config = ReceiverConfig {
             credit: CreditPolicy::Prefetch(CREDIT),
             max_message_bytes: attach::max_message_bytes(node),
-            rcv_settle_mode: RcvSettleMode::First,
+            ..ReceiverConfig::default()
         };
         if *node == Node::Cbs {
             return self.admit_to_cbs(id, attach, config);

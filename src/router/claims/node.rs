@@ -138,7 +138,7 @@ impl CbsNode {
                 let config = ReceiverConfig {
                     credit: CreditPolicy::Manual,
                     max_message_bytes: MAX_REQUEST_BYTES,
-                    rcv_settle_mode: RcvSettleMode::First,
+                    ..ReceiverConfig::default()
                 };
                 // Most devices have one link each way: no room is kept for more.
                 self.requests.reserve_exact(1);

@@ -90,7 +90,7 @@ async fn meet(hub: &Hub, listener: &TcpListener, acceptor: &Acceptor) -> Result<
         Ok::<_, String>(stream)
     };
     let client = async {
-        let mut stream = hub.connect().await.map_err(|error| error.to_string())?;
+        let (mut stream, _) = hub.connect(0).await.map_err(|error| error.to_string())?;
         // TLS 1.3 tells a client only afterwards that its certificate was not good.
         let mut heard = [0; 5];
         stream.read_exact(&mut heard).await.map_err(|error| error.to_string())?;
@@ -108,22 +108,35 @@ async fn the_first_address_that_answers_is_taken() {
     let hub = hub(&site, &connector("", "localhost", dead, &format!("failover = [\"127.0.0.1:{port}\"]\n")));
     assert_eq!(hub.address(), format!("localhost:{dead}, 127.0.0.1:{port}"));
     assert_eq!(&**hub.name(), "localhost");
-    let (stream, accepted) = tokio::join!(hub.connect(), listener.accept());
-    assert!(matches!(stream.unwrap(), Stream::Plain(_)) && accepted.is_ok());
+    let (stream, accepted) = tokio::join!(hub.connect(0), listener.accept());
+    assert!(matches!(stream.unwrap(), (Stream::Plain(_), 1)) && accepted.is_ok());
+}
+
+#[tokio::test]
+async fn the_address_that_is_to_be_first_is_tried_first_and_the_others_are_tried_after_it() {
+    let site = site();
+    let ((one, port), (two, next), dead) = (listen().await, listen().await, deaf_port().await);
+    let more = format!("failover = [\"127.0.0.1:{next}\", \"127.0.0.1:{dead}\"]\n");
+    let hub = hub(&site, &connector("", "127.0.0.1", port, &more));
+    for (first, taken) in [(0, 0), (1, 1), (2, 0), (3, 0)] {
+        let listener = [&one, &two][taken];
+        let (connected, accepted) = tokio::join!(hub.connect(first), listener.accept());
+        assert_eq!((connected.unwrap().1, accepted.is_ok()), (taken, true), "{first}");
+    }
 }
 
 #[tokio::test]
 async fn every_address_that_does_not_answer_is_named() {
     let site = site();
     let dead = [deaf_port().await, deaf_port().await];
-    let error = hub(&site, &connector("", "127.0.0.1", dead[0], "")).connect().await.unwrap_err();
+    let error = hub(&site, &connector("", "127.0.0.1", dead[0], "")).connect(0).await.unwrap_err();
     assert!(
         error.to_string().starts_with(&format!("no TCP connection to 127.0.0.1:{}: ", dead[0])),
         "{error}"
     );
     let more = format!("failover = [\"localhost:{}\"]\n", dead[1]);
     let error =
-        hub(&site, &connector("", "127.0.0.1", dead[0], &more)).connect().await.unwrap_err().to_string();
+        hub(&site, &connector("", "127.0.0.1", dead[0], &more)).connect(0).await.unwrap_err().to_string();
     assert!(error.contains(&format!("127.0.0.1:{}: ", dead[0])), "{error}");
     assert!(error.contains(&format!("; no TCP connection to localhost:{}: ", dead[1])), "{error}");
 }

@@ -149,13 +149,14 @@ fn a_subscription_before_the_connection_is_kept_for_it() {
 }
 
 #[test]
-fn a_command_that_is_settled_already_is_not_settled_again() {
+fn a_command_that_is_settled_already_is_not_settled_again_and_waits_for_the_device_like_others() {
     let (mut bench, inbox, serial) = subscribed(2);
     for _ in 0..5 {
-        assert!(bench.hub().settled_command(0, 1));
+        assert!(bench.hub().settled_command(0, 1) && bench.hub().settled_command(0, 1));
         bench.run();
-        for id_of in ids(&inbox) {
-            bench.fleet.settle(&id("d"), serial, id_of, &Outcome::Accepted);
+        assert!(!bench.hub().settled_command(0, 1), "the device has not taken those");
+        for command in inbox.commands.take() {
+            bench.fleet.settle(&id("d"), serial, command.id, &Outcome::Accepted);
         }
         bench.run();
     }

@@ -27,6 +27,38 @@ fn the_token_is_put_again_before_it_expires() {
 }
 
 #[test]
+fn a_renewal_that_the_hub_cannot_judge_is_tried_again_as_long_as_the_former_token_is_good() {
+    let mut bench = Bench::ready(Setup::default());
+    let (inbox, _) = bench.subscribe("d", 1);
+    bench.run();
+    let cannot_judge = vec![(String::from("hub"), 503)];
+    bench.setup.script.unwanted = cannot_judge.clone();
+    bench.wait(TOKEN_LIFE * 9 / 10);
+    assert!(bench.losses.is_empty(), "{:?}", bench.losses);
+    let tries = bench.records.tokens;
+    assert!((10..=30).contains(&tries), "{tries} tries");
+    let left = |bench: &Bench| bench.fleet.own_seconds_left(bench.now);
+    assert_eq!(left(&bench), Some(TOKEN_LIFE.as_secs() / 10), "that of the token that is good");
+    // Nor is silence a reason to go, nor is it forgotten meanwhile when the former expires.
+    bench.setup.script.cbs = Cbs::SaysNothing;
+    bench.wait(Duration::from_secs(10));
+    assert_eq!(left(&bench), Some(TOKEN_LIFE.as_secs() / 10 - 10));
+    bench.setup.script.cbs = Cbs::Accepts;
+    bench.setup.script.unwanted.clear();
+    bench.wait(Duration::from_secs(45));
+    assert!(left(&bench).is_some_and(|left| left > TOKEN_LIFE.as_secs() * 9 / 10), "{:?}", left(&bench));
+    let ticket = bench.send("d");
+    bench.accept_all();
+    assert_eq!(bench.outcome(ticket), ACCEPTED_OUTCOME);
+    assert!(bench.losses.is_empty() && inbox.ended.borrow().is_empty());
+    // Not for ever.
+    bench.setup.script.unwanted = cannot_judge;
+    bench.wait(TOKEN_LIFE);
+    assert_eq!(bench.losses.len(), 1);
+    assert!(bench.losses[0].contains("refused the gateway's token: 503"), "{:?}", bench.losses);
+}
+
+#[test]
 fn without_a_token_the_connection_is_of_no_use() {
     for (cbs, within) in [(Cbs::Refuses, 0), (Cbs::GivesNoCredit, 20), (Cbs::SaysNothing, 20)] {
         let script = Script { cbs, ..Script::default() };

@@ -176,6 +176,8 @@ pub(super) struct Bench {
     /// Why connections were lost.
     pub(super) losses: Vec<String>,
     pub(super) sent: u64,
+    /// The seconds that the wall clock is ahead.
+    pub(super) ahead: u64,
     started: Instant,
 }
 
@@ -228,6 +230,7 @@ impl Bench {
             ledger: Rc::default(),
             losses: Vec::new(),
             sent: 0,
+            ahead: 0,
             started: now,
         };
         bench.make_wanted();
@@ -265,12 +268,13 @@ impl Bench {
     }
 
     fn connect_end(&mut self, at: usize) {
+        let unix = self.unix();
         let end = &mut self.ends[at];
         let config = Arc::new(self.setup.gateway.clone());
         let open = config.open();
         let machine = Connection::client(config, ClientSecurity::Anonymous, open, self.now);
         self.fleet.drive(end.line, self.now, |uplink| uplink.connected(machine));
-        self.fleet.note_connection(self.now);
+        self.fleet.note_connection(self.now, unix);
         end.hub = Some(Hub::new(&self.setup.hub, self.now));
         (end.up, end.down, end.ready) = Default::default();
     }
@@ -347,7 +351,7 @@ impl Bench {
                         life: TOKEN_LIFE,
                     };
                     self.fleet.drive(line, now, |uplink| uplink.authorise(token, now));
-                    self.fleet.note_connection(now);
+                    self.fleet.note_connection(now, self.unix());
                 }
                 Notice::Opened | Notice::TokenDue | Notice::Authorised => {
                     if !self.ends[at].ready {
@@ -385,10 +389,14 @@ impl Bench {
         self.run();
     }
 
+    /// What time the gateway believes it is.
+    fn unix(&self) -> u64 {
+        START + self.ahead + (self.now - self.started).as_secs()
+    }
+
     /// Tells the machine the time.
     pub(super) fn tick(&mut self) {
-        let unix = START + (self.now - self.started).as_secs();
-        self.fleet.handle_timeout(self.now, unix);
+        self.fleet.handle_timeout(self.now, self.unix());
         let lines: Vec<Line> = self.ends.iter().map(|end| end.line).collect();
         for line in lines {
             self.notices(line);

@@ -1,5 +1,5 @@
 //! The law, under random lives: one outcome for each message; accepted only what the hub accepted; released only what
-//! the hub never had, or gave back; in order.
+//! the hub never had, or gave back; in order; and once trouble is over everybody gets through.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -16,7 +16,7 @@ use crate::sas::SharedKey;
 use crate::testing::Random;
 
 use super::hub::{Cbs, Said, Script};
-use super::kit::{Bench, Inbox, Roll, Setup, id, piece};
+use super::kit::{Bench, End, Inbox, Roll, Setup, id, piece};
 
 const DEVICES: [&str; 6] = ["d0", "d1", "d2", "d3", "d4", "d5"];
 const KINDS: [&str; 3] = ["events", "alarms", "logs"];
@@ -139,6 +139,7 @@ impl World {
                 let cbs = [Cbs::Accepts, Cbs::Accepts, Cbs::Refuses, Cbs::GivesNoCredit, Cbs::SaysNothing];
                 self.bench.setup.script.cbs = *self.random.pick(&cbs);
             }
+            88 => self.bench.setup.script.ignores = self.random.chance(4),
             _ => {}
         }
         for _ in 0..self.random.below(4) {
@@ -280,6 +281,21 @@ impl World {
         if self.random.chance(2) {
             self.bench.disconnect();
         }
+        // What trouble left behind has its time-outs. Nobody is idle for so long as to be forgotten with it.
+        self.live(45, false);
+        let sent = self.bench.sent;
+        for (device, kind) in DEVICES.iter().flat_map(|device| KINDS.map(|kind| (device, kind))) {
+            self.bench.send_with(device, kind, 0, self.bench.patience(200, true));
+            self.priorities.push(4);
+        }
+        self.live(150, true);
+        for ticket in sent..self.bench.sent {
+            assert_eq!(
+                self.bench.outcome(ticket),
+                Some(Outcome::Accepted),
+                "message {ticket} does not get through"
+            );
+        }
         for _ in 0..12 {
             if !self.bench.is_connected() {
                 self.bench.connect();
@@ -292,6 +308,27 @@ impl World {
             self.bench.disconnect();
         }
         self.bench.wait(Duration::from_secs(2));
+    }
+
+    /// Time with a hub that gives credit, and accepts what it has.
+    fn live(&mut self, seconds: u64, accepts: bool) {
+        for _ in 0..seconds {
+            // A stream ends with the hub that has it.
+            let is_over = |end: &End| end.hub.as_ref().is_some_and(|hub| hub.machine.is_closed());
+            while let Some(at) = self.bench.ends.iter().position(is_over) {
+                self.bench.disconnect_end(at);
+            }
+            self.bench.connect();
+            self.bench.wait(Duration::from_secs(1));
+            for hub in self.bench.ends.iter_mut().filter_map(|end| end.hub.as_mut()) {
+                (0..hub.inlets.len()).for_each(|inlet| hub.credit(inlet, 10, false));
+                while accepts && !hub.pending.is_empty() {
+                    let ticket = hub.judge(0, Some(ACCEPTED), true);
+                    self.bench.records.said.insert(ticket, Said::Accepted);
+                }
+            }
+        }
+        self.bench.run();
     }
 
     fn check(&self) {

@@ -8,6 +8,7 @@ use fieldgate_amqp::performative::{AmqpError, Condition, rejected};
 use fieldgate_mappings::delivery::NORMAL_PRIORITY;
 use fieldgate_mappings::outcome::{Outcome, Reason};
 
+use crate::config::Profile;
 use crate::devices::SpeaksWith;
 
 use super::hub::Script;
@@ -205,4 +206,48 @@ fn a_throttled_device_is_left_alone_and_told_and_the_others_go_on() {
     bench.wait(Duration::from_secs(3));
     bench.accept_all();
     assert_eq!(bench.outcome(patient), ACCEPTED);
+}
+
+/// The hub has as many devices on the connection as it allows.
+fn crowded() -> bytes::Bytes {
+    let condition = Condition::from("amqp:resource-limit-exceeded");
+    rejected(Some(&AmqpError::new(&condition, Some("{\"errorCode\":403005}"))))
+}
+
+#[test]
+fn a_connection_that_had_to_do_with_fewer_devices_gets_more_again_after_a_while() {
+    let mut bench = Bench::ready(Setup::default());
+    let _inboxes: Vec<_> = (0..3).map(|at| bench.subscribe(&format!("d{at}"), 1)).collect();
+    let first = bench.send("d0");
+    bench.run();
+    bench.judge(first, &crowded());
+    bench.run();
+    let another = bench.send_with("another", "events", 0, bench.patience(3600, true));
+    bench.wait(Duration::from_secs(290));
+    assert_eq!((bench.fleet.counts().sessions, bench.outcome(another)), (3, None));
+    // For two more than the hub wanted.
+    bench.wait(Duration::from_secs(320));
+    bench.accept_all();
+    assert_eq!(bench.outcome(another), ACCEPTED);
+    assert_eq!(bench.fleet.counts().sessions, 4);
+    assert!(bench.losses.is_empty());
+}
+
+#[test]
+fn no_connection_is_left_over_that_was_meant_for_devices_that_could_not_move() {
+    let script = Script { relays: true, ..Script::default() };
+    let profile = Profile::Amqp;
+    let setup = Setup { max_connections: 2, profile, script, token: false, ..Setup::default() };
+    let mut bench = Bench::ready(setup);
+    let (refused, _stays, other) = (bench.send("d0"), bench.send("d0"), bench.send("d1"));
+    bench.run();
+    bench.judge(refused, &crowded());
+    bench.run();
+    // The other one is forgotten before the rest of the first is answered.
+    bench.judge(other, &fieldgate_amqp::performative::ACCEPTED);
+    bench.wait(Duration::from_secs(3));
+    bench.accept_all();
+    bench.wait(3 * IDLE);
+    assert_eq!(bench.connections(), 1);
+    bench.assert_empty();
 }

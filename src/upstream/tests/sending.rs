@@ -7,11 +7,12 @@ use fieldgate_amqp::performative::{ACCEPTED, AmqpError, Condition, rejected};
 use fieldgate_mappings::delivery::NORMAL_PRIORITY;
 use fieldgate_mappings::outcome::{Outcome, Reason};
 
+use crate::devices::SpeaksWith;
 use crate::upstream::lanes::Priority;
 use crate::upstream::load::MAX_WAITING_BYTES;
 
 use super::hub::Script;
-use super::kit::{Bench, Setup};
+use super::kit::{Bench, IDLE, Roll, Setup};
 
 fn with(script: Script) -> Bench {
     Bench::ready(Setup { script, ..Setup::default() })
@@ -222,6 +223,22 @@ fn what_waited_too_long_is_released_and_not_counted() {
     bench.wait(Duration::from_secs(350));
     assert_eq!(bench.outcome(long), Some(Outcome::Released));
     bench.assert_empty();
+}
+
+#[test]
+fn time_is_kept_for_a_device_that_comes_after_hours_without_one() {
+    // Its connection is not the one that is always kept.
+    let roster = Roll::default();
+    roster.set("d", Some("b"), SpeaksWith::Policy);
+    let mut bench = Bench::ready(Setup { token: false, roster, ..Setup::default() });
+    bench.send("d");
+    bench.accept_all();
+    bench.wait(IDLE + Duration::from_secs(10));
+    assert_eq!(bench.fleet.counts().devices, 0);
+    bench.setup.script.credit = 0;
+    let ticket = bench.send_with("d", "events", 0, bench.patience(5, true));
+    bench.wait(Duration::from_secs(8));
+    assert_eq!(bench.outcome(ticket), Some(Outcome::Released));
 }
 
 #[test]

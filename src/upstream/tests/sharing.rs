@@ -245,3 +245,17 @@ fn a_broker_at_its_limit_is_left_alone_for_a_moment() {
     bench.accept_all();
     assert_accepted(&bench, &tickets);
 }
+
+#[test]
+fn who_sent_over_a_shared_link_that_is_gone_is_forgotten_in_time() {
+    let mut bench = Bench::ready(broker(false, 10));
+    let sent = [bench.send("d0"), bench.send("d0"), bench.send("d1")];
+    bench.run();
+    let link = bench.hub().link(0);
+    bench.hub().detach(link, Some("amqp:resource-deleted"));
+    bench.accept_all();
+    let [one, two, other] = sent.map(|ticket| bench.outcome(ticket));
+    assert_eq!([one, two, other], [Some(Outcome::Unknown), Some(Outcome::Unknown), ACCEPTED_OUTCOME]);
+    bench.wait(IDLE + Duration::from_secs(2));
+    bench.assert_empty();
+}

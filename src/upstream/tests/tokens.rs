@@ -324,3 +324,31 @@ fn a_hub_that_nobody_has_made_is_no_way_out() {
     let ticket = bench.send_with("d", "events", 0, patience);
     assert_eq!(reason(bench.outcome(ticket)), Reason::NoSuchAddress);
 }
+
+#[test]
+fn a_clock_that_is_ahead_for_a_while_takes_no_token_away_that_only_the_device_can_bring_again() {
+    let roster = Roll::default();
+    roster.set("d", None, SpeaksWith::OwnToken);
+    let mut bench = Bench::ready(Setup { roster, ..Setup::default() });
+    let token = OwnToken { text: Secret::new("brought"), expiry: START + 600, host: "hub-a.example".into() };
+    bench.fleet.present(&id("d"), token, bench.now);
+    bench.ahead = 86_400;
+    bench.wait(Duration::from_secs(60));
+    bench.ahead = 0;
+    bench.wait(Duration::from_secs(60));
+    let ticket = bench.send("d");
+    bench.accept_all();
+    assert_eq!(bench.outcome(ticket), ACCEPTED);
+}
+
+#[test]
+fn tokens_are_made_by_the_clock_of_now_also_where_there_was_nothing_to_be_kept_for_long() {
+    const SET: u64 = 5000;
+    let mut bench = Bench::ready(Setup { roster: keyed(1), token: false, ..Setup::default() });
+    bench.ahead = SET;
+    let ticket = bench.send("d0");
+    bench.accept_all();
+    assert_eq!(bench.outcome(ticket), ACCEPTED);
+    let expiry = format!("se={}", START + SET + TOKEN_LIFE.as_secs());
+    assert!(bench.records.texts[0].contains(&expiry), "{} is not {expiry}", bench.records.texts[0]);
+}

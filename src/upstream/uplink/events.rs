@@ -152,7 +152,7 @@ impl Uplink {
             Limited::Device => device.pause(limit.retry_after, now),
             Limited::Connection => {
                 device.pause(limit.retry_after, now);
-                self.room = self.room.min(self.sessions.len().saturating_sub(1).max(1));
+                self.cut_room(now);
             }
             Limited::Hub => self.told.limit = Some(limit),
         }
@@ -176,8 +176,10 @@ impl Uplink {
                 commands.sink.command(Command { id, message });
             }
             Err(rejection) => {
-                if let (false, Some(state)) = (settled, amqp::reply(&Outcome::Rejected(rejection.clone()))) {
-                    receiver.settle(connection, delivery_id, delivery_id, &state);
+                match amqp::reply(&Outcome::Rejected(rejection.clone())) {
+                    _ if settled => receiver.let_go(connection),
+                    Some(state) => receiver.settle(connection, delivery_id, delivery_id, &state),
+                    None => {}
                 }
                 emit(CommandMapError { device: &id, rejection: &rejection });
             }

@@ -151,6 +151,7 @@ impl Uplink {
         for key in self.devices.keys() {
             self.tend(key, clock);
         }
+        self.raise_room(now);
         if self.ending.iter().any(|(_, since)| now >= *since + ANSWER_TIME_OUT) {
             // Its channel would be lost to us for ever.
             self.notices.push(Notice::Lost(String::from("the hub does not answer the end of a session")));

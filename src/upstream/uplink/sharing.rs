@@ -165,6 +165,11 @@ impl Uplink {
                 self.told.limit = Some(limit);
             }
         }
+        for key in &lost.sent_by {
+            if let Some(device) = self.devices.get_mut(*key) {
+                device.relayed = device.relayed.saturating_sub(1);
+            }
+        }
         let outcome = error.map_or(Outcome::Released, amqp::refusal);
         let keys = self.devices.keys();
         match &lost.address {

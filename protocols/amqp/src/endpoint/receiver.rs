@@ -28,6 +28,9 @@ pub struct ReceiverConfig {
     pub max_message_bytes: usize,
     /// As negotiated in the attaches.
     pub rcv_settle_mode: RcvSettleMode,
+    /// Whether a delivery that comes settled keeps its place in the prefetch until [`let_go`](Receiver::let_go). For
+    /// those who pass deliveries on at somebody else's pace. Default: its place is free at once.
+    pub holds_settled: bool,
 }
 
 impl Default for ReceiverConfig {
@@ -36,6 +39,7 @@ impl Default for ReceiverConfig {
             credit: CreditPolicy::Prefetch(100),
             max_message_bytes: 1024 * 1024,
             rcv_settle_mode: RcvSettleMode::First,
+            holds_settled: false,
         }
     }
 }
@@ -62,7 +66,7 @@ pub struct Delivery {
 pub struct Receiver {
     link: LinkId,
     config: ReceiverConfig,
-    /// Delivered, not settled by the sender, and not settled by us.
+    /// Delivered, not settled by the sender, and not settled by us; or held all the same.
     unsettled: u32,
     /// Deliveries that have begun here. The engine's count may be ahead by events that were not handed on yet.
     seen: u32,
@@ -165,7 +169,7 @@ impl Receiver {
             return Err(violation);
         }
         let Some(delivery) = self.gather(transfer, delivery_id) else { return Ok(None) };
-        if !delivery.settled {
+        if !delivery.settled || self.config.holds_settled {
             self.unsettled = self.unsettled.saturating_add(1);
         }
         self.top_up(connection);
@@ -236,6 +240,13 @@ impl Receiver {
         let Some(session) = connection.session_of_link(self.link) else { return };
         self.put_disposition(connection, session, first, last, state);
         self.settled(connection, last.wrapping_sub(first).wrapping_add(1));
+    }
+
+    /// A delivery that came settled has gone where it should: with `holds_settled` its place in the prefetch is free.
+    pub fn let_go(&mut self, connection: &mut Connection) {
+        if self.config.holds_settled {
+            self.settled(connection, 1);
+        }
     }
 
     fn put_disposition(

@@ -43,7 +43,7 @@ async fn a_websocket_with_tls_and_without() {
     // The same listener takes AMQP as it is.
     let direct = hub(&site, &secure(port, ""));
     let speak = async {
-        let mut stream = direct.connect().await.unwrap();
+        let (mut stream, _) = direct.connect(0).await.unwrap();
         stream.write_all(b"AMQP\0\x01\0\0").await.unwrap();
         stream.flush().await.unwrap();
         stream
@@ -82,7 +82,7 @@ async fn why_it_is_no_websocket_is_said() {
     );
     // An AMQP listener that takes no WebSocket answers in AMQP, or not at all.
     let deaf = hub(&site, &connector("", "localhost", port, WEB));
-    let (error, accepted) = tokio::join!(deaf.connect(), async {
+    let (error, accepted) = tokio::join!(deaf.connect(0), async {
         let mut stream = listener.accept().await.unwrap().0;
         stream.write_all(b"AMQP\0\x01\0\0AMQP\0\x01\0\0\r\n\r\n").await.unwrap();
         stream
@@ -117,7 +117,7 @@ async fn why_tls_fails_is_said_with_what_to_do() {
             assert!(accepted.is_err());
         },
         async {
-            let error = ours.connect().await.unwrap().read(&mut [0]).await.unwrap_err();
+            let error = ours.connect(0).await.unwrap().0.read(&mut [0]).await.unwrap_err();
             tls::in_words(&error)
         }
     );
@@ -129,12 +129,12 @@ async fn why_tls_fails_is_said_with_what_to_do() {
             stream.write_all(b"AMQP\0\x01\0\0").await.unwrap();
             stream
         },
-        ours.connect()
+        ours.connect(0)
     );
     drop((answer, plain));
     let error = error.unwrap_err().to_string();
     assert!(error.contains("does not speak TLS; is the port right?"), "{error}");
-    let (_, error) = tokio::join!(async { drop(listener.accept().await.unwrap()) }, ours.connect());
+    let (_, error) = tokio::join!(async { drop(listener.accept().await.unwrap()) }, ours.connect(0));
     let error = error.unwrap_err().to_string();
     assert!(error.starts_with(&format!("TLS with localhost:{port} failed: ")), "{error}");
 }
@@ -148,14 +148,14 @@ async fn a_proxy_that_says_nothing_is_not_waited_for() {
          proxy = \"http://u:hidden@127.0.0.1:{port}\"\n"
     );
     let silent = hub(&site, &text);
-    let (error, _accepted) = tokio::join!(silent.connect(), listener.accept());
+    let (error, _accepted) = tokio::join!(silent.connect(0), listener.accept());
     let error = error.unwrap_err().to_string();
     assert_eq!(
         error,
         format!("no answer from hub.example:5672 through the proxy 127.0.0.1:{port} within 1 s")
     );
     let dead = deaf_port().await;
-    let error = hub(&site, &text.replace(&port.to_string(), &dead.to_string())).connect().await.unwrap_err();
+    let error = hub(&site, &text.replace(&port.to_string(), &dead.to_string())).connect(0).await.unwrap_err();
     let error = error.to_string();
     assert!(
         error.contains(&format!("through the proxy 127.0.0.1:{dead}: no TCP connection to it")),
