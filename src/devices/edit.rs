@@ -158,19 +158,24 @@ impl Book {
             _ => {}
         }
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        if let Ok(old) = fs::metadata(&self.path) {
-            // Root may change the file of a service, which goes on reading it.
-            let now = file.metadata()?;
-            if (old.uid(), old.gid()) != (now.uid(), now.gid()) {
-                fchown(&file, Some(old.uid()), Some(old.gid()))?;
-            }
+        let old = fs::metadata(&self.path).ok();
+        // Root may write the file of a service, which is to read it: one that is new is its directory's owner's.
+        let owner = match &old {
+            Some(old) => old.clone(),
+            None => fs::metadata(directory(&self.path))?,
+        };
+        let now = file.metadata()?;
+        let differs = (owner.uid(), owner.gid()) != (now.uid(), now.gid());
+        if differs && (old.is_some() || now.uid() == 0) {
+            fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+        }
+        if let Some(old) = old {
             file.set_permissions(old.permissions())?;
         }
         file.write_all(self.text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, &self.path)?;
-        let directory = self.path.parent().filter(|path| !path.as_os_str().is_empty());
-        File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+        File::open(directory(&self.path))?.sync_all()
     }
 
     /// Where the device's entry stands.
@@ -234,11 +239,16 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     path.with_file_name(name)
 }
 
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Keeps other processes from changing the file. It is the directory that is locked: a file for it would belong to
+/// whoever came first, and keep the others out.
 fn lock(path: &Path) -> io::Result<File> {
-    let lock = beside(path, "lock");
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(lock)?;
-    file.lock()?;
-    Ok(file)
+    let directory = File::open(directory(path))?;
+    directory.lock()?;
+    Ok(directory)
 }
 
 fn unwritable(name: &str, error: &io::Error) -> ConfigError {
@@ -293,6 +303,22 @@ mod tests {
         assert_eq!(text(&scratch), expected);
         let mode = fs::metadata(scratch.0.join("devices.toml")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(fs::read_dir(&scratch.0).unwrap().count(), 1, "nothing else is left");
+    }
+
+    #[test]
+    fn a_new_file_that_root_writes_is_for_the_service_whose_directory_it_is() {
+        // Nobody else can do that.
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let scratch = Scratch::new();
+        std::os::unix::fs::chown(&scratch.0, Some(12_345), Some(12_346)).unwrap();
+        let mut book = book(&scratch);
+        book.add(&id("pump-1"), &[("sas_keys", list([KEY]))]).unwrap();
+        book.save().unwrap();
+        let written = fs::metadata(scratch.0.join("devices.toml")).unwrap();
+        assert_eq!((written.uid(), written.gid()), (12_345, 12_346));
     }
 
     #[test]

@@ -244,7 +244,7 @@ fn no_connection_is_left_over_that_was_meant_for_devices_that_could_not_move() {
     bench.judge(refused, &crowded());
     bench.run();
     // The other one is forgotten before the rest of the first is answered.
-    bench.judge(other, &fieldgate_amqp::performative::ACCEPTED);
+    bench.judge(other, fieldgate_amqp::performative::ACCEPTED);
     bench.wait(Duration::from_secs(3));
     bench.accept_all();
     bench.wait(3 * IDLE);
