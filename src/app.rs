@@ -313,24 +313,13 @@ impl Hubs {
     }
 }
 
-/// The device registry: the file that is named, or the state directory's if it has one.
+/// The device registry, where there can be one.
 fn registry(config: &Config, rules: &RuleSet) -> Result<Arc<Registry>, AppError> {
-    let known = Known::of(config, rules);
-    let path = match (&config.devices.file, StateDir::locate(config.state.directory.as_deref())) {
-        (Some(file), _) => {
-            if !file.exists() {
-                let missing = ConfigError::new(file.display().to_string(), "is not there");
-                return Err(missing
-                    .with_help("`fieldgate device add` makes it, as [devices] file names it")
-                    .into());
-            }
-            file.clone()
-        }
-        (None, Ok(state)) => state.devices_file(),
+    match Registry::locate(config)? {
+        Some(path) => Ok(Registry::load(&path, Known::of(config, rules))?),
         // Nothing says where it could be, so there is none.
-        (None, Err(_)) => return Ok(Registry::empty()),
-    };
-    Ok(Registry::load(&path, known)?)
+        None => Ok(Registry::empty()),
+    }
 }
 
 /// Whose devices' tokens are good here, and how often somebody may fail.

@@ -27,7 +27,8 @@ use std::sync::Arc;
 use fieldgate_mappings::{ActsFor, DeviceId};
 use tokio::sync::watch as channel;
 
-use crate::config::ConfigError;
+use crate::config::{Config, ConfigError};
+use crate::state::StateDir;
 use crate::telemetry::emit;
 
 use telemetry::RegistryLoaded;
@@ -136,6 +137,23 @@ impl Registry {
         Arc::new(Self::with(None, None, Known::default(), Devices::default()))
     }
 
+    /// The registry's file: the one that the configuration names, which is to be there, or the state directory's, which need
+    /// not be.
+    ///
+    /// # Errors
+    /// It is named, and not there.
+    pub(crate) fn locate(config: &Config) -> Result<Option<PathBuf>, ConfigError> {
+        let Some(file) = &config.devices.file else {
+            let state = StateDir::locate(config.state.directory.as_deref());
+            return Ok(state.ok().map(|state| state.devices_file()));
+        };
+        if file.exists() {
+            return Ok(Some(file.clone()));
+        }
+        let missing = ConfigError::new(file.display().to_string(), "is not there");
+        Err(missing.with_help("`fieldgate device add` makes it, as [devices] file names it"))
+    }
+
     /// The devices of this file; none while there is no file.
     ///
     /// # Errors
@@ -190,5 +208,27 @@ impl Registry {
         emit(RegistryLoaded { path: Some(path), devices: devices.len(), generation });
         self.now.send_replace(Arc::new(Devices { generation, ..devices }));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::tests::Scratch;
+
+    #[test]
+    fn a_registry_that_is_named_is_to_be_there_and_the_state_directorys_need_not() {
+        let scratch = Scratch::new();
+        let named = scratch.0.join("plant.toml");
+        let text = format!("[state]\ndirectory = {:?}\n", scratch.0);
+        let config = |more: &str| Config::parse("test.toml", &(text.clone() + more), None).unwrap();
+        let located = Registry::locate(&config("")).unwrap();
+        assert_eq!(located.as_deref(), Some(&*scratch.0.join("devices.toml")));
+        // With nobody registered in its place, whoever comes would be believed.
+        let naming = config(&format!("[devices]\nfile = {named:?}\n"));
+        let refused = Registry::locate(&naming).unwrap_err().to_string();
+        assert!(refused.contains("plant.toml") && refused.contains("is not there"), "{refused}");
+        std::fs::write(&named, "").unwrap();
+        assert_eq!(Registry::locate(&naming).unwrap(), Some(named));
     }
 }

@@ -15,7 +15,6 @@ use crate::config::{
 };
 use crate::devices::{Devices, Known, Proof, Registry};
 use crate::output::say;
-use crate::state::StateDir;
 use crate::tls::{self, TlsError};
 
 /// The word before the mapping files; their rules stand below it.
@@ -60,11 +59,7 @@ pub(super) fn run(file: Option<&Path>) -> Result<(), CliError> {
 
 /// Reads the device registry, where there is one.
 fn devices(config: &Config, rules: &RuleSet) -> Result<Option<(&'static str, String)>, CliError> {
-    let file = match (&config.devices.file, StateDir::locate(config.state.directory.as_deref())) {
-        (Some(file), _) => file.clone(),
-        (None, Ok(state)) if state.devices_file().exists() => state.devices_file(),
-        (None, _) => return Ok(None),
-    };
+    let Some(file) = Registry::locate(config)?.filter(|file| file.exists()) else { return Ok(None) };
     let registry = Registry::load(&file, Known::of(config, rules))?;
     Ok(Some(("devices", format!("{} in {}", registered(&registry.snapshot()), file.display()))))
 }
