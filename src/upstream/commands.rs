@@ -3,8 +3,10 @@
 use std::fmt;
 use std::rc::Rc;
 
+use fieldgate_amqp::connection::LinkId;
 use fieldgate_amqp::endpoint::{CreditPolicy, Receiver, ReceiverConfig};
 use fieldgate_mappings::address::Address;
+use fieldgate_mappings::outcome::Outcome;
 
 use super::CommandSink;
 
@@ -64,6 +66,19 @@ impl Commands {
             holds_settled: true,
             ..ReceiverConfig::default()
         }
+    }
+
+    /// Whether its link is this one.
+    pub(super) fn receives_over(&self, link: LinkId) -> bool {
+        self.receiver.as_ref().is_some_and(|receiver| receiver.link() == link)
+    }
+
+    /// Tells the subscriber that no command will come any more.
+    pub(super) fn end(self, outcome: &Outcome) {
+        self.sink.ended(match outcome {
+            Outcome::Rejected(rejection) => Some(rejection.clone()),
+            _ => None,
+        });
     }
 }
 

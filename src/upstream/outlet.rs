@@ -66,6 +66,16 @@ impl Outlet {
         Self { address, link: None, in_flight: 0, waiting: Lanes::default(), in_line: false }
     }
 
+    /// Whether nothing waits or is in flight.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.in_flight == 0
+    }
+
+    /// Whether something waits for a link of the device's own that is not there.
+    pub(super) fn lacks_a_link(&self) -> bool {
+        self.link.is_none() && !self.waiting.is_empty()
+    }
+
     /// What waits ends with `outcome`.
     pub(super) fn refuse_waiting(&mut self, outcome: &Outcome) {
         self.waiting.drain().for_each(|waiting| waiting.verdict.report(outcome.clone()));
